@@ -1,0 +1,52 @@
+# Every target does all that a fresh machine with Python 3.11 or newer needs.
+
+PYTHON ?= python3
+# More options for pip, for example an index that has torch's small CPU wheels:
+#   make PIP_OPTIONS='--extra-index-url https://download.pytorch.org/whl/cpu' demo
+PIP_OPTIONS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-input $(PIP_OPTIONS)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-full lint clean
+
+help: ## Show the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(INSTALLED) ## Build the tiny bundle, check it, segment its scenes: build/demo
+	$(BIN)/samforge demo --out build/demo
+
+test: $(INSTALLED) ## Run the fast tests, offline
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+test-full: $(INSTALLED) ## Run the slow tests too (those for a GPU: pytest -m gpu)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not gpu and not rtx"
+
+lint: $(INSTALLED) ## Check style, format and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+clean: ## Remove caches and what was built (not .venv)
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# torch goes first and with its exact pin: any looser request resolves to gigabytes of CUDA.
+# The build of samforge itself is isolated and needs hatchling only.
+$(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -c constraints.txt "$$(grep '^torch==' constraints.txt)"
+	$(PIP) -c constraints.txt -e '.[build,dev]'
+	touch $@
+
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "samforge needs Python 3.11 or newer, and there is no $(PYTHON) here." \
+	       "Install it, or name it: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "samforge needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) --version 2>&1)." \
+	       "Name a newer one: make PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	  echo "The virtual environment could not be made." \
+	       "On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }

@@ -1,0 +1,67 @@
+"""samforge: SAM 3 from a checkpoint to a fast bundle, with proof that it still segments.
+
+Names load on first use, so that ``import samforge`` is quick and pulls in no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from samforge.core.version import __version__
+
+if TYPE_CHECKING:
+    from samforge.assembly import load
+    from samforge.core.bundle import Bundle, open_bundle
+    from samforge.core.detections import Detections
+    from samforge.core.errors import SamforgeError, SamforgeWarning
+    from samforge.core.recipe import Gates, Recipe
+    from samforge.draw import overlay
+    from samforge.media import read_image
+    from samforge.pipeline import build
+    from samforge.runtime import EncodedImage, Segmenter
+
+_HOMES = {
+    "Bundle": "samforge.core.bundle",
+    "Detections": "samforge.core.detections",
+    "EncodedImage": "samforge.runtime",
+    "Gates": "samforge.core.recipe",
+    "Recipe": "samforge.core.recipe",
+    "SamforgeError": "samforge.core.errors",
+    "SamforgeWarning": "samforge.core.errors",
+    "Segmenter": "samforge.runtime",
+    "build": "samforge.pipeline",
+    "load": "samforge.assembly",
+    "open_bundle": "samforge.core.bundle",
+    "overlay": "samforge.draw",
+    "read_image": "samforge.media",
+}
+
+__all__ = [
+    "Bundle",
+    "Detections",
+    "EncodedImage",
+    "Gates",
+    "Recipe",
+    "SamforgeError",
+    "SamforgeWarning",
+    "Segmenter",
+    "__version__",
+    "build",
+    "load",
+    "open_bundle",
+    "overlay",
+    "read_image",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Load a public name from its module on first use."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'samforge' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    """List the public names, loaded or not."""
+    return sorted(__all__)

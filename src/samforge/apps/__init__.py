@@ -1,0 +1,1 @@
+"""Programs on top of samforge; they use its public API only."""

@@ -1,0 +1,61 @@
+"""The ``samforge`` command: one file a command, put together here."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+import samforge
+from samforge.apps.cli.doctor import doctor
+from samforge.apps.cli.noise import quiet_third_parties
+from samforge.apps.cli.output import INTERRUPTED, report_error, report_interrupt, shown_warnings
+
+app = typer.Typer(
+    name="samforge",
+    help="Take SAM 3 from a checkpoint to a fast bundle, with proof that it still segments.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(doctor)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: What follows ``samforge``; None takes the process's own.
+
+    Returns:
+        The exit status: 0 only on success, else the error's ``exit_code``, 2 for wrong usage and
+        130 when interrupted. An error that samforge did not foresee is raised with its traceback.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    as_json = "--json" in words
+    command = next((word for word in words if not word.startswith("-")), "samforge")
+    quiet_third_parties()
+    with shown_warnings():
+        try:
+            status = app(args=words, prog_name="samforge", standalone_mode=False)
+        except (samforge.SamforgeError, typer.TyperException) as error:
+            return report_error(error, command=command, as_json=as_json)
+        except (KeyboardInterrupt, typer.Abort):
+            status = INTERRUPTED
+    # typer turns an interrupt inside a command into this status without a word.
+    if status == INTERRUPTED:
+        report_interrupt(command=command, as_json=as_json)
+    return status if isinstance(status, int) else 0
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"samforge {samforge.__version__}")
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(2)

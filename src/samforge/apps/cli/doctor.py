@@ -1,0 +1,83 @@
+"""``samforge doctor``: what is usable here, and what installs the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import typer
+
+import samforge
+from samforge.apps.cli.machine import Machine, this_machine
+from samforge.apps.cli.output import JsonOption, print_json, print_line, print_table
+from samforge.apps.cli.runtimes import (
+    PackageReport,
+    RuntimeReport,
+    packages_here,
+    runtimes_here,
+)
+
+BASE_RUNTIME = "onnxruntime"
+MISSING = 3
+"""Exit status when even the base runtime is not usable, the same as of a ``MissingExtra``."""
+
+
+def doctor(as_json: JsonOption = False) -> None:
+    """Show which runtimes, processors and versions are usable here, and what installs the rest."""
+    machine, runtimes, packages = this_machine(), runtimes_here(), packages_here()
+    usable = any(runtime.usable for runtime in runtimes if runtime.name == BASE_RUNTIME)
+    if as_json:
+        payload = {
+            "samforge": samforge.__version__,
+            "machine": machine,
+            "runtimes": runtimes,
+            "packages": packages,
+        }
+        print_json("doctor", payload, ok=usable)
+    else:
+        _print_machine(machine)
+        _print_runtimes(runtimes, packages)
+    if not usable:
+        raise typer.Exit(MISSING)
+
+
+def _print_machine(machine: Machine) -> None:
+    memory = f"{machine.memory_gib} GiB, {machine.memory_free_gib} free"
+    rows = [
+        ("samforge", samforge.__version__),
+        ("Python", machine.python),
+        ("system", machine.system),
+        ("processor", f"{machine.processor}, {machine.cores} cores"),
+        ("instructions", ", ".join(machine.features) or None),
+        ("memory", memory if machine.memory_gib is not None else None),
+        ("disk", f"{machine.disk_free_gib} GiB free here"),
+        ("GPU", machine.gpu_problem or "; ".join(map(str, _gpu_lines(machine))) or "none found"),
+    ]
+    print_table("This machine", ("what", "found"), rows)
+
+
+def _gpu_lines(machine: Machine) -> list[str]:
+    return [
+        f"{gpu.name}, {gpu.memory_gib} GiB, sm {gpu.compute_capability}, driver {gpu.driver}"
+        for gpu in machine.gpus
+    ]
+
+
+def _print_runtimes(runtimes: Sequence[RuntimeReport], packages: Sequence[PackageReport]) -> None:
+    rows = [
+        (r.name, r.version, "yes" if r.usable else "no", ", ".join(r.processors) or r.problem)
+        for r in runtimes
+    ]
+    print_table("Runtimes", ("runtime", "version", "usable", "details"), rows)
+    print_table("Packages", ("package", "version"), [(p.name, p.version) for p in packages])
+    _print_missing(
+        [(r.name, r.install) for r in runtimes] + [(p.name, p.install) for p in packages]
+    )
+
+
+def _print_missing(installs: Sequence[tuple[str, str | None]]) -> None:
+    commands = dict.fromkeys(command for _, command in installs if command is not None)
+    for command in commands:
+        names = [name for name, install in installs if install == command]
+        print_line(f"For {', '.join(names)}:  {command}")
+    if not commands:
+        print_line("Everything is installed.", style="green")

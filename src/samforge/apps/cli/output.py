@@ -1,0 +1,151 @@
+"""What commands print: tables for people or one JSON object for machines, and errors of both kinds.
+
+Standard output carries results only; errors and warnings for people go to standard error. Text is
+never read as rich markup: paths and phrases may hold square brackets.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Annotated, TextIO, TypeAlias
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+import samforge
+from samforge.core.structure import json_from_value
+
+SCHEMA_VERSION = 1
+"""Version of the JSON envelope; keys are added within a version, never renamed or removed."""
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it: 128 + SIGINT."""
+
+USAGE = 2
+"""Exit status of a wrong option or argument, the same as of an ``InputError``."""
+
+JsonOption: TypeAlias = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object for machines instead of tables.")
+]
+"""The ``--json`` option; every command that prints a result takes it."""
+
+
+def print_json(command: str, payload: Mapping[str, object], *, ok: bool = True) -> None:
+    """Print a result for machines in its envelope.
+
+    Args:
+        command: Name of the command: ``build``.
+        payload: The result, as plain values or dataclasses; infinity and NaN become the strings
+            ``inf``, ``-inf`` and ``nan``, as in manifests.
+        ok: Whether the command succeeded.
+    """
+    envelope = {"schema": SCHEMA_VERSION, "command": command, "ok": ok, **payload}
+    typer.echo(json.dumps(json_from_value(envelope), indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def print_table(
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    numbers: Sequence[str] = (),
+) -> None:
+    """Print a table for people.
+
+    Args:
+        title: Line above it.
+        columns: Headings.
+        rows: Cells in the order of the headings; None is shown as a dash.
+        numbers: Headings of the columns that are aligned to the right.
+    """
+    table = Table(title=Text(title), title_justify="left", header_style="bold")
+    for column in columns:
+        table.add_column(
+            Text(column),
+            justify="right" if column in numbers else "left",
+            overflow="fold",
+        )
+    for row in rows:
+        table.add_row(*(Text("–" if cell is None else str(cell)) for cell in row))
+    stdout().print(table)
+
+
+def print_line(text: str, *, style: str = "") -> None:
+    """Print one line for people; it is not wrapped, so that commands in it can be copied."""
+    stdout().print(Text(text, style=style), soft_wrap=True)
+
+
+def print_note(text: str, *, style: str = "yellow") -> None:
+    """Print one line to standard error: seen by people, out of the way of results."""
+    stderr().print(Text(text, style=style), soft_wrap=True)
+
+
+def stdout() -> Console:
+    """A console on standard output as it is now (tests and pipes replace it)."""
+    return Console()
+
+
+def stderr() -> Console:
+    """A console on standard error as it is now; progress bars belong here."""
+    return Console(stderr=True)
+
+
+def report_error(
+    error: samforge.SamforgeError | typer.TyperException, *, command: str, as_json: bool
+) -> int:
+    """Tell an error: one red paragraph on standard error, or the JSON envelope on standard output.
+
+    Returns:
+        The exit status for it.
+    """
+    if isinstance(error, typer.TyperException):
+        kind, message, status = "UsageError", error.format_message(), USAGE
+        message = f"{message} See: samforge --help."
+    else:
+        kind, message, status = type(error).__name__, str(error), error.exit_code
+    if as_json:
+        details = {"kind": kind, "message": message, "exit_code": status}
+        print_json(command, {"error": details}, ok=False)
+    else:
+        print_note(f"{kind}: {message}", style="red")
+    return status
+
+
+def report_interrupt(*, command: str, as_json: bool) -> None:
+    """Tell that the user stopped the command."""
+    message = "Stopped. Finished steps of a build are kept; run it again to resume."
+    if as_json:
+        details = {"kind": "Interrupted", "message": message, "exit_code": INTERRUPTED}
+        print_json(command, {"error": details}, ok=False)
+    else:
+        print_note(message)
+
+
+@contextmanager
+def shown_warnings() -> Iterator[None]:
+    """Show samforge's warnings as yellow lines, each time; others as Python does."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", samforge.SamforgeWarning)
+        usual = warnings.showwarning
+
+        def show(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if issubclass(category, samforge.SamforgeWarning):
+                print_note(f"Warning: {message}")
+            else:
+                usual(message, category, filename, lineno, file, line)
+
+        # The documented hook; catch_warnings puts the old one back.
+        warnings.showwarning = show
+        yield

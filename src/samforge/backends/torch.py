@@ -1,0 +1,103 @@
+"""PyTorch itself, running the exported program: the reference every other backend is held to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+
+from samforge.core.errors import DamagedBundle, MissingExtra, ShapeError
+from samforge.core.session import Array, PartSpec, Session, Tensors, checked_tensors
+
+
+class TorchSession:
+    """Runs one ``.pt2`` file, operator by operator."""
+
+    runtime = "torch"
+
+    def __init__(self, path: Path, spec: PartSpec) -> None:
+        try:
+            import torch
+        except ImportError as error:
+            raise MissingExtra("PyTorch", "build") from error
+        try:
+            self._module = torch.export.load(path).module()
+        except Exception as error:  # zip, JSON and operator errors alike
+            raise DamagedBundle(
+                f"torch {torch.__version__} cannot load {path}: {error}"
+            ) from error
+        self.spec = spec
+        self.processor = f"CPU, {torch.get_num_threads()} threads"
+
+    def run(self, tensors: Tensors) -> dict[str, Array]:
+        """Run the part once; arrays and tensors share their memory.
+
+        Raises:
+            ShapeError: A name, type or shape differs from the part's interface.
+        """
+        import torch
+
+        if self._module is None:
+            raise ShapeError(f"The session of {self.spec.name} is closed. Load it again.")
+        inputs = checked_tensors(self.spec, tensors)
+        with torch.inference_mode():
+            results = self._module(
+                *(
+                    torch.from_numpy(np.ascontiguousarray(inputs[tensor.name]))
+                    for tensor in self.spec.inputs
+                )
+            )
+        if isinstance(results, torch.Tensor):
+            results = (results,)
+        return {
+            tensor.name: result.numpy()
+            for tensor, result in zip(self.spec.outputs, results, strict=True)
+        }
+
+    def close(self) -> None:
+        """Free the weights."""
+        self._module = None
+
+
+@dataclass(frozen=True, slots=True)
+class TorchBackend:
+    """PyTorch without compilation."""
+
+    name: str = "torch"
+    artifact: str = "pt2"
+    extra: str | None = "build"
+
+    def version(self) -> str | None:
+        """Version of the installed package, or None."""
+        try:
+            return version("torch")
+        except PackageNotFoundError:
+            return None
+
+    def session_from_artifact(
+        self,
+        path: Path,
+        spec: PartSpec,
+        *,
+        threads: int | None = None,
+    ) -> Session:
+        """Load a ``.pt2`` file.
+
+        Raises:
+            MissingExtra: torch is not installed.
+            DamagedBundle: The file does not load.
+            SettingError: ``threads`` is given.
+        """
+        if threads is not None:
+            from samforge.core.errors import SettingError
+
+            raise SettingError(
+                "torch has one thread count for the whole process. "
+                "Set it there (torch.set_num_threads) instead of per session."
+            )
+        return TorchSession(path, spec)
+
+
+BACKEND = TorchBackend()

@@ -1,0 +1,1 @@
+"""Types every other package speaks: recipe, bundle, detections, session, errors."""

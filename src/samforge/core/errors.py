@@ -1,0 +1,105 @@
+"""Every error and warning samforge raises, in one tree.
+
+A message says what came, what is allowed and what to do. The command line turns ``exit_code`` into
+the process's exit status, so scripts can tell bad input from a failed gate.
+"""
+
+from __future__ import annotations
+
+
+class SamforgeError(Exception):
+    """Base of everything samforge raises on purpose."""
+
+    exit_code = 1
+
+
+class InputError(SamforgeError, ValueError):
+    """Something the caller passed is not usable."""
+
+    exit_code = 2
+
+
+class ImageError(InputError):
+    """A file or array is not an image that can be read whole."""
+
+
+class PromptError(InputError):
+    """A phrase, a box or its label is not usable."""
+
+
+class SettingError(InputError):
+    """A threshold, a size, a name or another setting is outside what is allowed."""
+
+
+class ShapeError(InputError):
+    """A tensor has another name, type or shape than the part wants."""
+
+
+class MissingExtra(SamforgeError, ImportError):
+    """An optional dependency is needed and not installed."""
+
+    exit_code = 3
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(f"{what} is not installed. Run: pip install 'samforge[{extra}]'.")
+        self.extra = extra
+
+
+class CheckpointError(SamforgeError):
+    """A checkpoint cannot be found, read or matched to its architecture."""
+
+    exit_code = 4
+
+
+class UnknownModel(CheckpointError):
+    """The name is no built-in model, no local path and no Hugging Face id."""
+
+
+class GatedModel(CheckpointError):
+    """The weights exist but need a licence to be accepted first."""
+
+
+class CheckpointKeysError(CheckpointError):
+    """Tensors are missing, unexpected or of another shape."""
+
+
+class BundleError(SamforgeError):
+    """A bundle cannot be opened."""
+
+    exit_code = 5
+
+
+class DamagedBundle(BundleError):
+    """A file is missing, changed, or points outside the bundle."""
+
+
+class ForeignBundle(BundleError):
+    """The folder is not a samforge bundle, or one of another schema or runtime."""
+
+
+class BuildError(SamforgeError):
+    """A build step failed; nothing was published."""
+
+    exit_code = 6
+
+
+class ExportError(BuildError):
+    """A part could not be exported or converted."""
+
+
+class OutputError(BuildError):
+    """The output folder cannot be written: permissions, disk space, or something is there."""
+
+
+class FidelityError(BuildError):
+    """A gate did not hold: what was built differs too much from what it was built from."""
+
+    exit_code = 7
+
+
+class SamforgeWarning(UserWarning):
+    """Base of samforge's warnings."""
+
+
+class PromptWarning(SamforgeWarning):
+    """A phrase was truncated or holds words the model does not know."""

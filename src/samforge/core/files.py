@@ -1,0 +1,128 @@
+"""Files: hashes, whole-or-nothing writes, free space, and errors that name the path."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from samforge.core.errors import OutputError
+from samforge.core.structure import json_from_value
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's bytes, as 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes that can still be written where ``path`` is, or would be once its parents exist."""
+    return shutil.disk_usage(_nearest_existing(path)).free
+
+
+def require_space(path: Path, needed_bytes: int) -> None:
+    """Refuse early what would fill the disk.
+
+    Raises:
+        OutputError: Fewer than ``needed_bytes`` are free where ``path`` would be.
+    """
+    free = free_bytes(path)
+    if free < needed_bytes:
+        raise OutputError(
+            f"{path} needs {size_text(needed_bytes)}, and {size_text(free)} are free there. "
+            "Free some space, or choose an output on another disk."
+        )
+
+
+@contextmanager
+def output_errors(path: Path, needed_bytes: int | None = None) -> Iterator[None]:
+    """Turn an OSError of the body into an OutputError that names the path and what is needed.
+
+    Args:
+        path: What the body writes.
+        needed_bytes: What it takes, if known: a full disk's message then says so.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(_explained(path, error, needed_bytes)) from error
+
+
+def atomic_write_bytes(path: Path, content: bytes) -> None:
+    """Write a file so that a reader, or a killed process, sees the old content or the new.
+
+    Raises:
+        OutputError: The folder cannot be written or the disk is full; the old content stays.
+    """
+    with output_errors(path, len(content)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+        try:
+            with temporary.open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+
+
+def atomic_write_text(path: Path, content: str) -> None:
+    """Write a UTF-8 text file whole or not at all; see ``atomic_write_bytes``."""
+    atomic_write_bytes(path, content.encode("utf-8"))
+
+
+def atomic_write_json(path: Path, value: object) -> None:
+    """Write plain values or dataclasses as indented JSON, whole or not at all."""
+    text = json.dumps(json_from_value(value), indent=2, ensure_ascii=False, allow_nan=False)
+    atomic_write_text(path, text + "\n")
+
+
+def size_text(count: int) -> str:
+    """Bytes for people: ``640 bytes``, ``3.5 MiB``."""
+    for unit, power in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        if count >= 1 << power:
+            return f"{count / (1 << power):.1f} {unit}"
+    return f"{count} bytes"
+
+
+def _explained(path: Path, error: OSError, needed_bytes: int | None) -> str:
+    if error.errno in _NO_SPACE:
+        need = "" if needed_bytes is None else f"It needs {size_text(needed_bytes)}. "
+        return (
+            f"No space is left to write {path}: {size_text(free_bytes(path))} are free. {need}"
+            "Free some space and run again: finished steps are kept."
+        )
+    if error.errno in _NO_PERMISSION:
+        return (
+            f"{path} cannot be written: {error.strerror}. "
+            "Choose an output folder you may write to, or change its permissions."
+        )
+    return f"{path} cannot be written: {error.strerror or error}. Choose another output folder."
+
+
+def _nearest_existing(path: Path) -> Path:
+    return next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+
+
+def _sync_folder(folder: Path) -> None:
+    # The rename itself is only durable once its folder is. Windows cannot open folders.
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

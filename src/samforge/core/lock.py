@@ -1,0 +1,69 @@
+"""Keeps two processes from building the same output at the same time."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from samforge.core.errors import OutputError
+from samforge.core.files import output_errors
+
+
+class BuildLock:
+    """An exclusive lock on a file that holds the owner's process id.
+
+    The kernel holds the lock, not the file's existence: it is free again as soon as its owner is
+    dead, ``kill -9`` included, whatever process has that id by then.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._handle: int | None = None
+
+    def acquire(self) -> None:
+        """Take the lock.
+
+        Raises:
+            OutputError: Another living process has it, or the file cannot be written.
+        """
+        while self._handle is None:
+            with output_errors(self.path):
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                self._lock(handle)
+                # The last owner may have deleted the file between our open and our lock: then
+                # others lock a new file of that name, and this one guards nothing.
+                if _is_file_of(self.path, handle):
+                    self._handle = handle
+            finally:
+                if self._handle is None:
+                    os.close(handle)
+        with output_errors(self.path):
+            os.ftruncate(self._handle, 0)
+            os.write(self._handle, str(os.getpid()).encode())
+
+    def release(self) -> None:
+        """Give the lock back; nothing happens if it is not held."""
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+
+    def _lock(self, handle: int) -> None:
+        import fcntl  # builds run on Linux and macOS; opening bundles does not come here
+
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            owner = os.pread(handle, 32, 0).decode(errors="replace") or "unknown"
+            raise OutputError(
+                f"Another build (process {owner}) is writing {self.path.parent}. "
+                "Wait for it, end it, or choose another output folder."
+            ) from error
+
+
+def _is_file_of(path: Path, handle: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(handle))
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,139 @@
+"""What runs one part on one runtime: named tensors in, named tensors out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from samforge.core.errors import ShapeError
+
+Array: TypeAlias = npt.NDArray[Any]
+Tensors: TypeAlias = Mapping[str, Array]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TensorSpec:
+    """Name, type and shape of one input or output of a part."""
+
+    name: str
+    """Name in the graph, the same in every artifact of the part."""
+    dtype: str
+    """numpy name of the element type: ``float32``, ``int64``, ``bool``."""
+    shape: tuple[int | str, ...]
+    """Fixed axes as integers, dynamic ones by name (``batch``, ``prompts``, ``boxes``)."""
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.dtype} ({', '.join(str(axis) for axis in self.shape)})"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PartSpec:
+    """The interface of one part, the same whatever runs it."""
+
+    name: str
+    """``vision``, ``text``, ``detector``, …"""
+    inputs: tuple[TensorSpec, ...]
+    """In the order of the part's arguments."""
+    outputs: tuple[TensorSpec, ...]
+    """In the order of the part's results."""
+
+
+@runtime_checkable
+class Session(Protocol):
+    """Runs one part on one runtime."""
+
+    @property
+    def spec(self) -> PartSpec:
+        """Interface of the part this session runs."""
+        ...
+
+    @property
+    def runtime(self) -> str:
+        """Name of the backend, for example ``onnxruntime``."""
+        ...
+
+    @property
+    def processor(self) -> str:
+        """Where it runs, in words: ``CPU, 2 threads`` or ``NVIDIA L4 (cuda:0)``."""
+        ...
+
+    def run(self, tensors: Tensors) -> dict[str, Array]:
+        """Run the part once.
+
+        Args:
+            tensors: One array for every input of ``spec``, by name.
+
+        Returns:
+            One array for every output of ``spec``, by name.
+
+        Raises:
+            ShapeError: A name, type or shape differs from ``spec``.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the weights. The session cannot run afterwards."""
+        ...
+
+
+class Backend(Protocol):
+    """Turns the artifact of a part into a session. One file in ``samforge.backends`` each."""
+
+    name: str
+    """As in ``--target``."""
+    artifact: str
+    """File suffix this backend loads, without the dot: ``onnx``, ``pt2``, ``engine``."""
+    extra: str | None
+    """The extra of pyproject that installs it, or None when the base install has it."""
+
+    def version(self) -> str | None:
+        """Version of the installed runtime, or None when it is not usable here."""
+        ...
+
+    def session_from_artifact(
+        self, path: Path, spec: PartSpec, *, threads: int | None = None
+    ) -> Session:
+        """Load one artifact.
+
+        Args:
+            path: The part's main file; side files lie next to it.
+            spec: Interface that the artifact must have.
+            threads: Processor threads to use, or None for the runtime's own choice.
+        """
+        ...
+
+
+def checked_tensors(spec: PartSpec, tensors: Tensors) -> dict[str, Array]:
+    """Check names, types and shapes of a session's inputs against its part's interface.
+
+    Dynamic axes may have any size from 1, but one name has one size throughout the call.
+
+    Raises:
+        ShapeError: With the expected and the actual shape.
+    """
+    expected = {tensor.name for tensor in spec.inputs}
+    if set(tensors) != expected:
+        raise ShapeError(
+            f"{spec.name} wants the inputs {sorted(expected)}, got {sorted(tensors)}."
+        )
+    sizes: dict[str, int] = {}
+    for tensor in spec.inputs:
+        array = tensors[tensor.name]
+        if array.dtype != np.dtype(tensor.dtype):
+            raise ShapeError(
+                f"{spec.name} wants {tensor}, got {array.dtype}. "
+                f"Convert it first: array.astype('{tensor.dtype}')."
+            )
+        fits = len(array.shape) == len(tensor.shape) and all(
+            axis >= 1 and axis == (sizes.setdefault(want, axis) if isinstance(want, str) else want)
+            for axis, want in zip(array.shape, tensor.shape, strict=False)
+        )
+        if not fits:
+            shape = tuple(sizes.get(a, a) if isinstance(a, str) else a for a in tensor.shape)
+            raise ShapeError(f"{spec.name} wants {tensor.name} of shape {shape}, got {array.shape}.")
+    return {tensor.name: tensors[tensor.name] for tensor in spec.inputs}

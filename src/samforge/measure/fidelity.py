@@ -1,0 +1,108 @@
+"""How close a tensor is to the one it should equal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from samforge.core.errors import ShapeError
+from samforge.core.session import Array, Tensors
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TensorFidelity:
+    """Comparison of one output tensor with its reference."""
+
+    tensor: str
+    """Name of the output."""
+    max_abs: float
+    """Largest absolute difference; infinite where either side is not a number."""
+    scale: float
+    """Largest absolute value of the reference."""
+    cosine: float
+    """Cosine of the angle between the two, 1 when they are parallel."""
+    sqnr_db: float
+    """Signal to noise ratio in dB, infinite when they are equal."""
+    std_ratio: float
+    """Standard deviation over the reference's."""
+
+    @property
+    def gated(self) -> float:
+        """What a gate limits: the largest difference, relative where values exceed 1.
+
+        Mask logits reach tens; float32 has no absolute 1e-5 to give there.
+        """
+        return self.max_abs / max(1.0, self.scale)
+
+    def to_dict(self) -> dict[str, str | float]:
+        """Every figure by name."""
+        return asdict(self) | {"gated": self.gated}
+
+
+def compare_tensor(name: str, reference: Array, actual: Array) -> TensorFidelity:
+    """Compare one tensor with its reference.
+
+    Raises:
+        ShapeError: The two differ in shape.
+    """
+    if reference.shape != actual.shape:
+        raise ShapeError(f"{name} has shape {actual.shape}, its reference {reference.shape}.")
+    wanted = reference.astype(np.float64, copy=False).ravel()
+    found = actual.astype(np.float64, copy=False).ravel()
+    error = found - wanted
+    if not np.isfinite(error).all():
+        return TensorFidelity(
+            tensor=name,
+            max_abs=math.inf,
+            scale=float(np.abs(wanted).max(initial=0.0)),
+            cosine=0.0,
+            sqnr_db=-math.inf,
+            std_ratio=0.0,
+        )
+    signal, noise = float(wanted @ wanted), float(error @ error)
+    product = math.sqrt(signal * float(found @ found))
+    deviation = float(wanted.std())
+    return TensorFidelity(
+        tensor=name,
+        max_abs=float(np.abs(error).max(initial=0.0)),
+        scale=float(np.abs(wanted).max(initial=0.0)),
+        cosine=float(wanted @ found) / product if product else float(noise == 0.0),
+        sqnr_db=_decibel(signal, noise),
+        std_ratio=float(found.std()) / deviation if deviation else float(not found.std()),
+    )
+
+
+def compare_outputs(reference: Tensors, actual: Tensors) -> tuple[TensorFidelity, ...]:
+    """Compare every output of a part with its reference, by name.
+
+    Raises:
+        ShapeError: Names or shapes differ.
+    """
+    if set(reference) != set(actual):
+        raise ShapeError(f"Outputs {sorted(actual)} are not the reference's {sorted(reference)}.")
+    return tuple(compare_tensor(name, reference[name], actual[name]) for name in reference)
+
+
+def worst(figures: tuple[TensorFidelity, ...]) -> TensorFidelity:
+    """The tensor farthest from its reference."""
+    return max(figures, key=lambda figure: figure.gated)
+
+
+def _decibel(signal: float, noise: float) -> float:
+    if noise == 0.0:
+        return math.inf
+    return 10.0 * math.log10(signal / noise) if signal else -math.inf
+
+
+def rows(figures: Mapping[str, tuple[TensorFidelity, ...]]) -> tuple[dict[str, str | float], ...]:
+    """Figures of several input sizes as flat rows for a manifest.
+
+    Args:
+        figures: By the sizes they were measured at, in words.
+    """
+    return tuple(
+        {"sizes": sizes} | figure.to_dict() for sizes, group in figures.items() for figure in group
+    )

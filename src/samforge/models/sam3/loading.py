@@ -1,0 +1,200 @@
+"""Find a SAM 3 checkpoint by name: built in, a folder, a file, or a Hugging Face id."""
+
+from __future__ import annotations
+
+import json
+import re
+from importlib.metadata import version
+from pathlib import Path
+
+from tokenizers import Tokenizer
+from transformers import Sam3Config
+
+from samforge.core.errors import CheckpointError, GatedModel, UnknownModel
+from samforge.models import tiny
+from samforge.models.sam3.checkpoint import Sam3Checkpoint, state_shapes, with_image_size
+from samforge.models.sam3.meta_names import DETECTOR, MetaSource
+from samforge.models.sources import RandomSource, SafetensorsSource, TorchFileSource, WeightSource
+
+HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
+PUBLISHED = ("facebook/sam3",)
+"""Hugging Face ids whose architecture is transformers' default configuration."""
+SAM_NOTICE = (
+    "The weights in this bundle are SAM Materials by Meta, used under the SAM License:\n"
+    "https://github.com/facebookresearch/sam3/blob/main/LICENSE\n"
+    "Whoever passes the bundle on passes on that licence and its terms.\n"
+)
+RANDOM_NOTICE = "The weights in this bundle are random numbers: nobody's work, without meaning.\n"
+HELP = (
+    "Give 'tiny', a folder with config.json and safetensors files, Meta's sam3.pt, "
+    "or a Hugging Face id such as facebook/sam3."
+)
+
+
+def checkpoint_from_name(
+    name: str,
+    *,
+    image_size: int | None = None,
+    random_weights: bool = False,
+    seed: int = 0,
+    tokenizer: Path | None = None,
+) -> Sam3Checkpoint:
+    """Find a checkpoint, check every name in it, and set the image size.
+
+    Args:
+        name: ``tiny``, a local folder, a ``.pt`` file of Meta's, or a Hugging Face id.
+        image_size: Side in pixels, a multiple of 14; None keeps the model's own.
+        random_weights: Use the architecture with random weights; nothing is downloaded.
+        seed: Of the random weights.
+        tokenizer: A ``tokenizers`` JSON, where the checkpoint has none (Meta's file).
+
+    Raises:
+        UnknownModel: No such model.
+        GatedModel: The id exists, but access was not granted.
+        CheckpointError: Files are missing or damaged.
+        CheckpointKeysError: Tensors are missing or unexpected.
+        SettingError: The image size does not fit the patches.
+    """
+    path = Path(name)
+    if name == "tiny":
+        config = Sam3Config(**json.loads(tiny.CONFIG_PATH.read_text()))
+        files: tuple[Path, ...] = (tiny.WEIGHTS_PATH,)
+        tokenizer, license_text = tokenizer or tiny.TOKENIZER_PATH, tiny.LICENSE_NOTICE
+    elif random_weights and name in PUBLISHED:
+        config, files, license_text = Sam3Config(), (), ""
+    elif path.is_file():
+        config, files, license_text = Sam3Config(), (path,), SAM_NOTICE
+        tokenizer = tokenizer or _tokenizer_beside(path)
+    else:
+        folder = path if path.is_dir() else _downloaded(name)
+        config, files = _config_from_folder(folder), _weight_files(folder, random_weights)
+        tokenizer, license_text = tokenizer or _tokenizer_in(folder), _license_in(folder)
+    config = with_image_size(config, image_size)
+    if random_weights:
+        source: WeightSource = RandomSource(state_shapes(config), seed, config.initializer_range)
+        license_text = RANDOM_NOTICE
+    else:
+        source = _source(files)
+    checkpoint = Sam3Checkpoint(
+        name=name,
+        config=config,
+        source=source,
+        tokenizer=tokenizer,
+        eos_id=_eos_id(tokenizer) if tokenizer else config.text_config.eos_token_id,
+        license_text=license_text,
+    )
+    checkpoint.check()
+    return checkpoint
+
+
+def _source(files: tuple[Path, ...]) -> WeightSource:
+    if files[0].suffix == ".safetensors":
+        return SafetensorsSource(files)
+    source = TorchFileSource(files[0])
+    if any(name.startswith(DETECTOR) for name in source.names()):
+        return MetaSource(source)
+    return source
+
+
+def _config_from_folder(folder: Path) -> Sam3Config:
+    file = folder / "config.json"
+    if not file.is_file():
+        raise UnknownModel(f"{folder} has no config.json, so it is no model folder. {HELP}")
+    try:
+        settings = json.loads(file.read_text())
+    except ValueError as error:
+        raise CheckpointError(f"{file} is no JSON ({error}). Download it again.") from error
+    kind = settings.get("model_type")
+    if kind == "sam3_video":
+        settings = settings["detector_config"]
+    elif kind != "sam3":
+        raise UnknownModel(
+            f"{folder} holds a model of type '{kind}'. samforge knows 'sam3' and 'sam3_video'."
+        )
+    return Sam3Config(**settings)
+
+
+def _weight_files(folder: Path, random_weights: bool) -> tuple[Path, ...]:
+    if random_weights:
+        return ()
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        named = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        files = tuple(folder / Path(name).name for name in named)
+    else:
+        files = tuple(sorted(folder.glob("*.safetensors")))
+    missing = [file.name for file in files if not file.is_file()]
+    if missing or not files:
+        raise CheckpointError(
+            f"{folder} is incomplete: {', '.join(missing) or 'it holds no .safetensors file'}. "
+            "Download the checkpoint again."
+        )
+    return files
+
+
+def _tokenizer_in(folder: Path) -> Path | None:
+    file = folder / "tokenizer.json"
+    return file if file.is_file() else None
+
+
+def _tokenizer_beside(weights: Path) -> Path:
+    tokenizer = _tokenizer_in(weights.parent)
+    if tokenizer is None:
+        raise CheckpointError(
+            f"{weights.name} comes without a tokenizer. Put the tokenizer.json of facebook/sam3 "
+            "(or of openai/clip-vit-base-patch32, which is the same) beside it, "
+            "or name it with --tokenizer."
+        )
+    return tokenizer
+
+
+def _eos_id(tokenizer: Path) -> int:
+    """Last token of an empty phrase: what the tokenizer itself puts at the end."""
+    try:
+        ids = Tokenizer.from_file(str(tokenizer)).encode("").ids
+    except Exception as error:  # tokenizers raises plain Exception for every unreadable file
+        raise CheckpointError(f"{tokenizer} is no tokenizer ({error}).") from error
+    if not ids:
+        raise CheckpointError(f"{tokenizer} adds no end-of-text token. SAM 3 needs CLIP's tokenizer.")
+    return int(ids[-1])
+
+
+def _license_in(folder: Path) -> str:
+    files = sorted(folder.glob("LICENSE*"))
+    return SAM_NOTICE + "".join("\n" + file.read_text(errors="replace") for file in files)
+
+
+def _downloaded(name: str) -> Path:
+    """Folder of a Hugging Face snapshot, downloaded when it is not in the cache."""
+    if not HUB_ID.match(name):
+        raise UnknownModel(f"There is no model '{name}', and no such file or folder. {HELP}")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        return Path(
+            snapshot_download(
+                name,
+                allow_patterns=["*.json", "*.safetensors", "LICENSE*"],
+                library_name="samforge",
+                library_version=version("samforge"),
+            )
+        )
+    except GatedRepoError as error:
+        raise GatedModel(
+            f"{name} is gated. Accept its licence at https://huggingface.co/{name}, log in with "
+            "'hf auth login', and try again. A folder you already have works as well: "
+            "samforge build /path/to/folder."
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise UnknownModel(f"Hugging Face has no model '{name}'. {HELP}") from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise CheckpointError(
+            f"{name} is not in the local cache and cannot be downloaded ({error}). "
+            "Check the network, or give a folder: samforge build /path/to/folder."
+        ) from error

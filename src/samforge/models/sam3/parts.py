@@ -1,0 +1,122 @@
+"""The parts of SAM 3 and their interfaces: checkpoint -> part."""
+
+from __future__ import annotations
+
+from torch import nn
+from transformers import Sam3Config
+
+from samforge.core.errors import SettingError
+from samforge.core.session import PartSpec, TensorSpec
+from samforge.models.part import Part
+from samforge.models.sam3.checkpoint import Sam3Checkpoint, feature_sizes
+from samforge.models.sam3.detector import Detector
+from samforge.models.sam3.grounding import Grounding
+from samforge.models.sam3.modules import detector_modules
+from samforge.models.sam3.text import Text, text_encoder
+from samforge.models.sam3.vision import Vision, vision_encoder
+
+PARTS = ("vision", "text", "detector", "detector_boxes", "grounding")
+"""Every part of the family."""
+DEFAULT_PARTS = ("vision", "text", "detector", "detector_boxes")
+"""What a bundle holds unless a recipe says otherwise: all that :class:`Segmenter` runs."""
+LIMITS = {"batch": (1, None), "prompts": (1, None), "boxes": (1, None)}
+
+
+def part_from_checkpoint(checkpoint: Sam3Checkpoint, name: str) -> Part:
+    """Compose one part and load its weights.
+
+    Args:
+        checkpoint: Where the weights come from. Only those of this part are read.
+        name: One of :data:`PARTS`.
+
+    Raises:
+        SettingError: No such part.
+        CheckpointKeysError: The checkpoint lacks weights of the part or has them in another shape.
+    """
+    if name not in PARTS:
+        raise SettingError(f"sam3 has no part '{name}'. Its parts: {', '.join(PARTS)}.")
+    spec = part_spec(checkpoint.config, name)
+    used = {axis for tensor in spec.inputs for axis in tensor.shape if isinstance(axis, str)}
+    return Part(
+        spec=spec,
+        module=_module(checkpoint, name).eval().requires_grad_(False),
+        axis_limits={axis: limits for axis, limits in LIMITS.items() if axis in used},
+    )
+
+
+def _module(checkpoint: Sam3Checkpoint, name: str) -> nn.Module:
+    if name == "vision":
+        return _vision(checkpoint)
+    if name == "text":
+        return _text(checkpoint)
+    if name == "grounding":
+        return Grounding(
+            _vision(checkpoint), _text(checkpoint), _detector(checkpoint, boxes=False)
+        )
+    return _detector(checkpoint, boxes=name == "detector_boxes")
+
+
+def _vision(checkpoint: Sam3Checkpoint) -> Vision:
+    encoder = vision_encoder(checkpoint.config)
+    checkpoint.load({"vision_encoder": encoder})
+    return Vision(encoder, checkpoint.config)
+
+
+def _text(checkpoint: Sam3Checkpoint) -> Text:
+    encoder, projection = text_encoder(checkpoint.config)
+    checkpoint.load({"text_encoder": encoder, "text_projection": projection})
+    return Text(encoder, projection, checkpoint.config, checkpoint.eos_id)
+
+
+def _detector(checkpoint: Sam3Checkpoint, *, boxes: bool) -> Detector:
+    modules = detector_modules(checkpoint.config)
+    checkpoint.load(modules.named())
+    return Detector(modules, checkpoint.config, boxes=boxes)
+
+
+def part_spec(config: Sam3Config, name: str) -> PartSpec:
+    """Interface of a part; dynamic axes are ``batch``, ``prompts`` and ``boxes``."""
+    images, input_ids, features, text, exemplars, results = _tensors(config)
+    interfaces: dict[str, tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]] = {
+        "vision": (images, features),
+        "text": (input_ids, text),
+        "detector": (features + text, results),
+        "detector_boxes": (features + text + exemplars, results),
+        "grounding": (images + input_ids, results),
+    }
+    inputs, outputs = interfaces[name]
+    return PartSpec(name=name, inputs=inputs, outputs=outputs)
+
+
+def _tensors(config: Sam3Config) -> tuple[tuple[TensorSpec, ...], ...]:
+    """Groups of tensors that the interfaces are made of."""
+    size, cells = config.vision_config.image_size, feature_sizes(config)
+    width = config.detr_encoder_config.hidden_size
+    context = config.text_config.max_position_embeddings
+    queries = config.detr_decoder_config.num_queries
+    found = ("batch", "prompts", queries)
+    return (
+        (_float("images", "batch", 3, size, size),),
+        (TensorSpec(name="input_ids", dtype="int64", shape=("prompts", context)),),
+        tuple(
+            _float(f"fpn_{level}", "batch", width, side, side) for level, side in enumerate(cells)
+        ),
+        (
+            _float("text_features", "prompts", context, width),
+            TensorSpec(name="text_mask", dtype="bool", shape=("prompts", context)),
+        ),
+        (
+            _float("boxes_cxcywh", "batch", "prompts", "boxes", 4),
+            TensorSpec(name="box_labels", dtype="int64", shape=("batch", "prompts", "boxes")),
+        ),
+        (
+            _float("pred_logits", *found),
+            _float("pred_boxes", *found, 4),
+            _float("pred_masks", *found, cells[0], cells[0]),
+            _float("presence_logit", "batch", "prompts"),
+        ),
+    )
+
+
+def _float(name: str, *shape: int | str) -> TensorSpec:
+    return TensorSpec(name=name, dtype="float32", shape=shape)

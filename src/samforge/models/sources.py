@@ -1,0 +1,140 @@
+"""Where tensors come from, by name, read one at a time so that no checkpoint is held twice."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from samforge.core.errors import CheckpointError
+
+
+class WeightSource(Protocol):
+    """Named tensors of a checkpoint."""
+
+    def names(self) -> frozenset[str]:
+        """Names of all tensors."""
+        ...
+
+    def tensor(self, name: str) -> Tensor:
+        """Read one tensor, in the type it is stored in."""
+        ...
+
+    def digest(self) -> str:
+        """What identifies the weights: ``sha256:…`` of the files, or how they are generated."""
+        ...
+
+
+class SafetensorsSource:
+    """One or several safetensors files (the shards of one checkpoint)."""
+
+    def __init__(self, files: tuple[Path, ...]) -> None:
+        self._files = files
+        self._file_of: dict[str, Path] = {}
+        for file in files:
+            with _readable(file), safe_open(file, framework="pt") as opened:
+                self._file_of.update(dict.fromkeys(opened.keys(), file))
+
+    def names(self) -> frozenset[str]:
+        """Names of all tensors."""
+        return frozenset(self._file_of)
+
+    def tensor(self, name: str) -> Tensor:
+        """Read one tensor."""
+        file = self._file_of[name]
+        with _readable(file), safe_open(file, framework="pt") as opened:
+            return opened.get_tensor(name)  # type: ignore[no-any-return]
+
+    def digest(self) -> str:
+        """Hash over the files."""
+        return _sha256(self._files)
+
+
+class TorchFileSource:
+    """A ``.pt`` file of tensors, memory-mapped and loaded with ``weights_only``: it runs no code."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        with _readable(file):
+            content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        nested = content.get("model") if isinstance(content, dict) else None
+        content = nested if isinstance(nested, dict) else content
+        if not isinstance(content, dict) or not all(
+            isinstance(tensor, Tensor) for tensor in content.values()
+        ):
+            raise CheckpointError(f"{file} holds no dictionary of tensors: it is no checkpoint.")
+        self._tensors: dict[str, Tensor] = content
+
+    def names(self) -> frozenset[str]:
+        """Names of all tensors."""
+        return frozenset(self._tensors)
+
+    def tensor(self, name: str) -> Tensor:
+        """Read one tensor."""
+        return self._tensors[name]
+
+    def digest(self) -> str:
+        """Hash over the file."""
+        return _sha256((self._file,))
+
+
+class RandomSource:
+    """Weights drawn from the seed and each tensor's name: for trials of size, speed and plumbing.
+
+    Norms are ones, biases zeros, everything else is normal with the configuration's standard
+    deviation, so activations stay in a plausible range. They mean nothing: no accuracy figure may
+    come from them.
+    """
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], seed: int, deviation: float) -> None:
+        self._shapes = shapes
+        self._seed = seed
+        self._deviation = deviation
+
+    def names(self) -> frozenset[str]:
+        """Names of all tensors."""
+        return frozenset(self._shapes)
+
+    def tensor(self, name: str) -> Tensor:
+        """Draw one tensor; the same name and seed give the same values in any order."""
+        shape = self._shapes[name]
+        if name.endswith(".bias"):
+            return torch.zeros(shape)
+        if "norm" in name and name.endswith(".weight"):
+            return torch.ones(shape)
+        key = hashlib.sha256(f"{self._seed}:{name}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(key[:7], "little"))
+        return torch.randn(shape, generator=generator) * self._deviation
+
+    def digest(self) -> str:
+        """How the weights are generated."""
+        return f"random:seed={self._seed}"
+
+
+@contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    """Turn what a truncated or foreign file raises into one clear error."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{file} does not exist. Download the checkpoint again.") from error
+    except (SafetensorError, UnpicklingError, EOFError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{file} cannot be read as weights ({error}). "
+            "A download that stopped halfway looks like this: delete the file and download it again."
+        ) from error
+
+
+def _sha256(files: tuple[Path, ...]) -> str:
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        with file.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return f"sha256:{digest.hexdigest()}"

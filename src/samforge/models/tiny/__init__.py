@@ -1,0 +1,19 @@
+"""The tiny model: a really trained, seven-million-parameter SAM 3 that knows six drawn shapes.
+
+It has the architecture of facebook/sam3 at a hundredth of its size, ships inside the package and
+is the default of every command, so that the whole path from checkpoint to proof runs anywhere.
+``tools/train_tiny.py`` trains it on the scenes of :mod:`samforge.models.tiny.scenes`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_FOLDER = Path(__file__).resolve().parent
+
+CONFIG_PATH = _FOLDER / "config.json"
+"""A ``transformers.Sam3Config`` as JSON."""
+TOKENIZER_PATH = _FOLDER / "tokenizer.json"
+"""A ``tokenizers.Tokenizer``: lower case, one token a word, beginning and end added."""
+WEIGHTS_PATH = _FOLDER / "model.safetensors"
+"""Weights of ``transformers.Sam3Model`` in float16."""

@@ -1,0 +1,16 @@
+"""From sessions to detections: preprocessing, prompting, post-processing. No torch."""
+
+from samforge.runtime.postprocess import RawDetections, Thresholds, detections_from_raw
+from samforge.runtime.preprocess import image_bchw_from_rgb
+from samforge.runtime.segmenter import EncodedImage, Segmenter
+from samforge.runtime.tokenize import PhraseTokenizer
+
+__all__ = [
+    "EncodedImage",
+    "PhraseTokenizer",
+    "RawDetections",
+    "Segmenter",
+    "Thresholds",
+    "detections_from_raw",
+    "image_bchw_from_rgb",
+]

@@ -1,0 +1,105 @@
+"""Bilinear resize of a mask straight to booleans, bit for bit as torch does it."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+Indices = npt.NDArray[np.intp]
+
+_CHUNK_BYTES = 4 << 20  # of float32 rows: a few of these stay in the processor's cache
+# Far above the rounding of values within 0 to 1 (6e-8), far below what a mask can tell.
+_SLACK = np.float32(1e-6)
+
+
+def resized_above(values: Floats, threshold: np.float32, *, out: npt.NDArray[np.bool_]) -> None:
+    """Write ``interpolate(values, out.shape, bilinear, align_corners=False) > threshold``.
+
+    The arithmetic follows torch's ``upsample_bilinear2d`` on a processor with fused multiply-add
+    (aten/src/ATen/native/cpu/UpSampleKernel.cpp): along the rows first, then across them. Only
+    the neighbourhood of values above the threshold is computed, some rows at a time, so memory
+    beyond ``out`` stays at a few times ``_CHUNK_BYTES`` whatever the image size.
+
+    Args:
+        values: (h, w), 0 to 1.
+        threshold: What a pixel has to exceed.
+        out: (H, W), all False.
+    """
+    # A mean of values below the threshold can pass it by rounding only.
+    above = values > threshold - _SLACK
+    rows: npt.NDArray[np.bool_] = np.logical_or.reduce(above, axis=1)
+    columns: npt.NDArray[np.bool_] = np.logical_or.reduce(above, axis=0)
+    if not rows.any():
+        return
+    top, bottom, row_0, row_1, row_weight = _taps(rows, out.shape[0])
+    left, right, col_0, col_1, col_weight = _taps(columns, out.shape[1])
+    if top == bottom or left == right:
+        return
+    first = int(row_0[0])
+    used = values[first : int(row_1[-1]) + 1]  # [h', w]
+    wide = _mixed(used[:, col_0], used[:, col_1], col_weight)  # [h', W']
+    row_0, row_1, row_weight = row_0 - first, row_1 - first, row_weight[:, None]
+    step = max(1, _CHUNK_BYTES // (4 * wide.shape[1]))
+    for start in range(0, bottom - top, step):
+        part = slice(start, min(start + step, bottom - top))
+        _mix_above(
+            wide[row_0[part]],
+            wide[row_1[part]],
+            row_weight[part],
+            threshold,
+            out[top + part.start : top + part.stop, left:right],
+        )
+
+
+def _mix_above(
+    first: Floats,
+    second: Floats,
+    weight: Floats,
+    threshold: np.float32,
+    out: npt.NDArray[np.bool_],
+) -> None:
+    """Write ``_mixed(first, second, weight) > threshold``, all of (rows, columns).
+
+    Plain float32 decides all pixels but those within its rounding of the threshold.
+    """
+    rough = first * (np.float32(1) - weight)
+    rough += second * weight
+    np.greater(rough, threshold + _SLACK, out=out)
+    rows, columns = np.nonzero((rough > threshold - _SLACK) != out)
+    exact = _mixed(first[rows, columns], second[rows, columns], weight[rows, 0])
+    out[rows, columns] = exact > threshold
+
+
+def _mixed(first: Floats, second: Floats, weight: Floats) -> Floats:
+    """Compute ``fma(first, 1 - weight, second * weight)``.
+
+    A product of two float32 is exact in float64, so rounding once at the end is what the fused
+    instruction does.
+    """
+    share = (np.float32(1) - weight).astype(np.float64)
+    mixed = first * share
+    mixed += second * weight
+    return mixed.astype(np.float32)
+
+
+def _taps(used: npt.NDArray[np.bool_], size: int) -> tuple[int, int, Indices, Indices, Floats]:
+    """Choose the output positions that touch a used source position.
+
+    Returns:
+        First output position and the one after the last; for each of them the two source
+        positions and the weight of the second.
+    """
+    length = len(used)
+    scale = np.float64(np.float32(length) / np.float32(size))
+    centre = scale * (np.arange(size) + 0.5) - 0.5  # fused in torch too: rounded once, below
+    source = np.maximum(centre.astype(np.float32), np.float32(0))
+    before = np.minimum(source.astype(np.intp), length - 1)
+    after = np.minimum(before + 1, length - 1)
+    weight = np.minimum(source - before.astype(np.float32), np.float32(1))
+    positions = np.flatnonzero(used)
+    touching = np.flatnonzero((after >= positions[0]) & (before <= positions[-1]))
+    if len(touching) == 0:  # shrinking can step over all of them
+        return 0, 0, before[:0], after[:0], weight[:0]
+    start, stop = int(touching[0]), int(touching[-1]) + 1
+    return start, stop, before[start:stop], after[start:stop], weight[start:stop]

@@ -1,0 +1,124 @@
+"""From a detector's raw output to detections, in numpy.
+
+Equal to ``post_process_instance_segmentation`` of transformers' ``Sam3ImageProcessor``
+(transformers/models/sam3/image_processing_sam3.py, 5.23), but masks are resized only for the
+queries that are admitted, and only around what they cover.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from samforge.core.detections import Detections
+from samforge.core.errors import FidelityError, SettingError, ShapeError
+from samforge.runtime._resize import resized_above
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Thresholds:
+    """What counts as found.
+
+    Raises:
+        SettingError: A threshold is outside 0 to 1.
+    """
+
+    score: float = 0.5
+    """Detections above this score are admitted."""
+    mask: float = 0.5
+    """Pixels above this probability belong to the mask."""
+
+    def __post_init__(self) -> None:
+        for name, value in (("threshold", self.score), ("mask_threshold", self.mask)):
+            if not 0.0 <= value <= 1.0:  # written so that NaN fails too
+                raise SettingError(f"{name} is {value}. Give a number from 0 to 1.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class RawDetections:
+    """What the detector says of one image and one phrase, Q queries of it."""
+
+    logits: npt.NDArray[Any]
+    """(Q,), before the sigmoid."""
+    boxes: npt.NDArray[Any]
+    """(Q, 4), left, top, right, bottom as fractions of the image."""
+    masks: npt.NDArray[Any]
+    """(Q, h, w), before the sigmoid."""
+    presence_logit: float
+    """Whether the phrase is in the image at all, before the sigmoid."""
+
+    def __post_init__(self) -> None:
+        queries = self.logits.shape[0] if self.logits.ndim == 1 else -1
+        if queries < 1 or self.boxes.shape != (queries, 4) or self.masks.shape[:-2] != (queries,):
+            raise ShapeError(
+                "Post-processing wants logits (Q,), boxes (Q, 4) and masks (Q, h, w), "
+                f"got {self.logits.shape}, {self.boxes.shape} and {self.masks.shape}."
+            )
+
+
+def sigmoid(logits: npt.ArrayLike) -> Floats:
+    """Logistic function in float32."""
+    values = np.asarray(logits, np.float32)
+    with np.errstate(over="ignore"):  # exp(-x) is infinite below -88, and 1 / (1 + inf) is 0
+        return np.float32(1) / (np.float32(1) + np.exp(-values))
+
+
+def detections_from_raw(
+    raw: RawDetections, *, label: str, size_hw: tuple[int, int], thresholds: Thresholds
+) -> Detections:
+    """Admit queries by score and bring their boxes and masks to image resolution.
+
+    A score is ``sigmoid(logit) * sigmoid(presence_logit)``. Masks are resized bilinearly without
+    antialiasing (``align_corners=False``) after the sigmoid. Boxes are not clipped to the image.
+
+    Args:
+        raw: The detector's output.
+        label: The phrase it was asked for.
+        size_hw: Height and width of the image, pixels.
+        thresholds: What counts as found; equal to a threshold is not above it.
+
+    Returns:
+        Detections, best score first; ``best_scores`` holds the highest score, admitted or not.
+
+    Raises:
+        FidelityError: The output holds NaN: the artifact does not compute what the model does.
+    """
+    scores = sigmoid(raw.logits) * sigmoid(raw.presence_logit)
+    _refuse_nan("scores", scores, label)
+    best_scores = {label: float(scores.max())}
+    order = np.argsort(-scores, kind="stable")
+    admitted = order[scores[order] > np.float32(thresholds.score)]
+    if len(admitted) == 0:
+        return Detections.empty(size_hw, best_scores)
+    height, width = size_hw
+    boxes = raw.boxes[admitted].astype(np.float32)
+    boxes *= np.array([width, height, width, height], np.float32)
+    _refuse_nan("boxes", boxes, label)
+    masks = np.zeros((len(admitted), height, width), np.bool_)
+    for mask, query in zip(masks, admitted, strict=True):
+        probabilities = sigmoid(raw.masks[query])
+        _refuse_nan("masks", probabilities, label)
+        resized_above(probabilities, np.float32(thresholds.mask), out=mask)
+    return Detections(
+        masks=masks,
+        boxes_xyxy=boxes,
+        scores=scores[admitted],
+        labels=(label,) * len(admitted),
+        size_hw=size_hw,
+        best_scores=best_scores,
+    )
+
+
+def _refuse_nan(what: str, values: Floats, label: str) -> None:
+    """Stop at NaN, which no comparison admits and which would pass for "nothing found"."""
+    if np.isnan(values).any():
+        raise FidelityError(
+            f"The detector's {what} for {label!r} hold NaN: this artifact does not compute what "
+            "the model does (half precision may have overflowed). Run samforge compare on the "
+            "bundle, or build it with --precision fp32."
+        )

@@ -1,0 +1,150 @@
+"""From phrases to token ids."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Encoding, Tokenizer
+
+from samforge.core.errors import DamagedBundle, PromptError, PromptWarning, SettingError
+
+_LISTED_WORDS = 200  # a longer list of known words would bury the message
+
+
+class PhraseTokenizer:
+    """Turns phrases into rows of token ids of one length.
+
+    It reads a ``tokenizer.json`` of the tokenizers library: SAM 3's CLIP vocabulary, or the few
+    words of a small trained model. Safe to use from several threads.
+
+    Attributes:
+        context: Tokens in a row, those for begin and end included.
+        known_words: The words that a word-level tokenizer knows, sorted; empty when it builds any
+            word from pieces.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], context: int, pad_id: int) -> None:
+        """Read the tokenizer; the padding and truncation saved in the file are ignored.
+
+        Args:
+            path: The ``tokenizer.json``.
+            context: Tokens in a row, as the text part was built for.
+            pad_id: Fills the row after the end token.
+
+        Raises:
+            DamagedBundle: The file is missing or no tokenizer.
+            SettingError: ``context`` has no room for a word, or ``pad_id`` is no token.
+        """
+        self._tokenizer = _tokenizer_from_file(Path(path))
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        # "<|endoftext|>" typed by a user is text, not the end of the phrase.
+        self._tokenizer.encode_special_tokens = True
+        self._unknown = getattr(self._tokenizer.model, "unk_token", None)
+        self.context = context
+        self.pad_id = pad_id
+        frame = self._tokenizer.num_special_tokens_to_add(False)
+        if context <= frame:
+            raise SettingError(
+                f"A context of {context} tokens has no room for a word: begin and end take {frame}."
+            )
+        size = self._tokenizer.get_vocab_size()
+        if not 0 <= pad_id < size:
+            raise SettingError(
+                f"pad_id is {pad_id}, the vocabulary of {path} has ids 0 to {size - 1}."
+            )
+        self._tokenizer.enable_truncation(context)  # counts begin and end, so both are kept
+        self.known_words = self._words()
+
+    def encode(self, phrases: Sequence[str]) -> npt.NDArray[np.int64]:
+        """Turn phrases into token ids.
+
+        Args:
+            phrases: One or more noun phrases.
+
+        Returns:
+            (P, context): begin, words, end, then ``pad_id``.
+
+        Raises:
+            PromptError: There is no phrase, or one is blank.
+
+        Warns:
+            PromptWarning: A phrase is too long, or has words the model does not know.
+        """
+        if isinstance(phrases, str) or not phrases:
+            raise PromptError(f"Give a list of at least one phrase, got {phrases!r}.")
+        ids = np.full((len(phrases), self.context), self.pad_id, np.int64)
+        for row, phrase in zip(ids, phrases, strict=True):
+            if not isinstance(phrase, str) or not phrase.strip():
+                raise PromptError(
+                    f"A phrase is text such as 'red circle', got {phrase!r}. "
+                    f"All phrases: {list(phrases)!r}."
+                )
+            encoding = self._tokenizer.encode(phrase)
+            row[: len(encoding.ids)] = encoding.ids
+            self._warn_if_truncated(phrase, encoding)
+            self._warn_if_unknown(phrase, encoding)
+        return ids
+
+    def _words(self) -> tuple[str, ...]:
+        """Read the vocabulary, without what is no word: padding, begin, end, unknown."""
+        if type(self._tokenizer.model).__name__ != "WordLevel":
+            return ()
+        frame = self._tokenizer.encode("")
+        marks = {self.pad_id, *frame.ids, *self._tokenizer.get_added_tokens_decoder()}
+        return tuple(
+            sorted(
+                word
+                for word, token in self._tokenizer.get_vocab().items()
+                if token not in marks and word != self._unknown
+            )
+        )
+
+    def _warn_if_truncated(self, phrase: str, encoding: Encoding) -> None:
+        if not encoding.overflowing:
+            return
+        kept = phrase[: max(end for _, end in encoding.offsets)].strip()
+        warnings.warn(
+            f"The phrase {phrase!r} is longer than the model's {self.context} tokens: only "
+            f"{kept!r} is used. Shorten it.",
+            PromptWarning,
+            stacklevel=3,
+        )
+
+    def _warn_if_unknown(self, phrase: str, encoding: Encoding) -> None:
+        words = [
+            phrase[start:end].strip()
+            for token, (start, end), mark in zip(
+                encoding.tokens, encoding.offsets, encoding.special_tokens_mask, strict=True
+            )
+            # CLIP's unknown token is also its end token: the mask tells them apart.
+            if token == self._unknown and not mark
+        ]
+        if not words:
+            return
+        known = ""
+        if 0 < len(self.known_words) <= _LISTED_WORDS:
+            known = f" It knows: {', '.join(self.known_words)}."
+        warnings.warn(
+            f"The model does not know {', '.join(map(repr, dict.fromkeys(words)))} of the phrase "
+            f"{phrase!r}, and reads an unknown word instead.{known}",
+            PromptWarning,
+            stacklevel=3,
+        )
+
+
+def _tokenizer_from_file(path: Path) -> Tokenizer:
+    if not path.is_file():
+        raise DamagedBundle(f"The tokenizer {path} is missing. Build or download the bundle again.")
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises Exception itself, no subclass
+        raise DamagedBundle(
+            f"{path} is no tokenizer of the tokenizers library: {error}. "
+            "Build or download the bundle again."
+        ) from error

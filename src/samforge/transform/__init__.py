@@ -1,0 +1,1 @@
+"""Part -> exported program -> ONNX."""

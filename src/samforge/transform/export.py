@@ -1,0 +1,94 @@
+"""Part -> ExportedProgram: the graph everything later is made from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.export import Dim, ExportedProgram
+
+from samforge.core.errors import ExportError
+from samforge.core.files import output_errors
+from samforge.core.session import PartSpec
+from samforge.models.part import Part
+
+TRACED_SIZES = {"batch": 2, "prompts": 3, "boxes": 4}
+"""Sizes of the dynamic axes while tracing: all different and above 1, so that none of them is
+taken for a constant or for another."""
+
+
+def exported_from_part(part: Part, inputs: dict[str, Tensor]) -> ExportedProgram:
+    """Trace a part with its dynamic axes.
+
+    Args:
+        part: In eval mode.
+        inputs: Example tensors with dynamic axes of the sizes :data:`TRACED_SIZES`.
+
+    Returns:
+        A program whose dynamic axes have the part's limits, and which carries neither example
+        tensors nor paths of this machine.
+
+    Raises:
+        ExportError: torch.export gave up, or an axis became a constant.
+    """
+    axes = {
+        axis: Dim(axis, min=low) if high is None else Dim(axis, min=low, max=high)
+        for axis, (low, high) in part.axis_limits.items()
+    }
+    shapes = tuple(
+        {index: axes[axis] for index, axis in enumerate(tensor.shape) if isinstance(axis, str)}
+        for tensor in part.spec.inputs
+    )
+    arguments = tuple(inputs[tensor.name] for tensor in part.spec.inputs)
+    try:
+        with torch.no_grad():
+            exported = torch.export.export(
+                part.module, arguments, dynamic_shapes=shapes, strict=False
+            )
+    except Exception as error:
+        raise ExportError(f"{part.spec.name} cannot be exported: {error}") from error
+    return _without_traces(exported)
+
+
+def save_exported(exported: ExportedProgram, path: Path) -> None:
+    """Write a ``.pt2``.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    with output_errors(path):
+        torch.export.save(exported, path)
+
+
+def exported_from_file(path: Path) -> ExportedProgram:
+    """Read a ``.pt2``.
+
+    Raises:
+        ExportError: It is damaged or of a torch that this one does not read.
+    """
+    try:
+        return torch.export.load(path)
+    except Exception as error:
+        raise ExportError(
+            f"{path} cannot be read by torch {torch.__version__}: {error}"
+        ) from error
+
+
+def run_exported(
+    exported: ExportedProgram, spec: PartSpec, inputs: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """Run a program on named tensors."""
+    with torch.inference_mode():
+        results = exported.module()(*(inputs[tensor.name] for tensor in spec.inputs))
+    if isinstance(results, Tensor):
+        results = (results,)
+    return {tensor.name: result for tensor, result in zip(spec.outputs, results, strict=True)}
+
+
+def _without_traces(exported: ExportedProgram) -> ExportedProgram:
+    """Drop example tensors (hundreds of megabytes at full size) and stack traces."""
+    exported.example_inputs = None
+    for node in exported.graph.nodes:
+        node.meta.pop("stack_trace", None)
+    return exported

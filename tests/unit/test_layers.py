@@ -1,0 +1,225 @@
+"""Who may import whom, read from the source: the table of docs/design.md, without exceptions.
+
+Imports inside functions and under TYPE_CHECKING count too: an arrow that points up is one wherever
+it is written.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import samforge
+
+ROOT = Path(samforge.__file__).parent
+FILES = sorted(ROOT.rglob("*.py"))
+
+LIBRARY = {"core", "models", "transform", "backends", "runtime", "media", "draw", "measure"}
+MAY_IMPORT = {
+    "core": {"core"},
+    "models": {"models", "core"},
+    "backends": {"backends", "core"},
+    "media": {"media", "core"},
+    "draw": {"draw", "core"},
+    "runtime": {"runtime", "core"},
+    "transform": {"transform", "models", "core"},
+    "measure": {"measure", "core", "runtime"},
+    "pipeline": LIBRARY,
+    # session_from_bundle for `samforge.load`: a second file that puts layers together.
+    "assembly": LIBRARY,
+}
+
+BUILDERS = {"models", "transform", "pipeline", "backends/torch.py", "backends/inductor.py"}
+ONLY_IN = {
+    "torch": BUILDERS,
+    "torchao": BUILDERS,
+    "transformers": BUILDERS,
+    "onnx": BUILDERS,
+    "onnxscript": BUILDERS,
+    "onnx_ir": BUILDERS,
+    "typer": {"apps"},
+    "click": {"apps"},
+    "rich": {"apps"},
+    "torchvision": set(),
+    "cv2": set(),
+}
+CORE_AT_IMPORT = {"numpy"}
+CORE_IN_FUNCTIONS = {"numpy", "pycocotools", "supervision"}
+
+PROCESS_WIDE = {
+    "torch.manual_seed",
+    "torch.set_default_device",
+    "torch.set_default_dtype",
+    "torch.set_float32_matmul_precision",
+    "torch.set_grad_enabled",
+    "torch.set_num_threads",
+    "torch.use_deterministic_algorithms",
+    "numpy.random.seed",
+    "np.random.seed",
+    "random.seed",
+    "logging.basicConfig",
+    "os.putenv",
+    "os.chdir",
+    "os.umask",
+}
+
+
+# An application may say how its process shows warnings; the hook is the documented way.
+APP_HOOKS = {"warnings.showwarning"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Import:
+    """One imported module or name, dotted, and whether it happens when the file is imported."""
+
+    name: str
+    line: int
+    at_import: bool
+
+
+def _imports(tree: ast.AST, at_import: bool = True) -> Iterator[Import]:
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield Import(name=alias.name, line=node.lineno, at_import=at_import)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: relative import"
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                yield Import(name=name, line=node.lineno, at_import=at_import)
+        else:
+            deferred = isinstance(
+                node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
+            ) or _is_type_checking(node)
+            yield from _imports(node, at_import and not deferred)
+
+
+def _is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+
+
+def _layer(path: Path) -> str:
+    relative = path.relative_to(ROOT)
+    return relative.parts[0] if len(relative.parts) > 1 else relative.stem
+
+
+def _parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def _name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("path", FILES, ids=_name)
+def test_layers(path: Path) -> None:
+    layer = _layer(path)
+    if layer in ("__init__", "__main__"):
+        return
+    assert layer in MAY_IMPORT or layer == "apps", f"design.md has no layer {layer!r}"
+    for imported in _imports(_parsed(path)):
+        parts = imported.name.split(".")
+        if parts[0] != "samforge":
+            continue
+        place = f"{_name(path)}:{imported.line} imports {imported.name}"
+        if layer == "apps":
+            _check_public(parts, place)
+        else:
+            assert len(parts) > 1, f"{place}: the public door is for users"
+            assert parts[1] in MAY_IMPORT[layer], f"{place}; {layer} may not"
+
+
+def _check_public(parts: list[str], place: str) -> None:
+    private = [part for part in parts if part.startswith("_") and part != "__version__"]
+    assert not private, f"{place}: that is private"
+    # `samforge.X`, `samforge.media.X` or `samforge.core.recipe.X`, and the app's own files.
+    if parts[1:2] not in (["apps"], ["core"]):
+        assert len(parts) <= 3, f"{place}: apps use the public API only"
+
+
+def test_the_door_imports_only_the_version() -> None:
+    at_import = {i.name for i in _imports(_parsed(ROOT / "__init__.py")) if i.at_import}
+    assert {name for name in at_import if name.startswith("samforge")} == {
+        "samforge.core.version.__version__"
+    }
+    others = {name.split(".")[0] for name in at_import} - {"samforge"}
+    assert others <= set(sys.stdlib_module_names)
+
+
+@pytest.mark.parametrize("path", FILES, ids=_name)
+def test_third_parties(path: Path) -> None:
+    name, layer = _name(path), _layer(path)
+    for imported in _imports(_parsed(path)):
+        package = imported.name.split(".")[0]
+        place = f"{name}:{imported.line} imports {imported.name}"
+        allowed = ONLY_IN.get(package)
+        assert allowed is None or layer in allowed or name in allowed, f"{place}; not for {layer}"
+        if layer == "core" and package not in {"samforge", *sys.stdlib_module_names}:
+            permitted = CORE_AT_IMPORT if imported.at_import else CORE_IN_FUNCTIONS
+            assert package in permitted, f"{place}; core takes numpy"
+
+
+@pytest.mark.parametrize("path", FILES, ids=_name)
+def test_nobody_patches_or_sets_what_is_imported(path: Path) -> None:
+    tree = _parsed(path)
+    imported = {
+        (alias.asname or alias.name).split(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in node.names
+    }
+    found = [
+        f"{_name(path)}:{target.lineno} sets {ast.unparse(target)}"
+        for target in _set_targets(tree)
+        if _root(target) in imported
+        and not (_layer(path) == "apps" and ast.unparse(target) in APP_HOOKS)
+    ]
+    if _layer(path) != "apps":
+        found += [
+            f"{_name(path)}:{call.lineno} calls {ast.unparse(call.func)}"
+            for call in ast.walk(tree)
+            if isinstance(call, ast.Call) and ast.unparse(call.func) in PROCESS_WIDE
+        ]
+    assert not found
+
+
+def _set_targets(tree: ast.AST) -> Iterator[ast.expr]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign | ast.Delete):
+            yield from (t for t in node.targets if isinstance(t, ast.Attribute | ast.Subscript))
+        elif isinstance(node, ast.AugAssign | ast.AnnAssign):
+            if isinstance(node.target, ast.Attribute | ast.Subscript):
+                yield node.target
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("setattr", "delattr"):
+            yield node.args[0]
+
+
+def _root(node: ast.expr) -> str | None:
+    while isinstance(node, ast.Attribute | ast.Subscript):
+        node = node.value
+    return node.id if isinstance(node, ast.Name) else None
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("def f():\n    import torch", [("torch", False)]),
+        ("if TYPE_CHECKING:\n    from a.b import c", [("a.b.c", False)]),
+        ("class A:\n    import os", [("os", True)]),
+        ("try:\n    import x\nexcept ImportError:\n    import y", [("x", True), ("y", True)]),
+    ],
+)
+def test_the_reader_sees_imports(source: str, expected: list[tuple[str, bool]]) -> None:
+    assert [(i.name, i.at_import) for i in _imports(ast.parse(source))] == expected
+
+
+def test_the_reader_sees_patches() -> None:
+    source = (
+        "Sam3Model.forward = f\ntorch.backends.x.y = 1\nos.environ['A'] = 'b'\nsetattr(m, 'a', 1)"
+    )
+    assert [_root(t) for t in _set_targets(ast.parse(source))] == ["Sam3Model", "torch", "os", "m"]

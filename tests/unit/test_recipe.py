@@ -1,0 +1,113 @@
+"""Recipes: defaults, what they refuse, and TOML."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from samforge.core.errors import SettingError
+from samforge.core.recipe import Gates, Recipe
+
+
+def test_defaults_build_the_tiny_model_for_onnxruntime() -> None:
+    assert Recipe().to_dict() == {
+        "model": "tiny",
+        "image_size": None,
+        "parts": None,
+        "target": "onnxruntime",
+        "precision": "fp32",
+        "random_weights": False,
+        "seed": 0,
+        "tokenizer": None,
+        "gates": {"export_max_abs": 0.0, "onnx_max_abs": 1e-4},
+    }
+
+
+def test_toml_fills_every_field(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(
+        'model = "facebook/sam3"\nimage_size = 1008\nparts = ["vision", "text"]\n'
+        'target = "torch"\nprecision = "fp32"\nrandom_weights = true\nseed = 7\n'
+        'tokenizer = "clip/tokenizer.json"\n[gates]\nonnx_max_abs = 1\n'
+    )
+    recipe = Recipe.from_toml(path)
+    assert recipe == Recipe(
+        model="facebook/sam3",
+        image_size=1008,
+        parts=("vision", "text"),
+        target="torch",
+        random_weights=True,
+        seed=7,
+        tokenizer=tmp_path / "clip/tokenizer.json",
+        gates=Gates(onnx_max_abs=1.0),
+    )
+    assert Recipe.from_dict(recipe.to_dict()) == recipe
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            "imagesize = 644",
+            "unknown: 'imagesize' (did you mean 'image_size'?); allowed are gates,",
+        ),
+        ("qqq = 1\ntarge = 1", "'qqq', 'targe' (did you mean 'target'?)"),
+        ("[gates]\nonnx_max = 1", "gates has keys that are unknown: 'onnx_max' (did you mean"),
+        ('image_size = "644"', "image_size wants a whole number, got '644'."),
+        ("seed = true", "seed wants a whole number, got True."),
+        ("random_weights = 1", "random_weights wants true or false, got 1."),
+        ('parts = "vision"', "parts wants a list, got 'vision'."),
+        ("[gates]\nonnx_max_abs = -1", "gates.onnx_max_abs wants a number from 0 up, got -1.0."),
+        ("[gates]\nonnx_max_abs = nan", "gates.onnx_max_abs wants a number from 0 up, got nan."),
+        ("model = ", "is not valid TOML"),
+    ],
+)
+def test_toml_refuses(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text(content)
+    with pytest.raises(SettingError, match=re.escape(message)) as caught:
+        Recipe.from_toml(path)
+    assert str(path) in str(caught.value)
+
+
+def test_missing_toml_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match=r"none\.toml cannot be read: No such file"):
+        Recipe.from_toml(tmp_path / "none.toml")
+
+
+def test_unknown_target_and_precision_say_what_is_allowed() -> None:
+    with pytest.raises(SettingError, match=r"^target is unknown: 'onnx'.*onnxruntime, "):
+        Recipe(target="onnx")
+    with pytest.raises(SettingError, match=r"^precision is unknown: 'fp31' .*'fp32'.*allowed are"):
+        Recipe(precision="fp31")
+
+
+@pytest.mark.parametrize(
+    ("size", "near"), [(645, "644 or 658"), (13, "14"), (0, "14"), (-28, "14")]
+)
+def test_image_size_names_the_nearest(size: int, near: str) -> None:
+    with pytest.raises(SettingError) as caught:
+        Recipe(image_size=size)
+    assert str(caught.value) == (
+        f"image_size wants a positive multiple of 14, got {size}. Nearest: {near}."
+    )
+
+
+@given(st.integers(1, 5000))
+def test_image_sizes_are_the_multiples_of_14(size: int) -> None:
+    if size % 14 == 0:
+        assert Recipe(image_size=size).image_size == size
+    else:
+        with pytest.raises(SettingError):
+            Recipe(image_size=size)
+
+
+def test_parts_are_names_and_each_once() -> None:
+    with pytest.raises(SettingError, match=r"more than once: text, text"):
+        Recipe(parts=("text", "text"))
+    with pytest.raises(SettingError, match="at least one name"):
+        Recipe(parts=())

@@ -1,0 +1,131 @@
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+
+from samforge.core.errors import DamagedBundle, PromptError, PromptWarning, SettingError
+from samforge.runtime import PhraseTokenizer
+
+WORDS = ("[PAD]", "[BOS]", "[EOS]", "[UNK]", "blue", "circle", "red", "star")
+
+
+def word_level(words: tuple[str, ...] = WORDS) -> Tokenizer:
+    vocabulary = {word: i for i, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[BOS] $A [EOS]", special_tokens=[("[BOS]", 1), ("[EOS]", 2)]
+    )
+    return tokenizer
+
+
+def clip() -> Tokenizer:
+    """CLIP's kind of tokenizer: byte-level BPE with ``</w>``, the unknown token is the end token."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<|endoftext|>", end_of_word_suffix="</w>"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=900,
+        special_tokens=["<|startoftext|>", "<|endoftext|>"],
+        initial_alphabet=[*alphabet, *(f"{one}</w>" for one in alphabet)],
+        end_of_word_suffix="</w>",
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["red circle", "a blue square"] * 9, trainer)
+    end, start = ("<|endoftext|>", 1), ("<|startoftext|>", 0)
+    tokenizer.post_processor = processors.RobertaProcessing(end, start, add_prefix_space=False)
+    return tokenizer
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> PhraseTokenizer:
+    word_level().save(str(tmp_path / "tokenizer.json"))
+    return PhraseTokenizer(tmp_path / "tokenizer.json", 6, 0)
+
+
+def test_rows(tiny: PhraseTokenizer) -> None:
+    ids = tiny.encode(["Red  circle", "star"])
+    assert ids.dtype == np.int64
+    assert ids.tolist() == [[1, 6, 5, 2, 0, 0], [1, 7, 2, 0, 0, 0]]
+    assert tiny.known_words == ("blue", "circle", "red", "star")
+
+
+def test_truncation_keeps_the_end_token(tiny: PhraseTokenizer) -> None:
+    with pytest.warns(PromptWarning, match=r"6 tokens: only 'red blue red blue' is used"):
+        ids = tiny.encode(["red blue red blue star circle"])
+    assert ids.tolist() == [[1, 6, 4, 6, 4, 2]]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tiny.encode(["red blue red blue"])  # fits exactly
+
+
+def test_unknown_words_are_named_with_the_known_ones(tiny: PhraseTokenizer) -> None:
+    expected = r"not know 'Moon', 'sun' of the phrase 'red Moon sun'.*blue, circle, red, star"
+    with pytest.warns(PromptWarning, match=expected):
+        ids = tiny.encode(["red Moon sun"])
+    assert ids.tolist() == [[1, 6, 3, 3, 2, 0]]
+
+
+def test_a_long_vocabulary_is_not_listed(tmp_path: Path) -> None:
+    word_level((*WORDS, *(f"w{i}" for i in range(300)))).save(str(tmp_path / "t.json"))
+    with pytest.warns(PromptWarning) as caught:
+        PhraseTokenizer(tmp_path / "t.json", 6, 0).encode(["moon"])
+    assert "It knows" not in str(caught[0].message)
+
+
+def test_saved_padding_and_truncation_are_ignored(tmp_path: Path) -> None:
+    tokenizer = word_level()
+    tokenizer.enable_padding(length=20, pad_id=3)
+    tokenizer.enable_truncation(3)
+    tokenizer.save(str(tmp_path / "t.json"))
+    assert json.loads((tmp_path / "t.json").read_text())["padding"] is not None
+    ids = PhraseTokenizer(tmp_path / "t.json", 6, 0).encode(["red circle"])
+    assert ids.tolist() == [[1, 6, 5, 2, 0, 0]]
+
+
+@pytest.mark.parametrize("phrases", [[""], ["red", " \t\n"], [], "red", [None]])
+def test_blank_phrases(tiny: PhraseTokenizer, phrases: list[str]) -> None:
+    with pytest.raises(PromptError, match=r"phrase"):
+        tiny.encode(phrases)
+
+
+def test_clip_like(tmp_path: Path) -> None:
+    clip().save(str(tmp_path / "t.json"))
+    tokenizer = PhraseTokenizer(tmp_path / "t.json", 8, 1)
+    row = tokenizer.encode(["Red circle"])[0]
+    plain = clip().encode("Red circle").ids
+    assert plain[0] == 0
+    assert plain[-1] == 1
+    assert row.tolist() == plain + [1] * (8 - len(plain))
+    assert tokenizer.known_words == ()
+    with pytest.warns(PromptWarning, match="8 tokens: only 'red circle") as caught:
+        long = tokenizer.encode(["red circle " * 9])[0]
+    assert len(caught) == 1  # the end token is the unknown token, yet no word is unknown
+    assert long[0] == 0
+    assert long[-1] == 1
+    assert 1 not in long[1:-1]
+
+
+def test_special_tokens_in_a_phrase_are_text(tmp_path: Path) -> None:
+    clip().save(str(tmp_path / "t.json"))
+    row = PhraseTokenizer(tmp_path / "t.json", 32, 0).encode(["red <|endoftext|> circle"])[0]
+    assert row.tolist().count(1) == 1
+
+
+def test_settings_are_checked(tmp_path: Path) -> None:
+    path = tmp_path / "t.json"
+    with pytest.raises(DamagedBundle, match="missing"):
+        PhraseTokenizer(path, 6, 0)
+    path.write_text("{}")
+    with pytest.raises(DamagedBundle, match="is no tokenizer"):
+        PhraseTokenizer(path, 6, 0)
+    word_level().save(str(path))
+    with pytest.raises(SettingError, match="2 tokens has no room"):
+        PhraseTokenizer(path, 2, 0)
+    with pytest.raises(SettingError, match="ids 0 to 7"):
+        PhraseTokenizer(path, 6, 8)

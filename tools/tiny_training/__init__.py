@@ -1,0 +1,1 @@
+"""Pieces of ``tools/train_tiny.py``: data, forward, losses, evaluation. Not in the wheel."""
