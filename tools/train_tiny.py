@@ -266,9 +266,7 @@ class Run:
         update_average(self.average, self.model, self.step)
         return losses
 
-    def _report(
-        self, losses: dict[str, Tensor], done: int, mark: float, waited: float
-    ) -> None:
+    def _report(self, losses: dict[str, Tensor], done: int, mark: float, waited: float) -> None:
         values = {name: float(loss.detach()) for name, loss in losses.items()}
         if not math.isfinite(values["total"]):
             raise SystemExit(f"The loss is {values['total']} at step {self.step}: {values}")

@@ -44,11 +44,13 @@ def test_a_double_detection_is_a_false_positive() -> None:
 
 
 def test_pairs_below_the_threshold_do_not_push_out_one_that_counts() -> None:
-    # The largest sum of raw IoU takes 4/9 + 4/9 over 8/9 + 0 only if ties are broken badly;
-    # with (0, 9) against (0, 8) at 8/9, and crosswise 5/9 and 3/8, one pair must count.
-    match = match_masks(bars((0, 9), (0, 3)), bars((0, 8), (4, 9)))
+    # Straight: 4/7 + 0. Crosswise: 1/3 + 2/5, a larger sum in which no pair counts.
+    match = match_masks(bars((0, 5), (2, 4)), bars((1, 7), (0, 2)), iou_threshold=0.5)
+    assert mask_iou(bars((0, 5), (2, 4)), bars((1, 7), (0, 2))) == pytest.approx(
+        np.array([[4 / 7, 2 / 5], [2 / 6, 0.0]])
+    )
     assert match.true_positives == 1
-    assert match.iou_sum == pytest.approx(8 / 9)
+    assert match.iou_sum == pytest.approx(4 / 7)
 
 
 @pytest.mark.parametrize(

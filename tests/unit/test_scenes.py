@@ -72,7 +72,9 @@ def test_masks_and_boxes_follow_the_instance_map(scene: Scene) -> None:
     assert np.array_equal(masks.any(0), scene.instances > 0)
     for index, mask in enumerate(masks):
         left, top, right, bottom = scene.boxes_xyxy[index].astype(int)
-        assert mask[top:bottom, left:right].sum() == mask.sum() == (scene.instances == index + 1).sum()
+        assert (
+            mask[top:bottom, left:right].sum() == mask.sum() == (scene.instances == index + 1).sum()
+        )
         assert mask[top].any() and mask[bottom - 1].any()
         assert mask[:, left].any() and mask[:, right - 1].any()
 
@@ -111,9 +113,7 @@ def test_colours_stand_out_from_the_ground() -> None:
 
 def test_a_larger_picture_has_larger_shapes() -> None:
     areas = {
-        size: np.mean(
-            [draw_scene(seed, size=size).masks.sum((1, 2)).mean() for seed in range(20)]
-        )
+        size: np.mean([draw_scene(seed, size=size).masks.sum((1, 2)).mean() for seed in range(20)])
         for size in (224, 448)
     }
     assert draw_scene(0, size=448).image.shape == (448, 448, 3)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from samforge.core.errors import DamagedBundle, PromptError, PromptWarning, SettingError
 from samforge.runtime import PhraseTokenizer
@@ -24,19 +24,18 @@ def word_level(words: tuple[str, ...] = WORDS) -> Tokenizer:
 
 
 def clip() -> Tokenizer:
-    """CLIP's kind of tokenizer: byte-level BPE with ``</w>``, the unknown token is the end token."""
-    tokenizer = Tokenizer(models.BPE(unk_token="<|endoftext|>", end_of_word_suffix="</w>"))
+    """CLIP's kind: byte-level BPE with ``</w>``, and the end token stands for the unknown."""
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    pieces = ["<|startoftext|>", "<|endoftext|>", *sorted(letters)]
+    pieces += [f"{letter}</w>" for letter in sorted(letters)] + ["re", "red</w>"]
+    vocabulary = {piece: i for i, piece in enumerate(pieces)}
+    merges = [("r", "e"), ("re", "d</w>")]
+    tokenizer = Tokenizer(
+        models.BPE(vocabulary, merges, unk_token="<|endoftext|>", end_of_word_suffix="</w>")
+    )
+    tokenizer.add_special_tokens(["<|startoftext|>", "<|endoftext|>"])
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=900,
-        special_tokens=["<|startoftext|>", "<|endoftext|>"],
-        initial_alphabet=[*alphabet, *(f"{one}</w>" for one in alphabet)],
-        end_of_word_suffix="</w>",
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(["red circle", "a blue square"] * 9, trainer)
     end, start = ("<|endoftext|>", 1), ("<|startoftext|>", 0)
     tokenizer.post_processor = processors.RobertaProcessing(end, start, add_prefix_space=False)
     return tokenizer
@@ -96,14 +95,14 @@ def test_blank_phrases(tiny: PhraseTokenizer, phrases: list[str]) -> None:
 
 def test_clip_like(tmp_path: Path) -> None:
     clip().save(str(tmp_path / "t.json"))
-    tokenizer = PhraseTokenizer(tmp_path / "t.json", 8, 1)
-    row = tokenizer.encode(["Red circle"])[0]
-    plain = clip().encode("Red circle").ids
+    tokenizer = PhraseTokenizer(tmp_path / "t.json", 12, 1)
+    row = tokenizer.encode(["Red cat"])[0]
+    plain = clip().encode("Red cat").ids
     assert plain[0] == 0
     assert plain[-1] == 1
-    assert row.tolist() == plain + [1] * (8 - len(plain))
+    assert row.tolist() == plain + [1] * (12 - len(plain))
     assert tokenizer.known_words == ()
-    with pytest.warns(PromptWarning, match="8 tokens: only 'red circle") as caught:
+    with pytest.warns(PromptWarning, match=r"12 tokens: only 'red circle red' is used") as caught:
         long = tokenizer.encode(["red circle " * 9])[0]
     assert len(caught) == 1  # the end token is the unknown token, yet no word is unknown
     assert long[0] == 0

@@ -54,9 +54,7 @@ def matching_cost(outputs: Outputs, target_boxes: Tensor) -> Tensor:
     return cost.nan_to_num(1e3)
 
 
-def match(
-    cost: npt.NDArray[np.float32], counts: npt.NDArray[np.int64]
-) -> npt.NDArray[np.int64]:
+def match(cost: npt.NDArray[np.float32], counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Best query of every target by the Hungarian method, one problem a layer and prompt.
 
     Args:

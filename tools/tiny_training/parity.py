@@ -29,7 +29,9 @@ def stock_inputs(batch: Batch, ids: Tensor, mask: Tensor, prompt: int) -> dict[s
     return inputs
 
 
-def largest_differences(outputs: Outputs, stock: Any, prompt: int, prompts: int) -> dict[str, float]:
+def largest_differences(
+    outputs: Outputs, stock: Any, prompt: int, prompts: int
+) -> dict[str, float]:
     """Largest absolute difference of each output for one prompt of each image."""
     pairs = {
         "logits": (outputs.logits[-1], stock.pred_logits),

@@ -105,8 +105,10 @@ def _candidates(anchor: Box, tag: tuple[int, int], height: int) -> Iterator[tupl
     for x in (left, right - tag[0]):
         # Above the box, below it, then inside.
         yield from ((x, top - tag[1]), (x, bottom), (x, top), (x, bottom - tag[1]))
-    for step in range(1, height // tag[1] + 1):
-        yield from ((left, top + step * tag[1]), (left, top - step * tag[1]))
+    # All taken: ever further away, along the box's sides and beside it.
+    for offset in range(tag[1] // 2, height + 1, max(1, tag[1] // 2)):
+        for x in (left, right - tag[0], right, left - tag[0], left + tag[0]):
+            yield from ((x, top + offset), (x, top - offset))
 
 
 def _overlap(one: Box, other: Box) -> int:

@@ -8,7 +8,7 @@ import os
 _QUIET = (
     "torchao",  # "Failed to load …": its CUDA kernels, which a CPU build has no use for
     "torch.utils._pytree",  # a deprecation inside torchao 0.18, printed on every import
-    "torch.onnx",
+    "torch.onnx._internal.exporter._registration",  # "torchvision is not installed": on purpose
 )
 
 

@@ -17,3 +17,8 @@ TOKENIZER_PATH = _FOLDER / "tokenizer.json"
 """A ``tokenizers.Tokenizer``: lower case, one token a word, beginning and end added."""
 WEIGHTS_PATH = _FOLDER / "model.safetensors"
 """Weights of ``transformers.Sam3Model`` in float16."""
+LICENSE_NOTICE = (
+    "The weights of samforge's tiny model were trained by the samforge authors on scenes drawn by\n"
+    "samforge itself. They are licensed like samforge: Apache-2.0.\n"
+)
+"""Licence of the weights; no SAM Materials are in them."""

@@ -94,8 +94,8 @@ def _name_axes(model: ir.Model, spec: PartSpec) -> None:
             continue
         value.shape = ir.Shape(
             [
-                pattern.sub(lambda match: names[match[0]], str(axis))
-                if isinstance(axis, ir.SymbolicDim)
+                pattern.sub(lambda match: names[match[0]], axis.value)
+                if isinstance(axis, ir.SymbolicDim) and axis.value is not None
                 else axis
                 for axis in value.shape
             ]

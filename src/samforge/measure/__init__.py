@@ -1,0 +1,1 @@
+"""Latency, fidelity and accuracy of sessions and segmenters."""

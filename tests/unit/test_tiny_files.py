@@ -1,0 +1,75 @@
+"""The files of the embedded model fit each other and the architecture they claim."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from tokenizers import Tokenizer
+
+from samforge.models.tiny import CONFIG_PATH, TOKENIZER_PATH
+from samforge.models.tiny.scenes import COLOURS, SHAPES, vocabulary
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.from_file(str(TOKENIZER_PATH))
+
+
+def test_config_loads_and_the_model_has_about_seven_million_parameters() -> None:
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    config = transformers.Sam3Config(**json.loads(CONFIG_PATH.read_text()))
+    with torch.device("meta"):
+        model = transformers.Sam3Model(config)
+    assert 6.0e6 <= sum(parameter.numel() for parameter in model.parameters()) <= 7.9e6
+    assert config.image_size == 224
+    assert config.text_config.max_position_embeddings == 32
+    assert config.detr_decoder_config.num_queries == 24
+
+
+def test_detector_map_is_at_a_third_level_of_whole_cells() -> None:
+    vision = json.loads(CONFIG_PATH.read_text())["vision_config"]
+    backbone = vision["backbone_config"]
+    cells = backbone["image_size"] // backbone["patch_size"]
+    sizes = [[int(cells * scale)] * 2 for scale in vision["scale_factors"][:3]]
+    assert sizes == vision["backbone_feature_sizes"]
+    assert cells % backbone["window_size"] == 0
+    assert backbone["hidden_size"] // backbone["num_attention_heads"] % 4 == 0
+
+
+def test_config_says_nothing_that_one_transformers_release_would_read_otherwise() -> None:
+    # 5.17 has rope_theta, 5.23 rope_parameters: both default to 10000, so neither is written.
+    text = CONFIG_PATH.read_text()
+    assert "rope" not in text
+    assert "transformers_version" not in text
+
+
+def test_special_tokens_have_their_ids(tokenizer: Tokenizer) -> None:
+    words = ("[PAD]", "[BOS]", "[EOS]", "[UNK]", "object", "visual", *SHAPES, *COLOURS)
+    assert tokenizer.get_vocab() == {word: index for index, word in enumerate(words)}
+    text = json.loads(CONFIG_PATH.read_text())["text_config"]
+    assert (text["pad_token_id"], text["bos_token_id"], text["eos_token_id"]) == (0, 1, 2)
+    assert tokenizer.get_vocab_size() <= text["vocab_size"]
+
+
+@pytest.mark.parametrize(
+    ("phrase", "ids"),
+    [
+        ("red circle", [1, 12, 6, 2]),
+        ("  RED   Circle ", [1, 12, 6, 2]),
+        ("star", [1, 11, 2]),
+        ("blue object", [1, 14, 4, 2]),
+        ("visual", [1, 5, 2]),
+        ("red zebra", [1, 12, 3, 2]),
+    ],
+)
+def test_phrases_become_ids_between_beginning_and_end(
+    tokenizer: Tokenizer, phrase: str, ids: list[int]
+) -> None:
+    assert tokenizer.encode(phrase).ids == ids
+
+
+def test_every_phrase_of_the_vocabulary_is_known(tokenizer: Tokenizer) -> None:
+    for phrase in vocabulary():
+        assert 3 not in tokenizer.encode(phrase).ids
