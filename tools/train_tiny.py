@@ -21,14 +21,14 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from tiny_training.data import phrase_table, training_loader
-from tiny_training.evaluation import evaluate
-from tiny_training.forward import TrainingForward
-from tiny_training.losses import training_loss
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from samforge.models.tiny import CONFIG_PATH, TOKENIZER_PATH
+from tiny_training.data import phrase_table, training_loader
+from tiny_training.evaluation import evaluate
+from tiny_training.forward import TrainingForward
+from tiny_training.losses import training_loss
 
 WARM_UP_STEPS = 500
 CONSTANT_SHARE = 0.45
@@ -86,7 +86,8 @@ def phrase_tokens() -> tuple[Tensor, Tensor]:
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Matrices and kernels decay; norms, biases and embeddings do not."""
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    decayed, free = [], []
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         plain = parameter.ndim < 2 or id(parameter) in embeddings or "position_emb" in name
         (free if plain else decayed).append(parameter)
@@ -210,8 +211,8 @@ class Run:
         self.planned = self.step + max(int(0.95 * left / seconds_a_step), 1)
         self.log(event="planned", planned=self.planned, seconds_a_step=seconds_a_step)
 
-    def train(self) -> None:
-        """Run to the planned end, or to the end of this segment."""
+    def train(self, *, until: int | None = None) -> None:
+        """Run to the planned end, to the end of this segment, or to step ``until``."""
         options = self.options
         call = torch.compile(self.forward, dynamic=False) if options.compile else self.forward
         loader = training_loader(
@@ -220,7 +221,7 @@ class Run:
         batches = iter(loader)
         first, mark, waited = self.step, time.monotonic(), 0.0
         saved = time.monotonic()
-        while self.planned is None or self.step < self.planned:
+        while self.step != until and (self.planned is None or self.step < self.planned):
             if options.segment_minutes and self.elapsed > options.segment_minutes * 60 - 12:
                 break
             asked_at = time.monotonic()
@@ -239,10 +240,11 @@ class Run:
             if time.monotonic() - saved > SAVE_SECONDS:
                 self.save()
                 saved = time.monotonic()
+        del batches, loader  # stops the workers
         self.save()
         self.export()
         finished = self.step == self.planned
-        scenes = options.final_scenes if finished else 128
+        scenes = options.final_scenes if finished else min(options.final_scenes, 128)
         self.log(
             event="finished" if finished else "segment",
             scenes=scenes,
@@ -298,7 +300,7 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=None)
     parser.add_argument("--autocast", action=argparse.BooleanOptionalAction, default=None)
     parser.add_argument("--log-every", type=int, default=100)
-    parser.add_argument("--evaluate-every", type=int, default=1000)
+    parser.add_argument("--evaluate-every", type=int, default=2000)
     parser.add_argument("--final-scenes", type=int, default=1024, help="scenes of the last figures")
     options = parser.parse_args(arguments)
     on_gpu = options.device.startswith("cuda")

@@ -12,14 +12,13 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from samforge.backends import backend_from_name
@@ -29,7 +28,6 @@ from samforge.core.files import require_space
 from samforge.core.manifest import SCHEMA_VERSION, Manifest, PartEntry, StepResult, TextSpec
 from samforge.core.recipe import Recipe
 from samforge.core.staging import Staging, StepRecord, step_key
-from samforge.core.structure import json_from_value
 from samforge.core.version import __version__
 from samforge.measure.fidelity import TensorFidelity, compare_outputs, rows, worst
 from samforge.models.part import example_inputs
@@ -106,7 +104,8 @@ def build(
         total = len(parts) * len(steps)
         plan = [(name, step, make) for name in parts for step, make in steps]
         results = tuple(
-            run.step(step, name, make, index, total) for index, (name, step, make) in enumerate(plan)
+            run.step(step, name, make, index, total)
+            for index, (name, step, make) in enumerate(plan)
         )
         _write_tokenizer_and_license(run)
         manifest = _manifest(run, parts, results)
@@ -287,9 +286,7 @@ def _part_names(recipe: Recipe) -> tuple[str, ...]:
     names = recipe.parts or DEFAULT_PARTS
     unknown = [name for name in names if name not in PARTS]
     if unknown:
-        raise SettingError(
-            f"sam3 has no part {', '.join(unknown)}. Its parts: {', '.join(PARTS)}."
-        )
+        raise SettingError(f"sam3 has no part {', '.join(unknown)}. Its parts: {', '.join(PARTS)}.")
     return names
 
 
@@ -339,10 +336,7 @@ def _manifest(run: _Run, parts: tuple[str, ...], results: tuple[StepResult, ...]
         parents={"weights": run.digest},
         versions=run.versions,
         steps=results,
-        gates={
-            key: float(value)
-            for key, value in dict(json_from_value(run.recipe.gates)).items()  # type: ignore[arg-type]
-        },
+        gates={key: float(value) for key, value in asdict(run.recipe.gates).items()},
         weights_license="LICENSE-weights.txt",
     )
 

@@ -75,8 +75,8 @@ def test_masks_and_boxes_follow_the_instance_map(scene: Scene) -> None:
         assert (
             mask[top:bottom, left:right].sum() == mask.sum() == (scene.instances == index + 1).sum()
         )
-        assert mask[top].any() and mask[bottom - 1].any()
-        assert mask[:, left].any() and mask[:, right - 1].any()
+        edges = (mask[top], mask[bottom - 1], mask[:, left], mask[:, right - 1])
+        assert all(edge.any() for edge in edges)
 
 
 def test_every_instance_stays_recognizable() -> None:

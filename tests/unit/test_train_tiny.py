@@ -90,7 +90,6 @@ def test_one_step_gives_every_used_weight_a_gradient(tool: Any, data: Any, losse
         "mask_decoder.pixel_decoder.conv_layers.2.",
         "mask_decoder.pixel_decoder.norms.2.",
         "text_encoder.text_projection.",
-        "detr_decoder.reference_points.",
     )
     assert {name for name in unused if not name.startswith(dead)} == set()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
@@ -171,7 +170,7 @@ def test_perfect_answers_cost_almost_nothing(data: Any, losses: Any) -> None:
     assert float(parts["class"] + parts["box_l1"] + parts["presence"]) < 0.01
     assert float(parts["box_giou"]) < 0.01
     # What is left of the mask losses is edges: a cell half covered is half right.
-    assert float(parts["mask_dice"]) / losses.WEIGHTS["mask_dice"] < 0.08
+    assert float(parts["mask_dice"]) / losses.WEIGHTS["mask_dice"] < 0.12
     worse = outputs._replace(presence=-outputs.presence)
     assert losses.training_loss(worse, batch)["presence"] > 5
 
@@ -187,11 +186,7 @@ def test_two_segments_end_where_one_run_ends(tool: Any, tmp_path: Path) -> None:
     common = ["--batch", "1", "--device", "cpu", "--workers", "0", "--final-scenes", "1"]
     tool.main(["--steps", "4", "--out", str(tmp_path / "whole"), *common])
     state = ["--state", str(tmp_path / "state.pt"), "--out", str(tmp_path / "parts")]
-    run = tool.Run(tool.parsed(["--steps", "4", *state, *common]))
-    run.planned = 2
-    run.train()
-    run.planned = 4
-    run.save()
+    tool.Run(tool.parsed(["--steps", "4", *state, *common])).train(until=2)
     tool.main(["--steps", "4", *state, *common])
     from safetensors.torch import load_file
 

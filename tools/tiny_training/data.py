@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +23,16 @@ from samforge.models.tiny.prompts import (
     prompt_rng,
     text_prompt,
 )
-from samforge.models.tiny.scenes import COLOURS, MOST_INSTANCES, Scene, draw_scene, vocabulary
+from samforge.models.tiny.scenes import (
+    COLOURS,
+    MOST_INSTANCES,
+    SIZE,
+    Scene,
+    draw_scene,
+    vocabulary,
+)
 
+SHARED_MEMORY = Path("/dev/shm")
 UNKNOWN = "unknown"
 """Any word outside the vocabulary: taught to match nothing."""
 TEXT_PROMPTS = 2
@@ -154,11 +164,28 @@ class TrainingBatches(IterableDataset[Batch]):
 
 
 def training_loader(first: int, size: int, *, workers: int, pin: bool) -> DataLoader[Batch]:
-    """Loader of whole batches drawn in worker processes."""
+    """Loader of whole batches drawn in worker processes.
+
+    Batches travel through shared memory, of which containers may have little: each worker keeps
+    three batches ahead where that fits, else fewer.
+
+    Raises:
+        SystemExit: Not even one batch a worker fits.
+    """
+    prefetch = 3
+    if workers and SHARED_MEMORY.exists():
+        batch_bytes = size * SIZE * SIZE * 4
+        fits = int(0.8 * shutil.disk_usage(SHARED_MEMORY).free // (batch_bytes * workers)) - 1
+        prefetch = min(prefetch, fits)
+        if prefetch < 1:
+            raise SystemExit(
+                f"{SHARED_MEMORY} is too small for {workers} workers with batches of {size}. "
+                "Use fewer --workers or a smaller --batch."
+            )
     return DataLoader(
         TrainingBatches(first, size),
         batch_size=None,
         num_workers=workers,
         pin_memory=pin,
-        prefetch_factor=3 if workers else None,
+        prefetch_factor=prefetch if workers else None,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -25,6 +26,7 @@ def evaluate(forward: TrainingForward, scenes: int, *, chunk: int = 64) -> dict[
         chunk: Scenes in one pass.
     """
     device = forward.phrase_ids.device
+    chunk = min(chunk, scenes)
     phrases = forward.encode_phrases()
     text: list[Match] = []
     boxes: list[Match] = []
@@ -52,9 +54,9 @@ def evaluate(forward: TrainingForward, scenes: int, *, chunk: int = 64) -> dict[
     }
 
 
-def _admitted_masks(masks: Tensor, scores: Tensor, pixels: int) -> list[np.ndarray]:
+def _admitted_masks(masks: Tensor, scores: Tensor, pixels: int) -> list[npt.NDArray[np.bool_]]:
     """Masks (K, H, W) of the admitted queries, one array a prompt."""
     rows, queries = (scores > THRESHOLD).nonzero(as_tuple=True)
     full = upsampled(masks[rows, queries].sigmoid(), pixels) > 0.5
     counts = torch.bincount(rows, minlength=len(scores)).tolist()
-    return [part.numpy() for part in full.cpu().split(counts)]
+    return np.split(full.cpu().numpy(), np.cumsum(counts)[:-1])

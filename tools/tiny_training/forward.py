@@ -83,7 +83,7 @@ class TrainingForward(nn.Module):
             boxes: (B, G, K, 4) exemplars of the last G prompts, centre and size, 0 to 1.
             labels: (B, G, K), 1, 0, or -10 for padding.
         """
-        batch, prompts = asked.shape
+        prompts = asked.shape[1]
         features = self._vision(images)
         flat = features[-1].flatten(2).transpose(1, 2)  # [B, hw, C]
         geometry, geometry_mask = self._geometry(features[-1], flat, boxes, labels)
@@ -130,10 +130,11 @@ class TrainingForward(nn.Module):
         channels = coarse.shape[1]
         normalized = encoder.vision_layer_norm(coarse.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         flat_boxes = boxes.flatten(1, 2)  # [B, G*K, 4]
-        pooled = roi_align(
-            normalized, box_cxcywh_to_xyxy(flat_boxes) * self.side, encoder.roi_size
-        ).flatten(0, 1)
-        coordinates = encoder._encode_box_coordinates(*flat_boxes.flatten(0, 1).unbind(-1))
+        pooled = roi_align(normalized, _corners(flat_boxes) * self.side, encoder.roi_size).flatten(
+            0, 1
+        )
+        encode = encoder._encode_box_coordinates  # noqa: SLF001 (a layer in all but name)
+        coordinates = encode(*flat_boxes.flatten(0, 1).unbind(-1))
         tokens = (
             encoder.boxes_direct_project(flat_boxes.flatten(0, 1))
             + encoder.boxes_pool_project(pooled).flatten(1)
@@ -168,7 +169,7 @@ class TrainingForward(nn.Module):
         queries, boxes, presence = [], [], []
         for layer in decoder.layers:
             query_pos = decoder.ref_point_head(decoder.position_encoding.encode_boxes(reference))
-            bias = decoder._get_rpb_matrix(reference, (self.side, self.side))
+            bias = decoder._get_rpb_matrix(reference, (self.side, self.side))  # noqa: SLF001
             states = layer(
                 states,
                 query_pos=query_pos,
@@ -186,7 +187,7 @@ class TrainingForward(nn.Module):
             queries.append(normed)
             boxes.append(refined)
             presence.append(token.squeeze(-1).clamp(-limit, limit))
-        return torch.stack(queries), box_cxcywh_to_xyxy(torch.stack(boxes)), torch.stack(presence)
+        return torch.stack(queries), _corners(torch.stack(boxes)), torch.stack(presence)
 
     def _masks(
         self,
@@ -204,13 +205,19 @@ class TrainingForward(nn.Module):
             value=prompt,
             attention_mask=attended,
         )
-        pixels = decoder._embed_pixels(
+        pixels = decoder._embed_pixels(  # noqa: SLF001
             backbone_features=features, encoder_hidden_states=hidden + found
         )
         masks = torch.einsum(
             "nqc,nchw->nqhw", decoder.mask_embedder(queries), decoder.instance_projection(pixels)
         )
         return masks, decoder.semantic_projection(pixels).squeeze(1)
+
+
+def _corners(boxes: Tensor) -> Tensor:
+    """(..., 4) centre and size to left, top, right, bottom."""
+    corners: Tensor = box_cxcywh_to_xyxy(boxes)  # type: ignore[no-untyped-call]
+    return corners
 
 
 def _repeat(tensor: Tensor, prompts: int) -> Tensor:

@@ -54,7 +54,7 @@ def stirred(model: Any) -> Any:
     """
     generator = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
-        parameter += 0.06 * torch.randn(parameter.shape, generator=generator)
+        parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.06)
     return model
 
 

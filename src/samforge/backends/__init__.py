@@ -1,4 +1,7 @@
-"""Runtimes: artifact -> session. Adding a backend is adding a file that passes the conformance suite."""
+"""Runtimes: artifact -> session.
+
+Adding a backend is adding a file here that passes the conformance suite.
+"""
 
 from __future__ import annotations
 

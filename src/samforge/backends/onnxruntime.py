@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime as ort
 
 from samforge.core.errors import DamagedBundle, ShapeError
-from samforge.core.session import Array, PartSpec, Session, TensorSpec, Tensors, checked_tensors
+from samforge.core.session import Array, PartSpec, Session, Tensors, TensorSpec, checked_tensors
 
 ELEMENT_TYPES = {
     "tensor(float)": "float32",

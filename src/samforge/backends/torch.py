@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from samforge.core.errors import DamagedBundle, MissingExtra, ShapeError
+from samforge.core.errors import DamagedBundle, MissingExtra, SettingError, ShapeError
 from samforge.core.session import Array, PartSpec, Session, Tensors, checked_tensors
 
 
@@ -23,11 +25,9 @@ class TorchSession:
         except ImportError as error:
             raise MissingExtra("PyTorch", "build") from error
         try:
-            self._module = torch.export.load(path).module()
+            self._module: Callable[..., Any] | None = torch.export.load(path).module()
         except Exception as error:  # zip, JSON and operator errors alike
-            raise DamagedBundle(
-                f"torch {torch.__version__} cannot load {path}: {error}"
-            ) from error
+            raise DamagedBundle(f"torch {torch.__version__} cannot load {path}: {error}") from error
         self.spec = spec
         self.processor = f"CPU, {torch.get_num_threads()} threads"
 
@@ -91,8 +91,6 @@ class TorchBackend:
             SettingError: ``threads`` is given.
         """
         if threads is not None:
-            from samforge.core.errors import SettingError
-
             raise SettingError(
                 "torch has one thread count for the whole process. "
                 "Set it there (torch.set_num_threads) instead of per session."

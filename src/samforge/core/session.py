@@ -118,9 +118,7 @@ def checked_tensors(spec: PartSpec, tensors: Tensors) -> dict[str, Array]:
     """
     expected = {tensor.name for tensor in spec.inputs}
     if set(tensors) != expected:
-        raise ShapeError(
-            f"{spec.name} wants the inputs {sorted(expected)}, got {sorted(tensors)}."
-        )
+        raise ShapeError(f"{spec.name} wants the inputs {sorted(expected)}, got {sorted(tensors)}.")
     sizes: dict[str, int] = {}
     for tensor in spec.inputs:
         array = tensors[tensor.name]
@@ -135,5 +133,7 @@ def checked_tensors(spec: PartSpec, tensors: Tensors) -> dict[str, Array]:
         )
         if not fits:
             shape = tuple(sizes.get(a, a) if isinstance(a, str) else a for a in tensor.shape)
-            raise ShapeError(f"{spec.name} wants {tensor.name} of shape {shape}, got {array.shape}.")
+            raise ShapeError(
+                f"{spec.name} wants {tensor.name} of shape {shape}, got {array.shape}."
+            )
     return {tensor.name: tensors[tensor.name] for tensor in spec.inputs}

@@ -13,7 +13,7 @@ class StageTime:
     """Time one stage took."""
 
     stage: str
-    """``decode``, ``preprocess``, ``vision``, ``text``, ``detector``, ``post-process``, ``save``."""
+    """``decode``, ``preprocess``, ``vision``, ``text``, ``detector``, ``post-process``, …"""
     milliseconds: float
     """Wall-clock time, summed over the calls."""
     calls: int

@@ -43,7 +43,7 @@ class Accuracy:
     """Figures over many prompts."""
 
     f1: float
-    """Micro F1 of masks at ``iou_threshold``; 1 when there was nothing to find and nothing found."""
+    """Micro F1 of masks at ``iou_threshold``; 1 if there was nothing to find and nothing found."""
     mean_iou: float
     """Mean IoU of the matched pairs; 0 when there is no pair."""
     presence: float
@@ -88,7 +88,8 @@ def mask_iou(predicted: Masks, true: Masks) -> npt.NDArray[np.float64]:
     other = true.reshape(len(true), pixels).astype(np.float32)
     overlap = (flat @ other.T).astype(np.float64)
     union = flat.sum(1)[:, None] + other.sum(1)[None] - overlap
-    return overlap / np.maximum(union, 1)
+    iou: npt.NDArray[np.float64] = overlap / np.maximum(union, 1)
+    return iou
 
 
 def match_masks(predicted: Masks, true: Masks, *, iou_threshold: float = 0.5) -> Match:

@@ -39,7 +39,7 @@ class TensorFidelity:
 
     def to_dict(self) -> dict[str, str | float]:
         """Every figure by name."""
-        return asdict(self) | {"gated": self.gated}
+        return {**asdict(self), "gated": self.gated}
 
 
 def compare_tensor(name: str, reference: Array, actual: Array) -> TensorFidelity:
@@ -104,5 +104,5 @@ def rows(figures: Mapping[str, tuple[TensorFidelity, ...]]) -> tuple[dict[str, s
         figures: By the sizes they were measured at, in words.
     """
     return tuple(
-        {"sizes": sizes} | figure.to_dict() for sizes, group in figures.items() for figure in group
+        {"sizes": sizes, **figure.to_dict()} for sizes, group in figures.items() for figure in group
     )

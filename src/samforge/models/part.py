@@ -37,7 +37,7 @@ class Part:
 def example_inputs(
     spec: PartSpec, sizes: Mapping[str, int], *, vocabulary: int, eos_id: int, seed: int = 0
 ) -> dict[str, Tensor]:
-    """Make random inputs of the right kind: normal features, valid token rows, boxes inside the image.
+    """Make random inputs of the right kind: normal features, valid ids, boxes in the image.
 
     Args:
         spec: Interface of the part.
@@ -50,9 +50,7 @@ def example_inputs(
         One tensor for each input, by name.
     """
     rng = np.random.default_rng(seed)
-    return {
-        tensor.name: _example(tensor, sizes, rng, vocabulary, eos_id) for tensor in spec.inputs
-    }
+    return {tensor.name: _example(tensor, sizes, rng, vocabulary, eos_id) for tensor in spec.inputs}
 
 
 def _example(

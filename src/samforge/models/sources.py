@@ -58,7 +58,7 @@ class SafetensorsSource:
 
 
 class TorchFileSource:
-    """A ``.pt`` file of tensors, memory-mapped and loaded with ``weights_only``: it runs no code."""
+    """A ``.pt`` file of tensors, memory-mapped, loaded with ``weights_only``: it runs no code."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -128,7 +128,7 @@ def _readable(file: Path) -> Iterator[None]:
     except (SafetensorError, UnpicklingError, EOFError, RuntimeError) as error:
         raise CheckpointError(
             f"{file} cannot be read as weights ({error}). "
-            "A download that stopped halfway looks like this: delete the file and download it again."
+            "A download that stopped halfway looks like this: delete the file, download it again."
         ) from error
 
 

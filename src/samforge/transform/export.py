@@ -70,9 +70,7 @@ def exported_from_file(path: Path) -> ExportedProgram:
     try:
         return torch.export.load(path)
     except Exception as error:
-        raise ExportError(
-            f"{path} cannot be read by torch {torch.__version__}: {error}"
-        ) from error
+        raise ExportError(f"{path} cannot be read by torch {torch.__version__}: {error}") from error
 
 
 def run_exported(

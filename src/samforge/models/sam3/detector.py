@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import cast
 
 import torch
@@ -46,7 +47,7 @@ class Encoder(nn.Module):
         Returns:
             (B * P, T, D).
         """
-        for index, layer in enumerate(self.layers):
+        for index, layer in enumerate(cast("Iterable[Sam3DetrEncoderLayer]", self.layers)):
             tokens = _attend_to_image(layer, tokens, position)
             if index == 0:
                 # Until the first look at the prompt all prompts of an image see the same tokens.
@@ -127,7 +128,7 @@ class Decoder(nn.Module):
         columns = _log_distance(cast(Tensor, self.columns), left, right)
         down = self.decoder.box_rpb_embed_y(rows).permute(0, 3, 1, 2)  # [N, heads, Q, H]
         across = self.decoder.box_rpb_embed_x(columns).permute(0, 3, 1, 2)  # [N, heads, Q, W]
-        return (down[..., None] + across[..., None, :]).flatten(3)
+        return cast(Tensor, (down[..., None] + across[..., None, :]).flatten(3))
 
 
 def _log_distance(cells: Tensor, low: Tensor, high: Tensor) -> Tensor:
@@ -153,7 +154,7 @@ class Detector(nn.Module):
         self.scoring = modules.dot_product_scoring
         self.masks = MaskHead(modules.mask_decoder)
 
-    def forward(
+    def forward(  # noqa: PLR0913, PLR0917  # the graph's inputs, in order
         self,
         fpn_0: Tensor,
         fpn_1: Tensor,

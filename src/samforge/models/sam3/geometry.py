@@ -93,5 +93,9 @@ class Geometry(nn.Module):
         return cast(
             Tensor,
             label
-            + (encoder.boxes_direct_project(boxes) + pooled + encoder.boxes_pos_enc_project(position)),
+            + (
+                encoder.boxes_direct_project(boxes)
+                + pooled
+                + encoder.boxes_pos_enc_project(position)
+            ),
         )

@@ -155,7 +155,9 @@ def _eos_id(tokenizer: Path) -> int:
     except Exception as error:  # tokenizers raises plain Exception for every unreadable file
         raise CheckpointError(f"{tokenizer} is no tokenizer ({error}).") from error
     if not ids:
-        raise CheckpointError(f"{tokenizer} adds no end-of-text token. SAM 3 needs CLIP's tokenizer.")
+        raise CheckpointError(
+            f"{tokenizer} adds no end-of-text token. SAM 3 needs CLIP's tokenizer."
+        )
     return int(ids[-1])
 
 

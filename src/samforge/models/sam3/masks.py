@@ -76,7 +76,8 @@ class MaskHead(nn.Module):
             query=normed, key=prompt, value=prompt, attention_mask=prompt_bias
         )
         height, width = (size // 2 for size in skips[0].shape[-2:])
-        pixels = (encoded + attended).transpose(1, 2).unflatten(2, (height, width))
+        pixels = (encoded + attended).transpose(1, 2)
+        pixels = pixels.reshape(*pixels.shape[:2], height, width)
         for stage, (skip, convolution, norm) in enumerate(
             zip(skips, self.skip_convolutions, self.norms, strict=True)
         ):
@@ -87,10 +88,11 @@ class MaskHead(nn.Module):
         weight, bias = self.projection.weight.flatten(1), cast(Tensor, self.projection.bias)
         logits = torch.matmul(torch.matmul(embedding, weight), pixels.flatten(2))
         logits = logits + torch.matmul(embedding, bias)[..., None]
-        return logits.unflatten(2, (pixels.shape[-2], pixels.shape[-1]))
+        return logits.view(*logits.shape[:2], *pixels.shape[-2:])
 
 
 def _add_by_image(per_prompt: Tensor, per_image: Tensor) -> Tensor:
     """Add (B, …) to (B * P, …), the same for every prompt of an image."""
     batch = per_image.shape[0]
-    return (per_prompt.unflatten(0, (batch, -1)) + per_image[:, None]).flatten(0, 1)
+    grouped = per_prompt.view(batch, -1, *per_image.shape[1:])
+    return (grouped + per_image[:, None]).flatten(0, 1)

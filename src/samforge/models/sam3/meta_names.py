@@ -23,7 +23,7 @@ UNUSED = re.compile(
     r"|^detector\.inst_interactive_predictor\."
     r"|\.attn\.freqs_cis$"  # rotary tables: computed from the configuration
 )
-"""What the text and box prompted detector has no use for, with the reason. Nothing else is skipped."""
+"""What the text and box prompted detector has no use for. Nothing else is skipped."""
 
 SECTIONS: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
     (
@@ -153,7 +153,9 @@ def transformers_name(name: str) -> str:
             name = name.removeprefix(source)
             # The decoder's final norm and the geometry encoder's prompt norm stand at the top.
             if name.startswith("norm."):
-                top = "prompt_layer_norm." if target == "geometry_encoder." else "output_layer_norm."
+                top = (
+                    "prompt_layer_norm." if target == "geometry_encoder." else "output_layer_norm."
+                )
                 name = top + name.removeprefix("norm.")
             for old, new in replacements:
                 name = name.replace(old, new)
@@ -182,7 +184,7 @@ class MetaSource:
                 self._origin[target] = (name, None)
 
     def names(self) -> frozenset[str]:
-        """transformers' names."""
+        """Transformers' names."""
         return frozenset(self._origin)
 
     def tensor(self, name: str) -> Tensor:

@@ -50,9 +50,7 @@ def _module(checkpoint: Sam3Checkpoint, name: str) -> nn.Module:
     if name == "text":
         return _text(checkpoint)
     if name == "grounding":
-        return Grounding(
-            _vision(checkpoint), _text(checkpoint), _detector(checkpoint, boxes=False)
-        )
+        return Grounding(_vision(checkpoint), _text(checkpoint), _detector(checkpoint, boxes=False))
     return _detector(checkpoint, boxes=name == "detector_boxes")
 
 

@@ -7,6 +7,8 @@ once, in float32, by transformers' own code, and become buffers.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 from transformers.models.sam3.configuration_sam3 import Sam3ViTConfig
@@ -46,7 +48,7 @@ def sine_grid(channels: int, height: int, width: int) -> Tensor:
     with torch.device("cpu"):
         encoding = Sam3SinePositionEmbedding(channels // 2, normalize=True)
         grid = encoding(torch.Size((1, channels, height, width)), "cpu", torch.float32)
-    return grid.flatten(2).transpose(1, 2).contiguous()
+    return cast(Tensor, grid.flatten(2).transpose(1, 2).contiguous())
 
 
 def sine_wavelengths(features: int, temperature: float = 10000.0) -> Tensor:

@@ -65,7 +65,8 @@ class Vision(nn.Module):
             images: (B, 3, S, S), normalized.
 
         Returns:
-            Feature maps (B, D, 4s, 4s), (B, D, 2s, 2s) and (B, D, s, s), with s = S / 14 for facebook/sam3.
+            Feature maps (B, D, 4s, 4s), (B, D, 2s, 2s) and (B, D, s, s); s is S / 14 for
+            facebook/sam3.
         """
         height, width = (size // self.patch_size for size in images.shape[-2:])
         hidden = self.embeddings(images)  # [B, H * W, D]

@@ -44,9 +44,9 @@ def text_prompt(
 ) -> ScenePrompt:
     """A phrase alone: colour and shape, shape, colour or everything; sometimes absent."""
     if rng.random() < absent_share:
-        return _prompt(scene, _absent_phrase(scene, rng))
+        return _phrase_prompt(scene, _absent_phrase(scene, rng))
     index = int(rng.integers(len(scene.shapes)))
-    return _prompt(scene, _phrase_of(scene, index, rng))
+    return _phrase_prompt(scene, _phrase_of(scene, index, rng))
 
 
 def box_prompt(scene: Scene, rng: np.random.Generator, *, jitter_px: float = 0.0) -> ScenePrompt:
@@ -66,13 +66,10 @@ def box_prompt(scene: Scene, rng: np.random.Generator, *, jitter_px: float = 0.0
     rest = np.setdiff1d(targets, chosen)
     more = min(len(rest), int(rng.integers(0, 4 - len(chosen))))
     chosen += rng.permutation(rest)[:more].tolist()
-    labels = [1] * len(chosen)
+    exemplars = [(index, 1) for index in chosen]
     if len(others) and rng.random() < 0.3:
-        chosen.append(int(rng.choice(others)))
-        labels.append(0)
-    return _prompt(
-        scene, VISUAL, boxes=chosen, labels=labels, targets=targets, rng=rng, jitter_px=jitter_px
-    )
+        exemplars.append((int(rng.choice(others)), 0))
+    return _prompt(scene, VISUAL, exemplars, targets, rng, jitter_px)
 
 
 def mixed_prompt(scene: Scene, rng: np.random.Generator, *, jitter_px: float = 0.0) -> ScenePrompt:
@@ -90,9 +87,7 @@ def mixed_prompt(scene: Scene, rng: np.random.Generator, *, jitter_px: float = 0
     else:
         phrase = _phrase_of(scene, index, rng)
         targets, label = scene.matching(phrase), 1
-    return _prompt(
-        scene, phrase, boxes=[index], labels=[label], targets=targets, rng=rng, jitter_px=jitter_px
-    )
+    return _prompt(scene, phrase, [(index, label)], targets, rng, jitter_px)
 
 
 def _phrase_of(scene: Scene, index: int, rng: np.random.Generator) -> str:
@@ -119,24 +114,30 @@ def _absent_phrase(scene: Scene, rng: np.random.Generator) -> str:
     return str(rng.choice(scene.absent_phrases()))
 
 
+def _phrase_prompt(scene: Scene, text: str) -> ScenePrompt:
+    """A phrase without boxes."""
+    return ScenePrompt(
+        text=text,
+        boxes_xyxy=np.zeros((0, 4), np.float32),
+        box_labels=np.zeros(0, np.int64),
+        targets=scene.matching(text),
+    )
+
+
 def _prompt(
     scene: Scene,
     text: str,
-    *,
-    boxes: list[int] | None = None,
-    labels: list[int] | None = None,
-    targets: Indices | None = None,
-    rng: np.random.Generator | None = None,
-    jitter_px: float = 0.0,
+    exemplars: list[tuple[int, int]],
+    targets: Indices,
+    rng: np.random.Generator,
+    jitter_px: float,
 ) -> ScenePrompt:
-    """Put a prompt together; exemplar boxes are shaken when asked for."""
-    boxes_xyxy = scene.boxes_xyxy[boxes or []]
-    if rng is not None and jitter_px and len(boxes_xyxy):
-        shaken = boxes_xyxy + rng.uniform(-jitter_px, jitter_px, boxes_xyxy.shape)
-        boxes_xyxy = shaken.clip(0, scene.image.shape[0]).astype(np.float32)
+    """A prompt with boxes around (instance, label) exemplars, each side shaken by the jitter."""
+    boxes_xyxy = scene.boxes_xyxy[[index for index, _ in exemplars]]
+    shaken = boxes_xyxy + rng.uniform(-jitter_px, jitter_px, boxes_xyxy.shape)
     return ScenePrompt(
         text=text,
-        boxes_xyxy=boxes_xyxy,
-        box_labels=np.array(labels or [], np.int64),
-        targets=scene.matching(text) if targets is None else targets,
+        boxes_xyxy=shaken.clip(0, scene.image.shape[0]).astype(np.float32),
+        box_labels=np.array([label for _, label in exemplars], np.int64),
+        targets=targets,
     )

@@ -44,7 +44,7 @@ _RGB = np.array(
 )
 _JITTER = 0.07
 _NOISE = 0.03
-_RADIUS = (15.0, 50.0)
+_RADIUS = (17.0, 50.0)
 # A shape reaches at most this many radii from its centre: the corner of the square.
 _REACH = 1.07
 # Floors below which a shape could not be told apart by a person either.

@@ -41,9 +41,7 @@ def check_operators(model: ir.Model, name: str) -> None:
     foreign = sorted({node.domain for node in model.graph.all_nodes()} - {"", "ai.onnx"})
     if foreign:
         problems.append(f"operators of the domains {', '.join(foreign)} (no runtime has them)")
-    if any(
-        value.dtype in COMPLEX for node in model.graph.all_nodes() for value in node.outputs
-    ):
+    if any(value.dtype in COMPLEX for node in model.graph.all_nodes() for value in node.outputs):
         problems.append("complex tensors (no runtime has them)")
     if problems:
         raise ExportError(f"The ONNX graph of {name} holds {'; '.join(problems)}.")
