@@ -1,12 +1,18 @@
-"""What several test files share: one small manifest to bend."""
+"""What several test files share: one small manifest to bend, one real bundle to run."""
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
+import samforge
 from samforge.core.images import ImageSpec
 from samforge.core.manifest import SCHEMA_VERSION, Manifest, PartEntry, StepResult, TextSpec
 from samforge.core.session import PartSpec, TensorSpec
+from samforge.models import tiny
 
 
 @pytest.fixture
@@ -60,3 +66,29 @@ def bundle_files() -> dict[str, bytes]:
         "parts/vision/vision.onnx.data": bytes(range(256)),
         "tokenizer/tokenizer.json": b"{}",
     }
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> samforge.Bundle:
+    """The tiny model's bundle, built once (about a minute): read it, copy it, never change it."""
+    # TODO(lead): drop random_weights once the trained weights are in the repository for good.
+    untrained = not tiny.WEIGHTS_PATH.is_file()
+    out = tmp_path_factory.mktemp("bundles") / "tiny"
+    return samforge.build("tiny", random_weights=untrained, out=out)
+
+
+@pytest.fixture
+def bundle_copy(tiny_bundle: samforge.Bundle, tmp_path: Path) -> Path:
+    """A copy of the tiny bundle that a test may damage."""
+    return Path(shutil.copytree(tiny_bundle.root, tmp_path / "copy"))
+
+
+@pytest.fixture
+def snapshot() -> Callable[[Path], dict[str, bytes]]:
+    """Reads every file below a folder, to show that a failure changed none."""
+
+    def read(folder: Path) -> dict[str, bytes]:
+        files = (path for path in folder.rglob("*") if path.is_file())
+        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+    return read

@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from samforge.models.tiny import CONFIG_PATH, TOKENIZER_PATH
+from tiny_training.alignment import Alignment
 from tiny_training.data import phrase_table, training_loader
 from tiny_training.evaluation import evaluate
 from tiny_training.forward import TrainingForward
@@ -121,13 +122,22 @@ class Run:
         self.options = options
         self.started = time.monotonic()
         self.device = torch.device(options.device)
-        self.model = new_model().to(self.device)
+        self.model = new_model()
+        if options.init is not None:
+            weights = {name: weight.float() for name, weight in load_file(options.init).items()}
+            self.model.load_state_dict(weights)
+        self.model.to(self.device)
         self.average = copy.deepcopy(self.model).eval()
         ids, mask = phrase_tokens()
         self.forward = TrainingForward(self.model, ids, mask).to(self.device)
+        self.alignment = Alignment(self.model.config.detr_encoder_config.hidden_size)
+        self.alignment.to(self.device)
         self.average_forward = TrainingForward(self.average, ids, mask).to(self.device)
         self.optimizer = torch.optim.AdamW(
-            parameter_groups(self.model, options.weight_decay),
+            [
+                *parameter_groups(self.model, options.weight_decay),
+                {"params": list(self.alignment.parameters()), "weight_decay": 0.0},
+            ],
             lr=options.rate,
             betas=(0.9, 0.98),
             fused=self.device.type == "cuda",
@@ -155,6 +165,7 @@ class Run:
             )
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
+        self.alignment.load_state_dict(state["alignment"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.planned, self.spent = state["step"], state["planned"], state["spent"]
         self.log(event="resumed", planned=self.planned)
@@ -168,6 +179,7 @@ class Run:
         state = {
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
+            "alignment": self.alignment.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "planned": self.planned,
@@ -259,7 +271,8 @@ class Run:
         with half if self.options.autocast else contextlib.nullcontext():
             phrases = self.forward.encode_phrases()
             outputs = call(phrases, batch.images, batch.asked, batch.boxes, batch.labels)
-        losses = training_loss(outputs, batch)
+        alignment = self.alignment(outputs.coarse, phrases, self.forward.phrase_mask, batch)
+        losses = training_loss(outputs, batch, alignment)
         self.optimizer.zero_grad(set_to_none=True)
         losses["total"].backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_NORM)
@@ -290,6 +303,7 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     length.add_argument("--minutes", type=float, help="plan steps for this long, all told")
     length.add_argument("--check", action="store_true", help="compare with the stock model only")
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder of weights and log")
+    parser.add_argument("--init", type=Path, help="weights to start from (model.safetensors)")
     parser.add_argument("--state", type=Path, help="file to resume from and to save to")
     parser.add_argument("--segment-minutes", type=float, help="stop this run after so long")
     parser.add_argument("--batch", type=int, default=128, help="images a step")

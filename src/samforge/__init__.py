@@ -37,6 +37,9 @@ _HOMES = {
     "read_image": "samforge.media",
 }
 
+_EXTRAS = {"build": "build"}
+"""Names that need more than the base install, and the extra that brings it."""
+
 __all__ = [
     "Bundle",
     "Detections",
@@ -59,7 +62,14 @@ def __getattr__(name: str) -> object:
     """Load a public name from its module on first use."""
     if name not in _HOMES:
         raise AttributeError(f"module 'samforge' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    try:
+        return getattr(import_module(_HOMES[name]), name)
+    except ModuleNotFoundError as error:
+        if name not in _EXTRAS or (error.name or "").startswith("samforge"):
+            raise
+        from samforge.core.errors import MissingExtra
+
+        raise MissingExtra(str(error.name), _EXTRAS[name]) from error
 
 
 def __dir__() -> list[str]:

@@ -26,6 +26,7 @@ from samforge.models.tiny.prompts import (
 from samforge.models.tiny.scenes import (
     COLOURS,
     MOST_INSTANCES,
+    SHAPES,
     SIZE,
     Scene,
     draw_scene,
@@ -35,9 +36,9 @@ from samforge.models.tiny.scenes import (
 SHARED_MEMORY = Path("/dev/shm")
 UNKNOWN = "unknown"
 """Any word outside the vocabulary: taught to match nothing."""
-TEXT_PROMPTS = 2
+TEXT_PROMPTS = 3
 """Prompts of text alone on each image; they come first."""
-BOX_PROMPTS = 2
+BOX_PROMPTS = 1
 """Prompts with exemplar boxes on each image."""
 
 
@@ -55,6 +56,8 @@ class Batch:
     """(B, H, W, 3) uint8."""
     instances: Tensor
     """(B, H, W) uint8, 0 for the ground."""
+    kinds: Tensor
+    """(B, T) int64, shape and colour of each instance as one number, -1 for none."""
     asked: Tensor
     """(B, P) int64, index into the phrase table."""
     boxes: Tensor
@@ -108,10 +111,14 @@ def _example(seed: int, split: str) -> dict[str, npt.NDArray[np.generic]]:
             group = row - TEXT_PROMPTS
             boxes[group, :own] = np.concatenate([(low + high) / 2, high - low], 1)
             labels[group, :own] = prompt.box_labels
+    kinds = np.full(MOST_INSTANCES, -1, np.int64)
+    for index, (shape, colour) in enumerate(zip(scene.shapes, scene.colours, strict=True)):
+        kinds[index] = SHAPES.index(shape) * len(COLOURS) + COLOURS.index(colour)
     table = phrase_table()
     return {
         "images": scene.image,
         "instances": scene.instances,
+        "kinds": kinds,
         "asked": np.array([table.index(prompt.text) for prompt in prompts]),
         "boxes": boxes,
         "labels": labels,
@@ -121,16 +128,15 @@ def _example(seed: int, split: str) -> dict[str, npt.NDArray[np.generic]]:
 
 
 def scene_prompts(scene: Scene, seed: int, *, split: str) -> tuple[ScenePrompt, ...]:
-    """Two phrases, then boxes alone, then boxes alone or with a phrase."""
+    """Three phrases, then boxes alone or with a phrase."""
     rng = prompt_rng(seed, split=split)
     training = split == "train"
     jitter = 3.0 if training else 0.0
     texts = [text_prompt(scene, rng) for _ in range(TEXT_PROMPTS)]
     if training and rng.random() < 0.05:
         texts[-1] = _unknown_prompt(rng)
-    alone = box_prompt(scene, rng, jitter_px=jitter)
-    other = box_prompt if rng.random() < 0.4 else mixed_prompt
-    return (*texts, alone, other(scene, rng, jitter_px=jitter))
+    with_boxes = box_prompt if rng.random() < 0.6 else mixed_prompt
+    return (*texts, with_boxes(scene, rng, jitter_px=jitter))
 
 
 def _unknown_prompt(rng: np.random.Generator) -> ScenePrompt:

@@ -32,6 +32,8 @@ class Outputs(NamedTuple):
     """(N, Q, h, w) logits of the last layer."""
     semantic: Tensor
     """(N, h, w) logits."""
+    coarse: Tensor
+    """(B, s * s, C), the feature map the detector looks at."""
 
 
 class TrainingForward(nn.Module):
@@ -68,7 +70,8 @@ class TrainingForward(nn.Module):
         hidden = self.model.text_encoder(
             input_ids=self.phrase_ids, attention_mask=self.phrase_mask.long()
         ).last_hidden_state
-        features: Tensor = self.model.text_projection(hidden)
+        # Hundreds of prompts gather from few phrases: in bfloat16 their gradients would not add up.
+        features: Tensor = self.model.text_projection(hidden).float()
         return features
 
     def forward(
@@ -111,7 +114,12 @@ class TrainingForward(nn.Module):
             queries[-1], [_repeat(f, prompts) for f in features], hidden, prompt, attended
         )
         return Outputs(
-            logits.float(), boxes_xyxy.float(), presence.float(), masks.float(), semantic.float()
+            logits.float(),
+            boxes_xyxy.float(),
+            presence.float(),
+            masks.float(),
+            semantic.float(),
+            flat,
         )
 
     def _vision(self, images: Tensor) -> list[Tensor]:

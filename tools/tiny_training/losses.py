@@ -22,6 +22,7 @@ WEIGHTS = {
     "mask_bce": 8.0,
     "mask_dice": 5.0,
     "semantic": 2.0,
+    "alignment": 20.0,
 }
 """Weight of each loss; those of boxes and classes count once for every decoder layer."""
 
@@ -96,14 +97,19 @@ def upsampled(masks: Tensor, pixels: int) -> Tensor:
     return weights @ masks @ weights.T
 
 
-def _averaged(masks: Tensor, cells: int) -> Tensor:
+def averaged(masks: Tensor, cells: int) -> Tensor:
     """(M, H, W) to (M, cells, cells) by area."""
     weights = _average(masks.shape[-1], cells, masks.device)
     return weights @ masks @ weights.T
 
 
-def training_loss(outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
+def training_loss(outputs: Outputs, batch: Batch, alignment: Tensor) -> dict[str, Tensor]:
     """Every loss by name, weighted, and their sum as ``total``.
+
+    Args:
+        outputs: Of the detector.
+        batch: What was asked, and the truth.
+        alignment: Loss of :class:`tiny_training.alignment.Alignment`.
 
     Waits for the device once, to match on the processor.
     """
@@ -116,6 +122,7 @@ def training_loss(outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
     share = 1.0 / max(int(host_counts.sum()), 1)
     losses = _set_losses(outputs, numbers > 0, wanted, matched, share)
     losses |= _mask_losses(outputs, batch, matched[-1], host_counts)
+    losses["alignment"] = alignment
     losses = {name: WEIGHTS[name] * loss for name, loss in losses.items()}
     return {"total": torch.stack(list(losses.values())).sum(), **losses}
 
@@ -160,7 +167,7 @@ def _mask_losses(
     rows, slots = (torch.from_numpy(a).to(device) for a in (host_rows, host_slots))
     numbers = batch.target_numbers.flatten(0, 1)[rows, slots]
     truth = (batch.instances[rows // prompts] == numbers[:, None, None]).float()  # [M, H, W]
-    covered = _averaged(truth, cells)  # [M, h, w]
+    covered = averaged(truth, cells)  # [M, h, w]
     logits = outputs.masks[rows, matched[rows, slots]]
     probability = upsampled(logits.sigmoid(), pixels)
     overlap, total = (probability * truth).sum((1, 2)), probability.sum((1, 2)) + truth.sum((1, 2))

@@ -44,6 +44,26 @@ def require_space(path: Path, needed_bytes: int) -> None:
         )
 
 
+def writable_folder(path: Path) -> Path:
+    """Make a folder and prove that files can be written to it, before hours of work go there.
+
+    Returns:
+        The folder, absolute.
+
+    Raises:
+        OutputError: It cannot be made, is something else, or cannot be written.
+    """
+    path = path.absolute()
+    probe = path / f".{secrets.token_hex(4)}.part"
+    with output_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+        try:
+            probe.write_bytes(b"samforge")
+        finally:
+            probe.unlink(missing_ok=True)
+    return path
+
+
 @contextmanager
 def output_errors(path: Path, needed_bytes: int | None = None) -> Iterator[None]:
     """Turn an OSError of the body into an OutputError that names the path and what is needed.

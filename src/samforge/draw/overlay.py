@@ -111,7 +111,9 @@ def draw_exemplars(
         left, top, right, bottom = anchor
         stroke = 1 + stroke_for(picture.size)
         pen.rectangle((left, top, right - 1, bottom - 1), outline=color, width=stroke)
-        tags.append(Tag(text="+" if label else "-", color=color, anchor=anchor))
+        # At the right corner: the left one is where detections have their tags.
+        corner = (right - 1, top, right, bottom)
+        tags.append(Tag(text="+" if label else "-", color=color, anchor=corner))
     draw_tags(picture, tags)
     return np.asarray(picture)
 

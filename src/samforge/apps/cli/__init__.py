@@ -9,9 +9,14 @@ from typing import Annotated
 import typer
 
 import samforge
+from samforge.apps.cli.build import build
+from samforge.apps.cli.compare import compare
+from samforge.apps.cli.demo import demo
 from samforge.apps.cli.doctor import doctor
+from samforge.apps.cli.inspect import inspect
 from samforge.apps.cli.noise import quiet_third_parties
 from samforge.apps.cli.output import INTERRUPTED, report_error, report_interrupt, shown_warnings
+from samforge.apps.cli.predict import predict
 
 app = typer.Typer(
     name="samforge",
@@ -19,7 +24,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command()(doctor)
+for command in (demo, build, predict, inspect, compare, doctor):
+    app.command()(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

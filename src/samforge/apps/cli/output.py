@@ -10,10 +10,13 @@ import json
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, TextIO, TypeAlias
 
 import typer
+from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -28,6 +31,8 @@ INTERRUPTED = 130
 
 USAGE = 2
 """Exit status of a wrong option or argument, the same as of an ``InputError``."""
+
+_ENDLESS = 10_000
 
 JsonOption: TypeAlias = Annotated[
     bool, typer.Option("--json", help="Print one JSON object for machines instead of tables.")
@@ -59,20 +64,28 @@ def print_table(
 
     Args:
         title: Line above it.
-        columns: Headings.
+        columns: Headings, of several lines where a short column has a long name.
         rows: Cells in the order of the headings; None is shown as a dash.
         numbers: Headings of the columns that are aligned to the right.
     """
-    table = Table(title=Text(title), title_justify="left", header_style="bold")
+    table = Table(header_style="bold")
     for column in columns:
         table.add_column(
             Text(column),
             justify="right" if column in numbers else "left",
             overflow="fold",
+            no_wrap=column in numbers,
         )
     for row in rows:
         table.add_row(*(Text("–" if cell is None else str(cell)) for cell in row))
-    stdout().print(table)
+    console = stdout()
+    roomy = console.options.update_width(_ENDLESS)
+    if Measurement.get(console, roomy, table).maximum > console.width:
+        # Too wide for the terminal: the frame goes before words are broken.
+        table.box, table.pad_edge, table.collapse_padding = box.SIMPLE_HEAD, False, True
+    # As the table's own title it would be broken to the width of a narrow table.
+    console.print(Text(title, style="bold"), soft_wrap=True)
+    console.print(table)
 
 
 def print_line(text: str, *, style: str = "") -> None:
@@ -83,6 +96,17 @@ def print_line(text: str, *, style: str = "") -> None:
 def print_note(text: str, *, style: str = "yellow") -> None:
     """Print one line to standard error: seen by people, out of the way of results."""
     stderr().print(Text(text, style=style), soft_wrap=True)
+
+
+def mebibytes(count: int) -> str:
+    """Bytes as a number for a column headed MiB; small files keep what tells them from nothing."""
+    mib = count / (1 << 20)
+    return f"{mib:.1f}" if mib >= 1 else f"{mib:.3f}"
+
+
+def shown_path(path: Path) -> str:
+    """A path for people: relative where it lies below the current folder."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def stdout() -> Console:
@@ -105,7 +129,7 @@ def report_error(
     """
     if isinstance(error, typer.TyperException):
         kind, message, status = "UsageError", error.format_message(), USAGE
-        message = f"{message} See: samforge --help."
+        message = f"{message.rstrip('.')}. See: samforge --help."
     else:
         kind, message, status = type(error).__name__, str(error), error.exit_code
     if as_json:
@@ -131,6 +155,9 @@ def shown_warnings() -> Iterator[None]:
     """Show samforge's warnings as yellow lines, each time; others as Python does."""
     with warnings.catch_warnings():
         warnings.simplefilter("always", samforge.SamforgeWarning)
+        # torch.export.save pickles a tree spec through torch's own deprecated class (torch 2.13):
+        # once a step, and nothing that a user can change.
+        warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
         usual = warnings.showwarning
 
         def show(

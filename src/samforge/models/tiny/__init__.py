@@ -7,7 +7,23 @@ is the default of every command, so that the whole path from checkpoint to proof
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
+
+from samforge.models.tiny.held_out import labelled_scenes
+from samforge.models.tiny.scenes import Scene, draw_scene, vocabulary
+
+__all__ = [
+    "CONFIG_PATH",
+    "LICENSE_NOTICE",
+    "TOKENIZER_PATH",
+    "WEIGHTS_PATH",
+    "Scene",
+    "draw_scene",
+    "labelled_scenes",
+    "vocabulary",
+    "weights_digest",
+]
 
 _FOLDER = Path(__file__).resolve().parent
 
@@ -22,3 +38,13 @@ LICENSE_NOTICE = (
     "samforge itself. They are licensed like samforge: Apache-2.0.\n"
 )
 """Licence of the weights; no SAM Materials are in them."""
+
+
+def weights_digest() -> str | None:
+    """Identify the trained weights as manifests do, without torch; None when they are not there."""
+    if not WEIGHTS_PATH.is_file():
+        return None
+    with WEIGHTS_PATH.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").digest()
+    # A checkpoint is a set of files, and its hash is one of hashes: models/sources.py.
+    return f"sha256:{hashlib.sha256(digest).hexdigest()}"

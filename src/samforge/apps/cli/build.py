@@ -1,0 +1,160 @@
+"""``samforge build``: from a checkpoint to a bundle, with a proof of each step."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+import samforge
+from samforge.apps.cli.output import JsonOption, print_json, print_line
+from samforge.apps.cli.progress import BuildProgress
+from samforge.apps.cli.steps import print_steps
+from samforge.core.files import size_text
+
+if TYPE_CHECKING:
+    from samforge.core.bundle import Bundle
+    from samforge.core.recipe import Recipe
+
+RECIPE_SUFFIX = ".toml"
+
+
+def build(  # noqa: PLR0913  every argument is an option that a user types
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL_OR_RECIPE",
+            help="tiny, a checkpoint folder, Meta's sam3.pt, a Hugging Face id, or a recipe.toml.",
+        ),
+    ],
+    *,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder of the bundle.", show_default="build/<model name>"),
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option("--target", help="Runtime: onnxruntime, torch.")
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option("--precision", help="Number format: fp32.")
+    ] = None,
+    image_size: Annotated[
+        int | None,
+        typer.Option(
+            "--image-size", help="Side of the square image in pixels.", show_default="the model's"
+        ),
+    ] = None,
+    part: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--part", help="A part to build; repeat it.", show_default="what text and boxes need"
+        ),
+    ] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option("--tokenizer", help="A tokenizer.json in place of the checkpoint's."),
+    ] = None,
+    until: Annotated[
+        str | None,
+        typer.Option("--until", help="Stop after this step: export, onnx."),
+    ] = None,
+    random_weights: Annotated[
+        bool | None,
+        typer.Option(
+            "--random-weights/--trained-weights",
+            help="Draw the weights: tells size and speed, never meaning.",
+            show_default="trained",
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option("--seed", help="Of random weights and example inputs.", show_default="0"),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Take a model from its checkpoint to a bundle, and prove each step.
+
+    Options override the fields of a recipe file. A build that was stopped resumes.
+    """
+    given = {
+        "target": target,
+        "precision": precision,
+        "image_size": image_size,
+        "parts": tuple(part) if part else None,
+        "tokenizer": tokenizer,
+        "random_weights": random_weights,
+        "seed": seed,
+    }
+    recipe = recipe_from_options(model, {k: v for k, v in given.items() if v is not None})
+    bundle = build_with_progress(recipe, out or default_out(recipe), until=until, as_json=as_json)
+    if as_json:
+        print_json("build", build_report(bundle))
+        return
+    print_steps(bundle.manifest.steps)
+    print_built(bundle)
+
+
+def recipe_from_options(model: str, given: dict[str, Any]) -> Recipe:
+    """Read the recipe, or start one for the model, and set what was given.
+
+    Raises:
+        SettingError: The file or a value is not usable.
+    """
+    if model.endswith(RECIPE_SUFFIX):
+        return replace(samforge.Recipe.from_toml(model), **given)
+    return replace(samforge.Recipe(model=model), **given)
+
+
+def default_out(recipe: Recipe) -> Path:
+    """``build/<model name>``, the name being the last part of a path or a Hugging Face id."""
+    path = Path(recipe.model)
+    return Path("build", path.resolve().stem if path.is_file() else path.resolve().name)
+
+
+def build_with_progress(
+    recipe: Recipe, out: Path, *, until: str | None = None, as_json: bool
+) -> Bundle:
+    """Build a recipe and show how far it is."""
+    with BuildProgress(as_json=as_json) as progress:
+        return samforge.build(recipe, out=out, until=until, progress=progress)
+
+
+def build_report(bundle: Bundle) -> dict[str, object]:
+    """What a build made, for machines."""
+    manifest = bundle.manifest
+    return {
+        "bundle": bundle.root,
+        "bytes": bundle_bytes(bundle),
+        "model": manifest.model,
+        "target": manifest.target,
+        "recipe": manifest.recipe,
+        "gates": manifest.gates,
+        "steps": manifest.steps,
+    }
+
+
+def bundle_bytes(bundle: Bundle) -> int:
+    """Size of all the files of a bundle."""
+    return sum(entry.bytes for entry in bundle.manifest.files.values())
+
+
+def print_built(bundle: Bundle) -> None:
+    """Say where the bundle is and what to type next."""
+    print_line(f"Bundle: {bundle.root} ({size_text(bundle_bytes(bundle))})", style="green")
+    print_line(next_command(bundle))
+
+
+def next_command(bundle: Bundle) -> str:
+    """The command that uses what was built."""
+    manifest = bundle.manifest
+    if manifest.recipe.get("random_weights"):
+        return (
+            "Its weights are random numbers: right for size and speed, and it finds nothing. "
+            f"Next: samforge inspect {bundle.root}"
+        )
+    if not {"vision", "text", "detector"} <= set(manifest.parts):
+        return f"Next: samforge inspect {bundle.root}"
+    phrase = "red circle" if manifest.model == "tiny" else "person"
+    return f"Next: samforge predict {bundle.root} IMAGE --text '{phrase}' --out out"

@@ -1,0 +1,149 @@
+"""``samforge inspect``: what is inside a bundle, an ONNX file or an exported program."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from samforge.apps.cli.output import JsonOption, print_json, print_line, print_note, print_table
+from samforge.apps.cli.steps import print_steps
+from samforge.core.files import size_text
+
+if TYPE_CHECKING:
+    from samforge.apps.cli.inspection import BundleReport
+    from samforge.transform import ExternalFile, GraphSummary
+
+MOST_OPERATORS = 25
+"""Rows of the operator table for people; ``--json`` has them all."""
+
+
+def inspect(
+    path: Annotated[
+        Path, typer.Argument(metavar="BUNDLE_OR_FILE", help="A bundle's folder, an .onnx or .pt2.")
+    ],
+    as_json: JsonOption = False,
+) -> None:
+    """Show what is inside a bundle or a graph file, and whether a bundle is intact."""
+    if path.is_dir():
+        from samforge.apps.cli.inspection import report_from_bundle
+
+        report = report_from_bundle(path)
+        if as_json:
+            print_json("inspect", report.payload(), ok=report.problem is None)
+        else:
+            _print_bundle(report)
+        if report.problem is not None:
+            raise typer.Exit(report.problem.exit_code)
+        return
+    from samforge.transform import summary_from_file
+
+    summary = summary_from_file(path)
+    if as_json:
+        print_json("inspect", {"file": path, "bytes": path.stat().st_size, "graph": summary})
+    else:
+        _print_graph(path, summary)
+
+
+def _print_bundle(report: BundleReport) -> None:
+    manifest = report.manifest
+    recipe = manifest.recipe
+    size = sum(entry.bytes for entry in manifest.files.values())
+    text = manifest.text
+    rows = [
+        ("folder", report.root),
+        ("model", f"{manifest.model} ({manifest.family})"),
+        ("weights", _weights_in_words(report)),
+        ("licence of the weights", report.license_line),
+        ("target", manifest.target),
+        ("precision", recipe.get("precision")),
+        ("image size", f"{manifest.image.size} x {manifest.image.size}"),
+        ("text", None if text is None else f"{text.context} tokens, {text.tokenizer}"),
+        ("built", f"{manifest.created} by samforge {manifest.samforge}"),
+        ("with", ", ".join(f"{k} {v}" for k, v in manifest.versions.items() if k != "samforge")),
+        ("gates held", ", ".join(f"{k} {v:g}" for k, v in manifest.gates.items())),
+        ("files", f"{len(manifest.files)}, {size_text(size)}"),
+        ("intact", "yes, every hash is right" if report.problem is None else "NO"),
+    ]
+    print_table("Bundle", ("what", "value"), rows)
+    files = manifest.files
+    print_table(
+        "Parts",
+        ("part", "file", "size"),
+        [
+            (
+                name,
+                entry.artifact,
+                size_text(sum(files[f].bytes for f in (entry.artifact, *entry.side_files))),
+            )
+            for name, entry in manifest.parts.items()
+        ],
+        numbers=("size",),
+    )
+    tensors = [
+        (name, kind, one.name, one.dtype, ", ".join(str(axis) for axis in one.shape))
+        for name, entry in manifest.parts.items()
+        for kind, ones in (("in", entry.spec.inputs), ("out", entry.spec.outputs))
+        for one in ones
+    ]
+    print_table("Inputs and outputs", ("part", "", "name", "type", "shape"), tensors)
+    print_steps(manifest.steps)
+    if report.problem is not None:
+        print_note(f"{type(report.problem).__name__}: {report.problem}", style="red")
+
+
+def _weights_in_words(report: BundleReport) -> str:
+    if report.manifest.recipe.get("random_weights"):
+        return "random numbers: it finds nothing"
+    digest = report.manifest.parents.get("weights", "unknown")
+    return digest[:23] + "…" if len(digest) > 23 else digest
+
+
+def _print_graph(path: Path, summary: GraphSummary) -> None:
+    rows = [("file", path), ("kind", summary.kind), *summary.versions.items()]
+    rows.append(("size", size_text(path.stat().st_size)))
+    print_table("Graph", ("what", "value"), rows)
+    tensors = [("in", one) for one in summary.inputs] + [("out", o) for o in summary.outputs]
+    print_table(
+        "Inputs and outputs",
+        ("", "name", "type", "shape"),
+        [
+            (kind, one.name, one.dtype, ", ".join(str(axis) for axis in one.shape))
+            for kind, one in tensors
+        ],
+    )
+    print_table(
+        "Weights",
+        ("type", "tensors", "size"),
+        [(one.dtype, one.tensors, size_text(one.bytes)) for one in summary.weights],
+        numbers=("tensors", "size"),
+    )
+    if summary.external:
+        print_table(
+            "External data", ("file", "size"), [(one.name, _state(one)) for one in summary.external]
+        )
+    _print_operators(summary)
+
+
+def _print_operators(summary: GraphSummary) -> None:
+    counted = list(summary.operators.items())
+    print_table(
+        f"Operators: {len(counted)} kinds, {sum(summary.operators.values())} in all",
+        ("operator", "count"),
+        counted[:MOST_OPERATORS],
+        numbers=("count",),
+    )
+    rest = len(counted) - MOST_OPERATORS
+    if rest > 0:
+        print_line(f"… and {rest} rarer kinds; --json lists them.")
+    for hazard in summary.hazards:
+        print_line(f"Hazard: {hazard}", style="yellow")
+    if summary.kind == "ONNX" and not summary.hazards:
+        print_line("No operator that TensorRT and others stumble over.", style="green")
+
+
+def _state(file: ExternalFile) -> str:
+    if not file.inside:
+        return "outside the graph's folder: runtimes refuse it"
+    return "missing" if file.bytes is None else size_text(file.bytes)

@@ -1,0 +1,73 @@
+"""Looks into a bundle, a damaged one too: the work behind ``samforge inspect``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from samforge import open_bundle
+from samforge.core.errors import DamagedBundle
+from samforge.core.manifest import MANIFEST_NAME, Manifest, manifest_from_text
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BundleReport:
+    """What a bundle says about itself, and whether it is true."""
+
+    root: Path
+    """The folder, absolute."""
+    manifest: Manifest
+    """Read and checked, but for the files it names."""
+    license_line: str
+    """First line of the weights' licence."""
+    problem: DamagedBundle | None
+    """What is wrong with the files; None when every one is as it was built."""
+
+    def payload(self) -> dict[str, object]:
+        """The report for machines."""
+        payload: dict[str, object] = {
+            "bundle": self.root,
+            "intact": self.problem is None,
+            "license": self.license_line,
+            "manifest": self.manifest,
+        }
+        if self.problem is not None:
+            payload["error"] = {
+                "kind": type(self.problem).__name__,
+                "message": str(self.problem),
+                "exit_code": self.problem.exit_code,
+            }
+        return payload
+
+
+def report_from_bundle(path: Path) -> BundleReport:
+    """Read a bundle and hash its files.
+
+    Raises:
+        ForeignBundle: It is no bundle.
+        DamagedBundle: Its manifest cannot be used; damage of other files is in the report.
+    """
+    root = path.resolve()
+    try:
+        bundle = open_bundle(root)
+    except DamagedBundle as error:
+        text = _text_of(root / MANIFEST_NAME)
+        if text is None:
+            raise
+        # Raises again where the manifest is what is damaged.
+        manifest = manifest_from_text(text, place=str(root))
+        return BundleReport(root=root, manifest=manifest, license_line="not read", problem=error)
+    manifest = bundle.manifest
+    name = manifest.weights_license
+    license_line = name
+    if name in manifest.files:
+        lines = (_text_of(bundle.path(name)) or "").splitlines()
+        license_line = f"{lines[0]} ({name})" if lines else name
+    return BundleReport(root=root, manifest=manifest, license_line=license_line, problem=None)
+
+
+def _text_of(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None

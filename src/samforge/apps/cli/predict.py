@@ -1,0 +1,190 @@
+"""``samforge predict``: finds what phrases or boxes name, as pictures and COCO files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+import samforge
+from samforge.apps.cli.inputs import images_from_paths
+from samforge.apps.cli.output import JsonOption, print_json, print_line, print_note, print_table
+from samforge.apps.cli.progress import progress_bar
+from samforge.apps.cli.stages import print_stages
+from samforge.core.files import writable_folder
+
+if TYPE_CHECKING:
+    from samforge.apps.cli.prediction import Failure, ImageResult, Predictions, Prompts
+
+HOPELESS = 0.05
+"""Below this best score a lower threshold would only admit noise."""
+
+
+def predict(  # noqa: PLR0913  every argument is an option that a user types
+    bundle: Annotated[
+        Path, typer.Argument(metavar="BUNDLE", help="Folder that samforge build made.")
+    ],
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGE...", help="Image files, or folders of them.")
+    ],
+    *,
+    out: Annotated[Path, typer.Option("--out", help="Folder for overlays and COCO files.")],
+    text: Annotated[
+        list[str] | None, typer.Option("--text", help="What to find: 'red circle'; repeat it.")
+    ] = None,
+    box: Annotated[
+        list[str] | None,
+        typer.Option("--box", help="Find what is like this: left,top,right,bottom; repeat it."),
+    ] = None,
+    negative_box: Annotated[
+        list[str] | None,
+        typer.Option("--negative-box", help="Leave out what is like this; repeat it."),
+    ] = None,
+    threshold: Annotated[
+        float, typer.Option("--threshold", help="Detections score above it, 0 to 1.")
+    ] = 0.5,
+    mask_threshold: Annotated[
+        float, typer.Option("--mask-threshold", help="Pixels of a mask are above it, 0 to 1.")
+    ] = 0.5,
+    threads: Annotated[
+        int | None,
+        typer.Option("--threads", min=1, help="Processor threads.", show_default="all cores"),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find what phrases or boxes name in images; write overlays and COCO files.
+
+    An image that cannot be used is named at the end; the others are done all the same.
+    """
+    from samforge.apps.cli.prediction import Prompts, box_from_text
+    from samforge.runtime import Thresholds
+
+    positive, negative = box or [], negative_box or []
+    prompts = Prompts(
+        text=tuple(text or ()),
+        boxes_xyxy=tuple(box_from_text(one) for one in (*positive, *negative)),
+        box_labels=(1,) * len(positive) + (0,) * len(negative),
+        thresholds=Thresholds(score=threshold, mask=mask_threshold),
+    )
+    out = writable_folder(out)
+    opened = samforge.open_bundle(bundle)
+    found = _run(opened, images, prompts, out, threads=threads, as_json=as_json)
+    if as_json:
+        _print_json(opened, out, found)
+    else:
+        _print(opened, out, found, prompts)
+    if found.failures:
+        raise typer.Exit(found.failures[0].exit_code)
+
+
+def _run(
+    bundle: samforge.Bundle,
+    paths: list[Path],
+    prompts: Prompts,
+    out: Path,
+    *,
+    threads: int | None,
+    as_json: bool,
+) -> Predictions:
+    from dataclasses import replace
+
+    from samforge.apps.cli.prediction import failure_from, predict_files
+
+    if bundle.manifest.recipe.get("random_weights"):
+        print_note(f"{bundle.root} has random weights: what it finds means nothing.")
+    segmenter = samforge.load(bundle, threads=threads)
+    files, unusable = images_from_paths(paths, out)
+    with progress_bar("images", len(files), as_json=as_json or len(files) < 2) as done:
+        found = predict_files(segmenter, files, prompts, out, done=done)
+    earlier = tuple(failure_from(path, error) for path, error in unusable)
+    return replace(found, failures=earlier + found.failures)
+
+
+def _print_json(bundle: samforge.Bundle, out: Path, found: Predictions) -> None:
+    payload: dict[str, Any] = {
+        "bundle": bundle.root,
+        "out": out,
+        "images": [
+            {"image": one.image, **one.found, "overlay": one.overlay, "coco": one.coco}
+            for one in found.images
+        ],
+        "failures": found.failures,
+        "stages": found.stages,
+        "total_ms": found.total_ms,
+    }
+    if found.failures:
+        first = found.failures[0]
+        payload["error"] = {
+            "kind": first.kind,
+            "message": first.message,
+            "exit_code": first.exit_code,
+        }
+    print_json("predict", payload, ok=not found.failures)
+
+
+def _print(bundle: samforge.Bundle, out: Path, found: Predictions, prompts: Prompts) -> None:
+    for one in found.images:
+        _print_image(one, prompts)
+    if any(_misses(one) for one in found.images) and (words := _known_words(bundle)):
+        print_line(f"The model knows these words: {', '.join(words)}.", style="yellow")
+    if found.images:
+        print_stages(found.stages, images=len(found.images))
+        print_line(f"Written to {out}:", style="green")
+        for one in found.images:
+            print_line(f"  {one.overlay.name}, {one.coco.name}")
+    for failure in found.failures:
+        print_note(f"{failure.kind}: {_naming(failure)}", style="red")
+    if found.failures and found.images:
+        print_note(f"{len(found.failures)} failed, {len(found.images)} done.", style="red")
+
+
+def _print_image(one: ImageResult, prompts: Prompts) -> None:
+    rows = [
+        (
+            detection["label"],
+            f"{detection['score']:.3f}",
+            ", ".join(f"{edge:.0f}" for edge in detection["box_xyxy"]),
+            detection["area"],
+        )
+        for detection in one.found["detections"]
+    ]
+    height, width = one.found["size_hw"]
+    if rows:
+        print_table(
+            f"{one.image} ({width} x {height})",
+            ("label", "score", "box (left, top, right, bottom)", "pixels"),
+            rows,
+            numbers=("score", "pixels"),
+        )
+    else:
+        print_line(f"{one.image} ({width} x {height}): nothing found.")
+    for phrase, score in _misses(one).items():
+        print_line(_hint(phrase, score, prompts.thresholds.score), style="yellow")
+
+
+def _misses(one: ImageResult) -> dict[str, float]:
+    """Phrases that found nothing, with the best score each saw."""
+    labels = {detection["label"] for detection in one.found["detections"]}
+    scores = one.found["best_scores"].items()
+    return {phrase: score for phrase, score in scores if phrase not in labels}
+
+
+def _hint(phrase: str, score: float, threshold: float) -> str:
+    """What to try when a phrase finds nothing."""
+    text = f"  '{phrase}': nothing above {threshold:g}; the best score is {score:.3f}."
+    if score > HOPELESS:
+        return f"{text} To see it: --threshold {max(HOPELESS, int(score * 90) / 100):g}"
+    return f"{text} The model sees nothing like it here."
+
+
+def _known_words(bundle: samforge.Bundle) -> tuple[str, ...]:
+    from samforge.apps.cli.words import known_words
+
+    return known_words(bundle)
+
+
+def _naming(failure: Failure) -> str:
+    """The message, with the image's name where it does not say it."""
+    name = str(failure.image)
+    return failure.message if name in failure.message else f"{name}: {failure.message}"

@@ -1,0 +1,57 @@
+"""The steps of a build as a table: what each took and how faithful its result is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from samforge.apps.cli.output import mebibytes, print_line, print_table
+
+if TYPE_CHECKING:
+    from samforge.core.manifest import StepResult
+
+_COLUMNS = (
+    "step",
+    "part",
+    "time\ns",
+    "size\nMiB",
+    "largest\ndiff.",
+    "SQNR\ndB",
+    "cosine",
+    "peak\nGiB",
+    "resumed",
+)
+
+
+def print_steps(steps: Sequence[StepResult], *, title: str = "Steps") -> None:
+    """Print one row a step, each figure the worst over its tensors and sizes.
+
+    The largest difference is what the gates limit: relative where values exceed 1.
+    """
+    rows = [
+        (
+            step.name,
+            step.part,
+            f"{step.seconds:.1f}",
+            mebibytes(step.bytes),
+            _worst(step, "gated", max, "{:.1e}"),
+            _worst(step, "sqnr_db", min, "{:.1f}"),
+            _worst(step, "cosine", min, "{:.6f}"),
+            None if step.peak_gib is None else f"{step.peak_gib:.1f}",
+            "yes" if step.resumed else "no",
+        )
+        for step in steps
+    ]
+    print_table(title, _COLUMNS, rows, numbers=_COLUMNS[2:8])
+    print_line("Differences are relative where values exceed 1, as the gates take them.")
+
+
+def _worst(
+    step: StepResult, figure: str, choose: Callable[[list[float]], float], form: str
+) -> str | None:
+    # A manifest keeps infinity as a string.
+    values = [float(row[figure]) for row in step.fidelity if figure in row]
+    if not values:
+        return None
+    value = choose(values)
+    return "0" if value == 0 else form.format(value)

@@ -1,0 +1,36 @@
+"""Images with questions whose answers are known: what accuracy is measured on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from samforge.core.images import RgbImage
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Question:
+    """One prompt and the masks that answer it."""
+
+    text: str | None
+    """A phrase, or None when boxes alone ask."""
+    boxes_xyxy: npt.NDArray[np.float32] | None = None
+    """(K, 4), pixels, exemplar boxes; None for a phrase alone."""
+    box_labels: npt.NDArray[np.int64] | None = None
+    """(K,), 1 for *like this* and 0 for *not like this*."""
+    masks: npt.NDArray[np.bool_]
+    """(M, H, W), what is asked for; M is 0 when the concept is absent."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class LabelledImage:
+    """One image and its questions."""
+
+    name: str
+    """Says which one it is: ``scene 17``."""
+    image_rgb: RgbImage
+    """(H, W, 3)."""
+    questions: tuple[Question, ...]
+    """In the order they are asked."""
