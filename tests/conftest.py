@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +16,6 @@ import samforge
 from samforge.core.images import ImageSpec
 from samforge.core.manifest import SCHEMA_VERSION, Manifest, PartEntry, StepResult, TextSpec
 from samforge.core.session import PartSpec, TensorSpec
-from samforge.models import tiny
 
 
 @pytest.fixture
@@ -69,12 +72,44 @@ def bundle_files() -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> samforge.Bundle:
+def one_thread() -> None:
+    """At these sizes two threads of torch are no faster than one, and far slower on a busy host."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the bundles of the tiny model are built."""
+    return tmp_path_factory.mktemp("bundles")
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_folder: Path) -> samforge.Bundle:
     """The tiny model's bundle, built once (about a minute): read it, copy it, never change it."""
-    # TODO(lead): drop random_weights once the trained weights are in the repository for good.
-    untrained = not tiny.WEIGHTS_PATH.is_file()
-    out = tmp_path_factory.mktemp("bundles") / "tiny"
-    return samforge.build("tiny", random_weights=untrained, out=out)
+    return samforge.build("tiny", out=tiny_folder / "tiny", progress=_KeepSteps(tiny_folder))
+
+
+class _KeepSteps:
+    """Copies the working folder of ``tiny`` after its last step: ``torch`` can resume from it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.last = False
+
+    def started(self, step: str, part: str, index: int, total: int) -> None:
+        self.last = index == total - 1
+
+    def finished(self, result: StepResult) -> None:
+        if self.last:
+            shutil.copytree(self.folder / ".tiny.building", self.folder / ".torch.building")
+
+
+@pytest.fixture(scope="session")
+def tiny_torch_bundle(tiny_folder: Path, tiny_bundle: samforge.Bundle) -> samforge.Bundle:
+    """The same, stopped after the export: its steps are taken over from the other build."""
+    return samforge.build("tiny", until="export", out=tiny_folder / "torch")
 
 
 @pytest.fixture
@@ -92,3 +127,212 @@ def snapshot() -> Callable[[Path], dict[str, bytes]]:
         return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
     return read
+
+
+@pytest.fixture(scope="session")
+def roi_align_by_definition() -> Callable[..., Any]:
+    """``torchvision.ops.roi_align(aligned=False, sampling_ratio=-1)`` in plain loops.
+
+    From torchvision's ``csrc/ops/cpu/roi_align_kernel.cpp``, in the boxes' own precision: samples
+    on the very border count or not by their last bit. torchvision itself is not installed.
+    """
+    import torch
+
+    def sample(feature: Any, y: float, x: float) -> Any:
+        height, width = feature.shape[-2:]
+        if y < -1 or y > height or x < -1 or x > width:
+            return torch.zeros_like(feature[:, 0, 0])
+        y, x = min(max(float(y), 0), height - 1), min(max(float(x), 0), width - 1)
+        top, left = int(y), int(x)
+        bottom, right = min(top + 1, height - 1), min(left + 1, width - 1)
+        down, across = y - top, x - left
+        return (
+            feature[:, top, left] * ((1 - down) * (1 - across))
+            + feature[:, top, right] * ((1 - down) * across)
+            + feature[:, bottom, left] * (down * (1 - across))
+            + feature[:, bottom, right] * (down * across)
+        )
+
+    def pool(feature: Any, box: Any, bins: int) -> Any:
+        left, top = box[:2]
+        one = box.dtype.type(1)
+        width, height = max(box[2] - left, one) / bins, max(box[3] - top, one) / bins
+        columns, rows = math.ceil(width), math.ceil(height)
+        pooled = torch.zeros(len(feature), bins, bins, dtype=feature.dtype)
+        for bin_y, bin_x, row, column in product(
+            range(bins), range(bins), range(rows), range(columns)
+        ):
+            y = top + bin_y * height + (row + 0.5) * height / rows
+            x = left + bin_x * width + (column + 0.5) * width / columns
+            pooled[:, bin_y, bin_x] += sample(feature, y, x)
+        return pooled / (rows * columns)
+
+    def roi_align(features: Any, boxes: Sequence[Any], output_size: int) -> Any:
+        return torch.stack(
+            [
+                pool(feature, box, output_size)
+                for feature, own in zip(features, boxes, strict=True)
+                for box in own.numpy()
+            ]
+        )
+
+    return roi_align
+
+
+@pytest.fixture(scope="session")
+def small_config() -> Callable[..., Any]:
+    """Makes SAM 3's real structure at a thousandth of its size: patch 14, scales 4, 2, 1, 1/2."""
+
+    def make(image_size: int = 112) -> Any:
+        from transformers import Sam3Config
+
+        detr = {"hidden_size": 32, "num_layers": 2, "num_attention_heads": 4}
+        detr |= {"intermediate_size": 64, "dropout": 0.0}
+        return Sam3Config(
+            vision_config={
+                "fpn_hidden_size": 32,
+                "backbone_config": {
+                    "model_type": "sam3_vit_model",
+                    "hidden_size": 64,
+                    "intermediate_size": 96,
+                    "num_hidden_layers": 2,
+                    "num_attention_heads": 4,
+                    "image_size": image_size,
+                    "pretrain_image_size": 70,  # 5 x 5 positions, tiled over 8 x 8 tokens
+                    "window_size": 3,  # does not divide 8: windows are padded, as at 924 pixels
+                    "global_attn_indexes": [1],
+                },
+            },
+            text_config={
+                "model_type": "clip_text_model",
+                "vocab_size": 300,
+                "hidden_size": 48,
+                "intermediate_size": 64,
+                "projection_dim": 24,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "max_position_embeddings": 12,
+                "hidden_act": "gelu",
+                "bos_token_id": 298,
+                "eos_token_id": 299,
+                "pad_token_id": 299,
+            },
+            geometry_encoder_config=detr | {"roi_size": 3},
+            detr_encoder_config=dict(detr),
+            detr_decoder_config=detr | {"num_queries": 10},
+            mask_decoder_config={"hidden_size": 32, "num_attention_heads": 4, "dropout": 0.0},
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def small_folder(
+    small_config: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A checkpoint as transformers saves it, with random weights of ordinary size: read only."""
+    import torch
+    from transformers import Sam3Model
+
+    from samforge.models.sam3.byte_tokenizer import byte_tokenizer
+
+    folder = tmp_path_factory.mktemp("small")
+    model = Sam3Model(small_config())
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            # Fresh weights are so small that every answer is nearly zero, and all of those agree.
+            scale = parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.1
+            noise = torch.randn(parameter.shape, generator=generator) * scale
+            parameter.copy_(noise + ("norm" in name and name.endswith(".weight")))
+    model.save_pretrained(folder)
+    byte_tokenizer(300).save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint(one_thread: None, small_folder: Path) -> Callable[[str], Any]:
+    """The checkpoint ``small`` or ``tiny``."""
+    from samforge.models.sam3.loading import checkpoint_from_name
+
+    places = {"small": str(small_folder), "tiny": "tiny"}
+    return lru_cache(lambda name: checkpoint_from_name(places[name]))
+
+
+@pytest.fixture(scope="session")
+def stock_model(checkpoint: Callable[[str], Any]) -> Callable[[str], Any]:
+    """transformers' own model with the weights of ``small`` or ``tiny``."""
+    from transformers import Sam3Model
+
+    @lru_cache
+    def make(name: str) -> Any:
+        source = checkpoint(name).source
+        model = Sam3Model(checkpoint(name).config).eval().requires_grad_(False)
+        model.load_state_dict({key: source.tensor(key).float() for key in source.names()})
+        return model
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def part(checkpoint: Callable[[str], Any]) -> Callable[..., Any]:
+    """A part of ``small`` or ``tiny``."""
+    from samforge.models.sam3.parts import part_from_checkpoint
+
+    return lru_cache(lambda name, model="small": part_from_checkpoint(checkpoint(model), name))
+
+
+@pytest.fixture(scope="session")
+def example(checkpoint: Callable[[str], Any], part: Callable[..., Any]) -> Callable[..., Any]:
+    """Random inputs of a part, with dynamic axes of the given sizes."""
+    from samforge.models.part import example_inputs
+
+    def make(name: str, sizes: dict[str, int], *, model: str = "small", seed: int = 0) -> Any:
+        own = checkpoint(model)
+        return example_inputs(
+            part(name, model).spec,
+            sizes,
+            vocabulary=own.config.text_config.vocab_size,
+            eos_id=own.eos_id,
+            seed=seed,
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def exported_file(
+    part: Callable[..., Any],
+    example: Callable[..., Any],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str], Path]:
+    """The ``.pt2`` of a part of ``small``: some seconds each, once."""
+    from samforge.transform.export import TRACED_SIZES, exported_from_part, save_exported
+
+    folder = tmp_path_factory.mktemp("exported")
+
+    @lru_cache
+    def make(name: str) -> Path:
+        path = folder / f"{name}.pt2"
+        save_exported(exported_from_part(part(name), example(name, TRACED_SIZES)), path)
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def onnx_file(
+    part: Callable[..., Any], exported_file: Callable[[str], Path]
+) -> Callable[[str], Path]:
+    """The ``.onnx`` of a part of ``small``: some ten seconds each, once."""
+    from samforge.transform.export import exported_from_file
+    from samforge.transform.onnx.convert import onnx_from_exported, save_onnx
+
+    @lru_cache
+    def make(name: str) -> Path:
+        path = exported_file(name).with_suffix(".onnx")
+        model = onnx_from_exported(exported_from_file(exported_file(name)), part(name).spec)
+        save_onnx(model, path)
+        return path
+
+    return make

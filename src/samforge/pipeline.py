@@ -39,10 +39,11 @@ from samforge.transform.export import (
     TRACED_SIZES,
     exported_from_file,
     exported_from_part,
+    release,
     run_exported,
     save_exported,
 )
-from samforge.transform.onnx.convert import onnx_from_exported, save_onnx
+from samforge.transform.onnx.convert import onnx_from_exported, release_model, save_onnx
 
 STAGES = {"export": "torch", "onnx": "onnxruntime"}
 """What ``until`` stops at, and the target that runs what is there by then."""
@@ -124,8 +125,7 @@ def _export(run: _Run, name: str) -> tuple[list[str], tuple[dict[str, Any], ...]
     artifact = f"parts/{name}/{name}.pt2"
     save_exported(exported, run.staging.path(artifact))
     # At full size there is no room for two copies of the weights.
-    del part, exported
-    gc.collect()
+    release([*part.module.parameters(), *part.module.buffers()])
     reloaded = exported_from_file(run.staging.path(artifact))
     figures = {
         words: compare_outputs(
@@ -133,6 +133,7 @@ def _export(run: _Run, name: str) -> tuple[list[str], tuple[dict[str, Any], ...]
         )
         for words, (inputs, outputs) in references.items()
     }
+    release(reloaded.state_dict.values())
     _check_gate("export", name, figures, run.recipe.gates.export_max_abs)
     samples = []
     for index, (inputs, outputs) in enumerate(references.values()):
@@ -144,13 +145,12 @@ def _export(run: _Run, name: str) -> tuple[list[str], tuple[dict[str, Any], ...]
 def _convert(run: _Run, name: str) -> tuple[list[str], tuple[dict[str, Any], ...]]:
     """``.pt2`` -> ONNX; ONNX Runtime must give what the part gave."""
     spec = run.spec(name)
-    model = onnx_from_exported(
-        exported_from_file(run.staging.path(f"parts/{name}/{name}.pt2")), spec
-    )
+    exported = exported_from_file(run.staging.path(f"parts/{name}/{name}.pt2"))
+    model = onnx_from_exported(exported, spec)
     artifact = f"parts/{name}/{name}.onnx"
     sides = save_onnx(model, run.staging.path(artifact))
-    del model
-    gc.collect()
+    release_model(model)
+    release([*exported.state_dict.values(), *exported.constants.values()])
     session = backend_from_name("onnxruntime").session_from_artifact(
         run.staging.path(artifact), spec
     )
@@ -251,7 +251,11 @@ class _Run:
                 name=step,
                 part=name,
                 seconds=round(time.perf_counter() - start, 3),
-                bytes=sum(self.staging.path(path).stat().st_size for path in outputs[:1]),
+                bytes=sum(
+                    self.staging.path(path).stat().st_size
+                    for path in outputs
+                    if path.startswith("parts/")  # samples for later steps are not counted
+                ),
                 peak_gib=_peak_gib(),
                 resumed=False,
                 fidelity=figures,

@@ -121,6 +121,9 @@ def test_a_bundle_is_taken_over_only_if_it_is_what_would_be_built(
         patch.setattr(tiny, "weights_digest", lambda: "sha256:other")
         if not recipe.random_weights:
             assert finished_bundle(bundle_copy, recipe)[1] == "It was built from other weights."
+    with monkeypatch.context() as patch:
+        patch.setattr(tiny, "TOKENIZER_PATH", tiny.CONFIG_PATH)
+        assert finished_bundle(bundle_copy, recipe)[1] == "It was built with another tokenizer."
     (bundle_copy / "tokenizer" / "tokenizer.json").unlink()
     assert "is missing in" in finished_bundle(bundle_copy, recipe)[1]
 

@@ -97,6 +97,13 @@ def test_wrong_usage_is_2(words: list[str], capsys: pytest.CaptureFixture[str]) 
     assert "samforge" in captured.out + captured.err
 
 
+def test_wrong_usage_names_the_page_that_helps(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["nonsense"]) == 2
+    assert capsys.readouterr().err.endswith("See: samforge --help.\n")
+    assert cli.main(["doctor", "--jsn"]) == 2
+    assert capsys.readouterr().err.endswith("See: samforge doctor --help.\n")
+
+
 def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out == "samforge 0.1.0\n"

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import pytest
 from tokenizers import Tokenizer
 
+from samforge.core.errors import PromptWarning
 from samforge.models.tiny import CONFIG_PATH, TOKENIZER_PATH
 from samforge.models.tiny.scenes import COLOURS, SHAPES, vocabulary
+from samforge.runtime import PhraseTokenizer
+
+SPECIAL = ("[PAD]", "[BOS]", "[EOS]", "[UNK]", "object", "visual")
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +51,7 @@ def test_config_says_nothing_that_one_transformers_release_would_read_otherwise(
 
 
 def test_special_tokens_have_their_ids(tokenizer: Tokenizer) -> None:
-    words = ("[PAD]", "[BOS]", "[EOS]", "[UNK]", "object", "visual", *SHAPES, *COLOURS)
+    words = (*SPECIAL, *SHAPES, *COLOURS)
     assert tokenizer.get_vocab() == {word: index for index, word in enumerate(words)}
     text = json.loads(CONFIG_PATH.read_text())["text_config"]
     assert (text["pad_token_id"], text["bos_token_id"], text["eos_token_id"]) == (0, 1, 2)
@@ -62,6 +67,14 @@ def test_special_tokens_have_their_ids(tokenizer: Tokenizer) -> None:
         ("blue object", [1, 14, 4, 2]),
         ("visual", [1, 5, 2]),
         ("red zebra", [1, 12, 3, 2]),
+        ("a red circle", [1, 12, 6, 2]),
+        ("The  star", [1, 11, 2]),
+        ("an orange\tring", [1, 17, 9, 2]),
+        ("the the star", [1, 11, 2]),
+        # Only whole words in front of another word are articles.
+        ("theatre star", [1, 3, 11, 2]),
+        ("a", [1, 3, 2]),
+        ("star the", [1, 11, 3, 2]),
     ],
 )
 def test_phrases_become_ids_between_beginning_and_end(
@@ -73,3 +86,20 @@ def test_phrases_become_ids_between_beginning_and_end(
 def test_every_phrase_of_the_vocabulary_is_known(tokenizer: Tokenizer) -> None:
     for phrase in vocabulary():
         assert 3 not in tokenizer.encode(phrase).ids
+
+
+def test_an_article_changes_no_phrase_of_the_vocabulary(tokenizer: Tokenizer) -> None:
+    words = {word: index for index, word in enumerate((*SPECIAL, *SHAPES, *COLOURS))}
+    for phrase in vocabulary():
+        trained = [1, *(words[word] for word in phrase.split()), 2]
+        for article in ("", "a ", "an ", "the "):
+            assert tokenizer.encode(article + phrase).ids == trained
+
+
+def test_no_warning_speaks_of_an_article() -> None:
+    reader = PhraseTokenizer(TOKENIZER_PATH, 32, 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        reader.encode(["a red circle", "the star"])
+    with pytest.warns(PromptWarning, match=r"does not know 'Zebra' of the phrase 'The Zebra'"):
+        reader.encode(["The Zebra"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -22,6 +23,10 @@ ELEMENT_TYPES = {
 """ONNX Runtime's name of an element type and numpy's."""
 
 
+LARGE_INPUT = 2**20
+"""Elements of one item of an input from which memory matters more than reuse."""
+
+
 class OnnxRuntimeSession:
     """Runs one ``.onnx`` file."""
 
@@ -30,6 +35,11 @@ class OnnxRuntimeSession:
     def __init__(self, path: Path, spec: PartSpec, *, threads: int | None = None) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads or 0
+        if max(_elements(tensor) for tensor in spec.inputs) > LARGE_INPUT:
+            # The arena grows by powers of two around attention scores of 1.6 GiB: vision at 1008
+            # pixels peaks at 7.1 GiB with it and 4.6 without. Small parts are 10 % faster with it.
+            options.enable_cpu_mem_arena = False
+            options.enable_mem_pattern = False
         try:
             self._session: ort.InferenceSession | None = ort.InferenceSession(
                 str(path), options, providers=["CPUExecutionProvider"]
@@ -70,6 +80,10 @@ class OnnxRuntimeSession:
     def close(self) -> None:
         """Free the weights."""
         self._session = None
+
+
+def _elements(tensor: TensorSpec) -> int:
+    return math.prod(axis for axis in tensor.shape if isinstance(axis, int))
 
 
 def _bind(bind: object, tensor: TensorSpec, array: Array) -> None:

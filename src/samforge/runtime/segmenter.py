@@ -85,6 +85,10 @@ class Segmenter:
         text_batch = _fixed_axis(sessions["text"].spec, "input_ids", 0) or prompt_batch
         self._text = TextEncoder(sessions["text"], tokenizer, batch=text_batch)
 
+    def forget_phrases(self) -> None:
+        """Drop the features of phrases seen so far: the next call encodes its text again."""
+        self._text.forget()
+
     def encode(self, image: ImageSource, *, timings: Timings | None = None) -> EncodedImage:
         """Run the vision part on one image, to prompt it several times.
 

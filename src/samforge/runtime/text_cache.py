@@ -34,6 +34,11 @@ class TextEncoder:
         self._lock = Lock()
         self._known: OrderedDict[str, tuple[Array, Array]] = OrderedDict()
 
+    def forget(self) -> None:
+        """Drop every remembered phrase."""
+        with self._lock:
+            self._known.clear()
+
     def features(self, phrases: Sequence[str], timings: Timings) -> tuple[Array, Array]:
         """Encode phrases, all of them distinct.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import samforge
-from samforge.apps.cli.output import JsonOption, print_json, print_line
+from samforge.apps.cli.output import JsonOption, print_json, print_line, shown_path
 from samforge.apps.cli.progress import BuildProgress
 from samforge.apps.cli.steps import print_steps
 from samforge.core.files import size_text
@@ -35,10 +35,12 @@ def build(  # noqa: PLR0913  every argument is an option that a user types
         typer.Option("--out", help="Folder of the bundle.", show_default="build/<model name>"),
     ] = None,
     target: Annotated[
-        str | None, typer.Option("--target", help="Runtime: onnxruntime, torch.")
+        str | None,
+        typer.Option("--target", help="Runtime: onnxruntime or torch.", show_default="onnxruntime"),
     ] = None,
     precision: Annotated[
-        str | None, typer.Option("--precision", help="Number format: fp32.")
+        str | None,
+        typer.Option("--precision", help="Number format: fp32.", show_default="fp32"),
     ] = None,
     image_size: Annotated[
         int | None,
@@ -49,7 +51,9 @@ def build(  # noqa: PLR0913  every argument is an option that a user types
     part: Annotated[
         list[str] | None,
         typer.Option(
-            "--part", help="A part to build; repeat it.", show_default="what text and boxes need"
+            "--part",
+            help="Build this part only, for example grounding; repeat it for several.",
+            show_default="all that text and boxes need",
         ),
     ] = None,
     tokenizer: Annotated[
@@ -58,25 +62,27 @@ def build(  # noqa: PLR0913  every argument is an option that a user types
     ] = None,
     until: Annotated[
         str | None,
-        typer.Option("--until", help="Stop after this step: export, onnx."),
+        typer.Option("--until", help="Stop after this stage: export or onnx."),
     ] = None,
     random_weights: Annotated[
         bool | None,
         typer.Option(
             "--random-weights/--trained-weights",
-            help="Draw the weights: tells size and speed, never meaning.",
+            help="Random weights: they tell size and speed, and find nothing.",
             show_default="trained",
         ),
     ] = None,
     seed: Annotated[
         int | None,
-        typer.Option("--seed", help="Of random weights and example inputs.", show_default="0"),
+        typer.Option("--seed", help="Seed of random weights and example inputs.", show_default="0"),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Take a model from its checkpoint to a bundle, and prove each step.
 
-    Options override the fields of a recipe file. A build that was stopped resumes.
+    Options override the fields of a recipe file. A failed gate publishes nothing.
+
+    A build that was stopped resumes when it is run again.
     """
     given = {
         "target": target,
@@ -142,19 +148,20 @@ def bundle_bytes(bundle: Bundle) -> int:
 
 def print_built(bundle: Bundle) -> None:
     """Say where the bundle is and what to type next."""
-    print_line(f"Bundle: {bundle.root} ({size_text(bundle_bytes(bundle))})", style="green")
+    size = size_text(bundle_bytes(bundle))
+    print_line(f"Bundle: {shown_path(bundle.root)} ({size})", style="green")
     print_line(next_command(bundle))
 
 
 def next_command(bundle: Bundle) -> str:
     """The command that uses what was built."""
-    manifest = bundle.manifest
+    manifest, root = bundle.manifest, shown_path(bundle.root)
     if manifest.recipe.get("random_weights"):
         return (
             "Its weights are random numbers: right for size and speed, and it finds nothing. "
-            f"Next: samforge inspect {bundle.root}"
+            f"Next: samforge inspect {root}"
         )
     if not {"vision", "text", "detector"} <= set(manifest.parts):
-        return f"Next: samforge inspect {bundle.root}"
+        return f"Next: samforge inspect {root}"
     phrase = "red circle" if manifest.model == "tiny" else "person"
-    return f"Next: samforge predict {bundle.root} IMAGE --text '{phrase}' --out out"
+    return f"Next: samforge predict {root} IMAGE --text '{phrase}' --out out"

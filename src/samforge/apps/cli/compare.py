@@ -37,7 +37,7 @@ _COLUMNS = (
 
 def compare(
     bundles: Annotated[
-        list[Path], typer.Argument(metavar="BUNDLE...", help="Folders that samforge build made.")
+        list[Path], typer.Argument(metavar="BUNDLE", help="Folders that samforge build made.")
     ],
     data: Annotated[
         str, typer.Option("--data", help="Labelled data: scenes:N, N drawn held-out scenes.")

@@ -10,7 +10,7 @@ from typing import TypeAlias
 from samforge import Bundle, Recipe, SamforgeError, Segmenter, __version__, open_bundle
 from samforge.apps.cli.prediction import READABLE_PX, overlay_of
 from samforge.core.errors import FidelityError
-from samforge.core.files import writable_folder
+from samforge.core.files import sha256_of, writable_folder
 from samforge.core.images import RgbImage
 from samforge.core.timing import StageTime, Timings
 from samforge.draw import grid
@@ -83,6 +83,9 @@ def finished_bundle(path: Path, recipe: Recipe) -> tuple[Bundle | None, str]:
         return None, "It was built from another recipe."
     if not recipe.random_weights and manifest.parents.get("weights") != tiny.weights_digest():
         return None, "It was built from other weights."
+    text = manifest.text
+    if text is None or manifest.files[text.tokenizer].sha256 != sha256_of(tiny.TOKENIZER_PATH):
+        return None, "It was built with another tokenizer."
     return bundle, ""
 
 

@@ -15,6 +15,7 @@ from samforge.apps.cli.runtimes import (
     packages_here,
     runtimes_here,
 )
+from samforge.core.recipe import TARGETS
 
 BASE_RUNTIME = "onnxruntime"
 MISSING = 3
@@ -81,3 +82,6 @@ def _print_missing(installs: Sequence[tuple[str, str | None]]) -> None:
         print_line(f"For {', '.join(names)}:  {command}")
     if not commands:
         print_line("Everything is installed.", style="green")
+    print_line(
+        f"Bundles can be built for {' and '.join(TARGETS)}; other runtimes are not used yet."
+    )

@@ -129,7 +129,9 @@ def report_error(
     """
     if isinstance(error, typer.TyperException):
         kind, message, status = "UsageError", error.format_message(), USAGE
-        message = f"{message.rstrip('.')}. See: samforge --help."
+        context = getattr(error, "ctx", None)  # of the command whose words are wrong
+        page = context.command_path if context is not None else "samforge"
+        message = f"{message.rstrip('.')}. See: {page} --help."
     else:
         kind, message, status = type(error).__name__, str(error), error.exit_code
     if as_json:

@@ -9,7 +9,14 @@ import typer
 
 import samforge
 from samforge.apps.cli.inputs import images_from_paths
-from samforge.apps.cli.output import JsonOption, print_json, print_line, print_note, print_table
+from samforge.apps.cli.output import (
+    JsonOption,
+    print_json,
+    print_line,
+    print_note,
+    print_table,
+    shown_path,
+)
 from samforge.apps.cli.progress import progress_bar
 from samforge.apps.cli.stages import print_stages
 from samforge.core.files import writable_folder
@@ -26,26 +33,27 @@ def predict(  # noqa: PLR0913  every argument is an option that a user types
         Path, typer.Argument(metavar="BUNDLE", help="Folder that samforge build made.")
     ],
     images: Annotated[
-        list[Path], typer.Argument(metavar="IMAGE...", help="Image files, or folders of them.")
+        list[Path], typer.Argument(metavar="IMAGE", help="Image files, or folders of them.")
     ],
     *,
     out: Annotated[Path, typer.Option("--out", help="Folder for overlays and COCO files.")],
     text: Annotated[
-        list[str] | None, typer.Option("--text", help="What to find: 'red circle'; repeat it.")
+        list[str] | None,
+        typer.Option("--text", help="What to find: 'red circle'. Repeat it for several phrases."),
     ] = None,
     box: Annotated[
         list[str] | None,
-        typer.Option("--box", help="Find what is like this: left,top,right,bottom; repeat it."),
+        typer.Option("--box", help="Find what is like this: left,top,right,bottom. Repeat it."),
     ] = None,
     negative_box: Annotated[
         list[str] | None,
-        typer.Option("--negative-box", help="Leave out what is like this; repeat it."),
+        typer.Option("--negative-box", help="Leave out what is like this. Repeat it."),
     ] = None,
     threshold: Annotated[
-        float, typer.Option("--threshold", help="Detections score above it, 0 to 1.")
+        float, typer.Option("--threshold", help="Keep what scores above this, 0 to 1.")
     ] = 0.5,
     mask_threshold: Annotated[
-        float, typer.Option("--mask-threshold", help="Pixels of a mask are above it, 0 to 1.")
+        float, typer.Option("--mask-threshold", help="Mask the pixels above this, 0 to 1.")
     ] = 0.5,
     threads: Annotated[
         int | None,
@@ -130,7 +138,7 @@ def _print(bundle: samforge.Bundle, out: Path, found: Predictions, prompts: Prom
         print_line(f"The model knows these words: {', '.join(words)}.", style="yellow")
     if found.images:
         print_stages(found.stages, images=len(found.images))
-        print_line(f"Written to {out}:", style="green")
+        print_line(f"Written to {shown_path(out)}:", style="green")
         for one in found.images:
             print_line(f"  {one.overlay.name}, {one.coco.name}")
     for failure in found.failures:

@@ -30,12 +30,12 @@ _FOLDER = Path(__file__).resolve().parent
 CONFIG_PATH = _FOLDER / "config.json"
 """A ``transformers.Sam3Config`` as JSON."""
 TOKENIZER_PATH = _FOLDER / "tokenizer.json"
-"""A ``tokenizers.Tokenizer``: lower case, one token a word, beginning and end added."""
+"""A ``tokenizers.Tokenizer``: lower case, no articles, one token a word, begin and end added."""
 WEIGHTS_PATH = _FOLDER / "model.safetensors"
 """Weights of ``transformers.Sam3Model`` in float16."""
 LICENSE_NOTICE = (
-    "The weights of samforge's tiny model were trained by the samforge authors on scenes drawn by\n"
-    "samforge itself. They are licensed like samforge: Apache-2.0.\n"
+    "The weights of samforge's tiny model are licensed like samforge: Apache-2.0.\n"
+    "They were trained by the samforge authors on scenes drawn by samforge itself.\n"
 )
 """Licence of the weights; no SAM Materials are in them."""
 

@@ -12,6 +12,7 @@ from torch.export import ExportedProgram
 from samforge.core.errors import ExportError
 from samforge.core.files import output_errors
 from samforge.core.session import PartSpec
+from samforge.transform.onnx.attention import TRANSLATIONS
 from samforge.transform.onnx.operators import check_operators
 
 OPSET = 20
@@ -40,6 +41,7 @@ def onnx_from_exported(exported: ExportedProgram, spec: PartSpec) -> ir.Model:
             input_names=[tensor.name for tensor in spec.inputs],
             output_names=[tensor.name for tensor in spec.outputs],
             verbose=False,
+            custom_translation_table=dict(TRANSLATIONS),
         )
     except Exception as error:
         raise ExportError(f"{spec.name} cannot be converted to ONNX: {error}") from error
@@ -72,6 +74,12 @@ def save_onnx(model: ir.Model, path: Path) -> tuple[Path, ...]:
             return ()
         ir.save(model, path, external_data=side.name)
     return (side,)
+
+
+def release_model(model: ir.Model) -> None:
+    """Free the weights of a saved model; see :func:`samforge.transform.export.release`."""
+    for value in model.graph.initializers.values():
+        value.const_value = None
 
 
 def _name_axes(model: ir.Model, spec: PartSpec) -> None:

@@ -1,0 +1,136 @@
+"""The pages agree with the code: generated text is fresh, tables are complete, links lead somewhere."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+import samforge
+from samforge.core.manifest import Manifest
+from samforge.models import tiny
+
+ROOT = Path(__file__).resolve().parents[2]
+CARD = ROOT / "src/samforge/models/tiny/MODEL_CARD.md"
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+    CARD,
+]
+LINK = re.compile(r"\]\((?!https?:)([^)#]+)[^)]*\)")
+MACHINE = re.compile(r"/work/|/tmp/|/home/|/root/|localhost|127\.0\.0\.1")
+
+
+def _named(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def _rows(text: str, first: str) -> list[list[str]]:
+    """Cells of the table whose heading starts with ``first``."""
+    lines = text.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith(f"| {first} |"))
+    body = lines[start + 2 :]
+    end = next((i for i, line in enumerate(body) if not line.startswith("|")), len(body))
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in body[:end]]
+
+
+def test_the_command_line_page_is_fresh() -> None:
+    program = "import sys; sys.path.insert(0, 'tools'); import write_cli_docs; print(write_cli_docs.page())"
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    page = (ROOT / "docs/cli.md").read_text(encoding="utf-8")
+    assert run.stdout == page + "\n", "stale: run .venv/bin/python tools/write_cli_docs.py"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_named)
+def test_links_lead_to_files(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert [link for link in LINK.findall(text) if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_named)
+def test_pages_speak_of_the_project_alone(page: Path) -> None:
+    assert MACHINE.findall(page.read_text(encoding="utf-8")) == []
+
+
+def test_the_layers_are_those_the_layer_test_guards() -> None:
+    source = (ROOT / "tests/unit/test_layers.py").read_text(encoding="utf-8")
+    guarded: dict[str, object] = {}
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in (
+            "LIBRARY",
+            "MAY_IMPORT",
+        ):
+            exec(ast.unparse(node), guarded)
+    may_import = guarded["MAY_IMPORT"]
+    assert isinstance(may_import, dict)
+    table = {
+        package.strip("`"): guarded["LIBRARY"]
+        if allowed == "all of the above"
+        else set(allowed.split(", "))
+        for package, _, allowed in _rows((ROOT / "CONTRIBUTING.md").read_text(), "package")
+        if package != "`apps`"
+    }
+    assert table == may_import
+
+
+def test_every_key_of_a_manifest_is_described() -> None:
+    rows = _rows((ROOT / "docs/bundle.md").read_text(encoding="utf-8"), "key")
+    assert [row[0].strip("`") for row in rows] == [field.name for field in fields(Manifest)]
+
+
+def test_the_parts_are_those_of_the_bundle(tiny_bundle: samforge.Bundle) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    described = {row[0].strip("`"): (row[1], row[2]) for row in _rows(text, "part")}
+    from samforge.models.sam3.parts import DEFAULT_PARTS, PARTS
+
+    assert tuple(described) == PARTS
+    assert tuple(tiny_bundle.manifest.parts) == DEFAULT_PARTS
+    vision, text_part = (tiny_bundle.manifest.parts[name].spec for name in ("vision", "text"))
+    detector = tiny_bundle.manifest.parts["detector_boxes"].spec
+    mentioned = " ".join(" ".join(cells) for cells in described.values())
+    for spec in (vision, text_part, detector):
+        for tensor in (*spec.inputs, *spec.outputs):
+            assert f"`{tensor.name}`" in mentioned
+    sizes = {row[0]: row[1:] for row in _rows(text, "")}
+    assert sizes["tiny"] == [
+        str(vision.inputs[0].shape[-1]),
+        str(vision.outputs[2].shape[-1]),
+        str(vision.outputs[2].shape[1]),
+        str(text_part.inputs[0].shape[-1]),
+        str(detector.outputs[0].shape[-1]),
+    ]
+
+
+def test_the_card_carries_the_measured_figures() -> None:
+    path = ROOT / "benchmarks/tiny_model/compare-1000.json"
+    result = json.loads(path.read_text(encoding="utf-8"))
+    assert MACHINE.findall(path.read_text(encoding="utf-8")) == []
+    assert result["about"]["weights"] == tiny.weights_digest(), "measured on other weights"
+    accuracy = result["bundles"][0]["accuracy"]
+    assert (result["data"], accuracy["images"]) == ("scenes:1000", 1000)
+    for page in (CARD, ROOT / "README.md"):
+        text = page.read_text(encoding="utf-8").replace("**", "")
+        for prompts in ("text", "boxes"):
+            figures = [accuracy[prompts][key] for key in ("f1", "mean_iou", "presence")]
+            assert " | ".join(f"{figure:.4f}" for figure in figures) in text
+
+
+def test_the_tiny_model_keeps_its_floors() -> None:
+    path = ROOT / "benchmarks/tiny_model/compare-1000.json"
+    accuracy = json.loads(path.read_text(encoding="utf-8"))["bundles"][0]["accuracy"]
+    assert accuracy["text"]["f1"] >= 0.95
+    assert accuracy["text"]["mean_iou"] >= 0.92
+    assert accuracy["text"]["presence"] >= 0.97
+    assert accuracy["boxes"]["f1"] >= 0.85
+
+
+def test_the_picture_is_small() -> None:
+    assert (ROOT / "docs/demo.png").stat().st_size <= 400_000
