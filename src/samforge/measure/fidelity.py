@@ -21,7 +21,7 @@ class TensorFidelity:
     max_abs: float
     """Largest absolute difference; infinite where either side is not a number."""
     scale: float
-    """Largest absolute value of the reference."""
+    """Largest absolute value of the reference that is finite."""
     cosine: float
     """Cosine of the angle between the two, 1 when they are parallel."""
     sqnr_db: float
@@ -35,7 +35,7 @@ class TensorFidelity:
 
         Mask logits reach tens; float32 has no absolute 1e-5 to give there.
         """
-        return self.max_abs / max(1.0, self.scale)
+        return self.max_abs / max(1.0, self.scale)  # the scale is finite: inf stays inf
 
     def to_dict(self) -> dict[str, str | float]:
         """Every figure by name."""
@@ -52,26 +52,28 @@ def compare_tensor(name: str, reference: Array, actual: Array) -> TensorFidelity
         raise ShapeError(f"{name} has shape {actual.shape}, its reference {reference.shape}.")
     wanted = reference.astype(np.float64, copy=False).ravel()
     found = actual.astype(np.float64, copy=False).ravel()
-    error = found - wanted
-    if not np.isfinite(error).all():
+    finite = np.isfinite(wanted)
+    scale = float(np.abs(wanted[finite]).max(initial=0.0))
+    if not (finite & np.isfinite(found)).all():
         return TensorFidelity(
             tensor=name,
             max_abs=math.inf,
-            scale=float(np.abs(wanted).max(initial=0.0)),
+            scale=scale,
             cosine=0.0,
             sqnr_db=-math.inf,
             std_ratio=0.0,
         )
+    error = found - wanted
     signal, noise = float(wanted @ wanted), float(error @ error)
     product = math.sqrt(signal * float(found @ found))
-    deviation = float(wanted.std())
+    deviation, found_deviation = _deviation(wanted), _deviation(found)
     return TensorFidelity(
         tensor=name,
         max_abs=float(np.abs(error).max(initial=0.0)),
-        scale=float(np.abs(wanted).max(initial=0.0)),
+        scale=scale,
         cosine=float(wanted @ found) / product if product else float(noise == 0.0),
         sqnr_db=_decibel(signal, noise),
-        std_ratio=float(found.std()) / deviation if deviation else float(not found.std()),
+        std_ratio=found_deviation / deviation if deviation else float(not found_deviation),
     )
 
 
@@ -89,6 +91,10 @@ def compare_outputs(reference: Tensors, actual: Tensors) -> tuple[TensorFidelity
 def worst(figures: tuple[TensorFidelity, ...]) -> TensorFidelity:
     """The tensor farthest from its reference."""
     return max(figures, key=lambda figure: figure.gated)
+
+
+def _deviation(values: Array) -> float:
+    return float(values.std()) if values.size else 0.0
 
 
 def _decibel(signal: float, noise: float) -> float:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable
 from pathlib import Path
+from typing import IO, Any, BinaryIO, cast
 
 import torch
 from torch import Tensor
@@ -58,8 +60,11 @@ def save_exported(exported: ExportedProgram, path: Path) -> None:
     Raises:
         OutputError: The file cannot be written.
     """
-    with output_errors(path):
-        torch.export.save(exported, path)
+    with output_errors(path), path.open("wb") as file:
+        output = _LateErrors(file)
+        torch.export.save(exported, cast(IO[bytes], output))
+        if output.error is not None:
+            raise output.error
 
 
 def exported_from_file(path: Path) -> ExportedProgram:
@@ -93,6 +98,39 @@ def release(tensors: Iterable[Tensor]) -> None:
     """
     for tensor in tensors:
         tensor.data = torch.empty(0)
+
+
+class _LateErrors(io.RawIOBase):
+    """A file that keeps its first error for later.
+
+    torch's archive writer ends the whole process (``terminate``) when a write fails, as it does on
+    a full disk (torch 2.13).
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def writable(self) -> bool:
+        """Torch asks."""
+        return True
+
+    def seekable(self) -> bool:
+        """Torch asks."""
+        return True
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:  # noqa: ARG002
+        """Torch rewinds when it is done: nothing of ours to do."""
+        return offset
+
+    def write(self, content: Any, /) -> int:
+        """Take all of it."""
+        if self.error is None:
+            try:
+                self._file.write(content)
+            except OSError as error:
+                self.error = error
+        return memoryview(content).nbytes
 
 
 def _without_traces(exported: ExportedProgram) -> ExportedProgram:

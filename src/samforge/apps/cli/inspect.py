@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from samforge.apps.cli.output import JsonOption, print_json, print_line, print_note, print_table
+from samforge.apps.cli.output import (
+    JsonOption,
+    print_json,
+    print_line,
+    print_note,
+    print_table,
+    shown_path,
+)
 from samforge.apps.cli.steps import print_steps
 from samforge.core.files import size_text
 
@@ -52,7 +59,7 @@ def _print_bundle(report: BundleReport) -> None:
     size = sum(entry.bytes for entry in manifest.files.values())
     text = manifest.text
     rows = [
-        ("folder", report.root),
+        ("folder", shown_path(report.root)),
         ("model", f"{manifest.model} ({manifest.family})"),
         ("weights", _weights_in_words(report)),
         ("licence of the weights", report.license_line),

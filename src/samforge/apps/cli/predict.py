@@ -81,7 +81,7 @@ def predict(  # noqa: PLR0913  every argument is an option that a user types
     if as_json:
         _print_json(opened, out, found)
     else:
-        _print(opened, out, found, prompts)
+        _print(out, found, prompts)
     if found.failures:
         raise typer.Exit(found.failures[0].exit_code)
 
@@ -131,11 +131,9 @@ def _print_json(bundle: samforge.Bundle, out: Path, found: Predictions) -> None:
     print_json("predict", payload, ok=not found.failures)
 
 
-def _print(bundle: samforge.Bundle, out: Path, found: Predictions, prompts: Prompts) -> None:
+def _print(out: Path, found: Predictions, prompts: Prompts) -> None:
     for one in found.images:
         _print_image(one, prompts)
-    if any(_misses(one) for one in found.images) and (words := _known_words(bundle)):
-        print_line(f"The model knows these words: {', '.join(words)}.", style="yellow")
     if found.images:
         print_stages(found.stages, images=len(found.images))
         print_line(f"Written to {shown_path(out)}:", style="green")
@@ -184,12 +182,6 @@ def _hint(phrase: str, score: float, threshold: float) -> str:
     if score > HOPELESS:
         return f"{text} To see it: --threshold {max(HOPELESS, int(score * 90) / 100):g}"
     return f"{text} The model sees nothing like it here."
-
-
-def _known_words(bundle: samforge.Bundle) -> tuple[str, ...]:
-    from samforge.apps.cli.words import known_words
-
-    return known_words(bundle)
 
 
 def _naming(failure: Failure) -> str:

@@ -41,7 +41,9 @@ def check_operators(model: ir.Model, name: str) -> None:
     foreign = sorted({node.domain for node in model.graph.all_nodes()} - {"", "ai.onnx"})
     if foreign:
         problems.append(f"operators of the domains {', '.join(foreign)} (no runtime has them)")
-    if any(value.dtype in COMPLEX for node in model.graph.all_nodes() for value in node.outputs):
+    values = [*model.graph.inputs, *model.graph.initializers.values()]
+    values += [value for node in model.graph.all_nodes() for value in node.outputs]
+    if any(value.dtype in COMPLEX for value in values):
         problems.append("complex tensors (no runtime has them)")
     if problems:
         raise ExportError(f"The ONNX graph of {name} holds {'; '.join(problems)}.")

@@ -1,0 +1,155 @@
+"""The main flow: order, resume, gates, and what a bundle says about itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import samforge
+from samforge.core.errors import FidelityError, ForeignBundle, SettingError
+from samforge.core.manifest import StepResult
+from samforge.core.recipe import Gates, Recipe
+from samforge.models.tiny import LICENSE_NOTICE
+from samforge.models.tiny.scenes import draw_scene
+
+
+class Watched:
+    """Notes what the build says; may stop it before a step, as a kill would."""
+
+    def __init__(self, stop_before: str | None = None) -> None:
+        self.begun: list[str] = []
+        self.results: list[StepResult] = []
+        self._stop_before = stop_before
+
+    def started(self, step: str, part: str, index: int, total: int) -> None:
+        if f"{step}/{part}" == self._stop_before:
+            raise KeyboardInterrupt
+        self.begun.append(f"{index + 1}/{total} {step}/{part}")
+
+    def finished(self, result: StepResult) -> None:
+        self.results.append(result)
+
+
+TEXT = Recipe(parts=("text",), random_weights=True)
+"""The smallest real build: two seconds."""
+
+
+def test_steps_in_order_and_what_the_bundle_says(tmp_path: Path) -> None:
+    watched = Watched()
+    bundle = samforge.build(TEXT, out=tmp_path / "text", progress=watched)
+    assert watched.begun == ["1/2 export/text", "2/2 onnx/text"]
+    manifest = bundle.manifest
+    # "inf" stands for an infinite SQNR in the manifest; all else reads back as it was.
+    assert [(step.name, step.part) for step in manifest.steps] == [
+        ("export", "text"),
+        ("onnx", "text"),
+    ]
+    assert [step.seconds for step in manifest.steps] == [r.seconds for r in watched.results]
+    assert [step.resumed for step in manifest.steps] == [False, False]
+    assert set(manifest.files) == {
+        "LICENSE-weights.txt",
+        "parts/text/text.onnx",
+        "tokenizer/tokenizer.json",
+    }
+    assert manifest.parents == {"weights": "random:seed=0"}
+    assert manifest.gates == {"export_max_abs": 0.0, "onnx_max_abs": 1e-4}
+    assert Recipe.from_dict(dict(manifest.recipe)) == TEXT
+    exact = [row["max_abs"] for row in manifest.steps[0].fidelity]
+    assert exact == [0.0] * 4  # two outputs at two sizes
+    close = [row["gated"] for row in manifest.steps[1].fidelity]
+    assert 0 <= max(close) <= 1e-4
+    assert "random numbers" in bundle.path("LICENSE-weights.txt").read_text()
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_stopped_build_resumes_and_the_result_is_the_same(tmp_path: Path) -> None:
+    whole = samforge.build(TEXT, out=tmp_path / "whole")
+    out = tmp_path / "stopped"
+    with pytest.raises(KeyboardInterrupt):
+        samforge.build(TEXT, out=out, progress=Watched(stop_before="onnx/text"))
+    assert not out.exists()
+    watched = Watched()
+    bundle = samforge.build(TEXT, out=out, progress=watched)
+    assert [result.resumed for result in watched.results] == [True, False]
+    assert bundle.manifest.files == whole.manifest.files
+
+
+def test_another_seed_is_another_step(tmp_path: Path) -> None:
+    out = tmp_path / "text"
+    with pytest.raises(KeyboardInterrupt):
+        samforge.build(TEXT, out=out, progress=Watched(stop_before="onnx/text"))
+    watched = Watched()
+    samforge.build("tiny", out=out, progress=watched, parts=("text",), random_weights=True, seed=1)
+    assert [result.resumed for result in watched.results] == [False, False]
+
+
+def test_below_the_gate_nothing_is_published(tmp_path: Path) -> None:
+    out = tmp_path / "text"
+    recipe = Recipe(parts=("text",), gates=Gates(onnx_max_abs=0.0))
+    with pytest.raises(
+        FidelityError, match=r"onnx of text at .*text_features differs by"
+    ) as caught:
+        samforge.build(recipe, out=out)
+    assert "the gate is 0. Nothing was published." in str(caught.value)
+    assert not out.exists()
+    # The evidence stays: the graph that failed and what it was compared with.
+    work = tmp_path / ".text.building"
+    assert (work / "parts/text/text.onnx").is_file()
+    with np.load(work / "work/text/sample-0.npz") as sample:
+        assert set(sample) == {"input_ids", "text_features", "text_mask"}
+    assert list(json.loads((work / "steps.json").read_text())["steps"]) == ["export/text"]
+
+
+def test_an_older_bundle_survives_a_failed_build(tmp_path: Path) -> None:
+    out = tmp_path / "text"
+    before = samforge.build(TEXT, out=out).manifest
+    with pytest.raises(FidelityError):
+        samforge.build(Recipe(parts=("text",), gates=Gates(onnx_max_abs=0.0)), out=out)
+    assert samforge.open_bundle(out).manifest == before
+
+
+def test_a_bundle_without_vision_does_not_segment(tmp_path: Path) -> None:
+    bundle = samforge.build(TEXT, out=tmp_path / "text")
+    with pytest.raises(ForeignBundle, match="to segment it needs vision, detector as well"):
+        samforge.load(bundle)
+
+
+def test_settings_beside_a_recipe(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="got a recipe and precision, seed beside it"):
+        samforge.build(TEXT, out=tmp_path / "text", seed=1, precision="fp32")
+
+
+def test_unknown_parts_stages_and_settings(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match=r"no part wings\. Its parts: vision, text"):
+        samforge.build("tiny", out=tmp_path / "x", parts=("wings",))
+    with pytest.raises(SettingError, match=r"until is 'engine'; .* can stop at: export, onnx"):
+        samforge.build("tiny", out=tmp_path / "x", until="engine")
+    with pytest.raises(SettingError, match=r"'presicion' .did you mean 'precision'"):
+        samforge.build("tiny", out=tmp_path / "x", presicion="fp32")
+    assert not (tmp_path / "x").exists()
+
+
+def test_the_tiny_bundle_carries_its_licence(tiny_bundle: samforge.Bundle) -> None:
+    assert tiny_bundle.path("LICENSE-weights.txt").read_text() == LICENSE_NOTICE
+    assert tiny_bundle.manifest.text is not None
+    assert tiny_bundle.manifest.text.synthetic is False
+    assert tiny_bundle.manifest.parents["weights"].startswith("sha256:")
+
+
+def test_a_torch_bundle_finds_the_same(
+    tiny_bundle: samforge.Bundle, tiny_torch_bundle: samforge.Bundle
+) -> None:
+    manifest = tiny_torch_bundle.manifest
+    assert manifest.target == "torch"
+    assert {Path(part.artifact).suffix for part in manifest.parts.values()} == {".pt2"}
+    image = draw_scene(3, split="demo").image
+    phrases = ["object", "star", "red circle"]
+    wanted = samforge.load(tiny_bundle).predict(image, text=phrases)
+    found = samforge.load(tiny_torch_bundle).predict(image, text=phrases)
+    assert len(wanted) > 0
+    assert found.labels == wanted.labels
+    assert np.allclose(found.scores, wanted.scores, atol=1e-4)
+    assert np.mean(found.masks != wanted.masks) < 1e-4
