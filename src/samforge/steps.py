@@ -97,13 +97,13 @@ def export_part(shop: Workshop, name: str) -> Made:
     artifact = f"parts/{name}/{name}.pt2"
     save_exported(exported, shop.staging.path(artifact))
     # At full size there is no room for two copies of the weights.
-    release([*part.module.parameters(), *part.module.buffers()])
+    release([*part.module.parameters(), *part.module.buffers(), *exported.state_dict.values()])
     reloaded = exported_from_file(shop.staging.path(artifact))
     figures = {
         words: compare_outputs(_arrays(outputs), _arrays(run_exported(reloaded, part.spec, inputs)))
         for words, (inputs, outputs) in references.items()
     }
-    release(reloaded.state_dict.values())
+    release([*reloaded.state_dict.values(), *reloaded.constants.values()])
     _check_gate("export", name, figures, shop.recipe.gates.export_max_abs)
     samples = []
     for index, (inputs, outputs) in enumerate(references.values()):

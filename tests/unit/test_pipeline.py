@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
 import samforge
+from samforge import steps
+from samforge.backends.onnxruntime import OnnxRuntimeSession
 from samforge.core.errors import FidelityError, ForeignBundle, SettingError
 from samforge.core.manifest import StepResult
 from samforge.core.recipe import Gates, Recipe
+from samforge.core.session import Array, Tensors
 from samforge.models.tiny import LICENSE_NOTICE
 from samforge.models.tiny.scenes import draw_scene
+from samforge.transform.export import run_exported
 
 
 class Watched:
@@ -63,18 +71,6 @@ def test_steps_in_order_and_what_the_bundle_says(tmp_path: Path) -> None:
     assert 0 <= max(close) <= 1e-4
     assert "random numbers" in bundle.path("LICENSE-weights.txt").read_text()
     assert not list(tmp_path.glob(".*"))
-
-
-def test_a_stopped_build_resumes_and_the_result_is_the_same(tmp_path: Path) -> None:
-    whole = samforge.build(TEXT, out=tmp_path / "whole")
-    out = tmp_path / "stopped"
-    with pytest.raises(KeyboardInterrupt):
-        samforge.build(TEXT, out=out, progress=Watched(stop_before="onnx/text"))
-    assert not out.exists()
-    watched = Watched()
-    bundle = samforge.build(TEXT, out=out, progress=watched)
-    assert [result.resumed for result in watched.results] == [True, False]
-    assert bundle.manifest.files == whole.manifest.files
 
 
 def test_another_seed_is_another_step(tmp_path: Path) -> None:
@@ -145,11 +141,116 @@ def test_a_torch_bundle_finds_the_same(
     manifest = tiny_torch_bundle.manifest
     assert manifest.target == "torch"
     assert {Path(part.artifact).suffix for part in manifest.parts.values()} == {".pt2"}
-    image = draw_scene(3, split="demo").image
+    assert set(manifest.parts) == set(tiny_bundle.manifest.parts)
+    # Every step was taken over from the other build, with its figures.
+    assert [(step.name, step.resumed) for step in manifest.steps] == [("export", True)] * 4
+    exported = [step for step in tiny_bundle.manifest.steps if step.name == "export"]
+    assert [replace(step, resumed=False) for step in manifest.steps] == exported
+    scene = draw_scene(3, split="demo")
     phrases = ["object", "star", "red circle"]
-    wanted = samforge.load(tiny_bundle).predict(image, text=phrases)
-    found = samforge.load(tiny_torch_bundle).predict(image, text=phrases)
-    assert len(wanted) > 0
-    assert found.labels == wanted.labels
-    assert np.allclose(found.scores, wanted.scores, atol=1e-4)
-    assert np.mean(found.masks != wanted.masks) < 1e-4
+    boxes = {"boxes_xyxy": scene.boxes_xyxy[:1], "box_labels": [1]}
+    one, other = samforge.load(tiny_bundle), samforge.load(tiny_torch_bundle)
+    for prompt in ({"text": phrases}, boxes):
+        wanted, found = (segmenter.predict(scene.image, **prompt) for segmenter in (one, other))
+        assert len(wanted) > 0
+        assert found.labels == wanted.labels
+        assert np.allclose(found.scores, wanted.scores, atol=1e-4)
+        assert np.allclose(found.boxes_xyxy, wanted.boxes_xyxy, atol=0.01)
+        assert np.mean(found.masks != wanted.masks) < 1e-4
+
+
+SMALL_STEPS = ("export/text", "onnx/text", "export/vision", "onnx/vision")
+
+
+def test_a_build_killed_at_every_boundary_resumes(
+    small_folder: Path, small_bundle: samforge.Bundle, tmp_path: Path
+) -> None:
+    out = tmp_path / "small"
+    recipe = Recipe(model=str(small_folder), parts=("text", "vision"))
+    for killed, step in enumerate(SMALL_STEPS):
+        watched = Watched(stop_before=step)
+        with pytest.raises(KeyboardInterrupt):
+            samforge.build(recipe, out=out, progress=watched)
+        # All that earlier runs had finished was taken over, and one more step done.
+        taken_over = [True] * (killed - 1) + [False] if killed else []
+        assert [result.resumed for result in watched.results] == taken_over
+        assert not out.exists()
+    last = Watched()
+    bundle = samforge.build(recipe, out=out, progress=last)
+    assert last.begun == [f"{index + 1}/4 {step}" for index, step in enumerate(SMALL_STEPS)]
+    assert [result.resumed for result in last.results] == [True, True, True, False]
+    assert not list(tmp_path.glob(".*"))
+    # The result is that of a build without a break.
+    assert bundle.manifest.files == small_bundle.manifest.files
+    assert bundle.manifest.parts == small_bundle.manifest.parts
+
+
+@pytest.fixture(scope="module")
+def small_bundle(small_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> samforge.Bundle:
+    """Two parts of the small checkpoint, built without a break."""
+    recipe = Recipe(model=str(small_folder), parts=("text", "vision"))
+    return samforge.build(recipe, out=tmp_path_factory.mktemp("pipeline") / "small")
+
+
+def test_a_folders_tokenizer_and_licence_come_along(
+    small_bundle: samforge.Bundle, small_folder: Path
+) -> None:
+    manifest = small_bundle.manifest
+    tokenizer = small_bundle.path("tokenizer/tokenizer.json").read_bytes()
+    assert tokenizer == (small_folder / "tokenizer.json").read_bytes()
+    assert manifest.text is not None
+    assert (manifest.text.context, manifest.text.pad_id, manifest.text.synthetic) == (
+        12,
+        299,
+        False,
+    )
+    assert manifest.model == str(small_folder)
+    assert "SAM License" in small_bundle.path(manifest.weights_license).read_text()
+    assert manifest.parents["weights"].startswith("sha256:")
+
+
+def test_random_weights_without_a_tokenizer_say_so(small_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "architecture"
+    folder.mkdir()
+    shutil.copy(small_folder / "config.json", folder)
+    recipe = Recipe(model=str(folder), parts=("text",), random_weights=True, seed=5)
+    bundle = samforge.build(recipe, out=tmp_path / "random")
+    assert bundle.manifest.text is not None
+    assert bundle.manifest.text.synthetic is True
+    assert bundle.manifest.parents == {"weights": "random:seed=5"}
+    assert "random numbers" in bundle.path("LICENSE-weights.txt").read_text()
+    tokenizer = Tokenizer.from_file(str(bundle.path("tokenizer/tokenizer.json")))
+    ids = tokenizer.encode("a").ids
+    assert (ids[0], ids[-1], len(ids)) == (298, 299, 3)
+
+
+def test_a_runtime_that_computes_something_else_is_caught(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run = OnnxRuntimeSession.run
+
+    def wrong(self: OnnxRuntimeSession, tensors: Tensors) -> dict[str, Array]:
+        results = run(self, tensors)
+        results["text_features"][0, 0, 0] = np.nan
+        return results
+
+    monkeypatch.setattr(OnnxRuntimeSession, "run", wrong)
+    with pytest.raises(FidelityError, match=r"onnx of text at .*: text_features differs by inf"):
+        samforge.build(TEXT, out=tmp_path / "text")
+    assert not (tmp_path / "text").exists()
+
+
+def test_the_export_gate_holds_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def wrong(exported: object, spec: object, inputs: dict[str, Any]) -> dict[str, Any]:
+        return {
+            name: tensor + 2**-20 if tensor.is_floating_point() else tensor
+            for name, tensor in run_exported(exported, spec, inputs).items()
+        }
+
+    monkeypatch.setattr(steps, "run_exported", wrong)
+    with pytest.raises(
+        FidelityError, match=r"export of text .* differs by .*e-0[67].* the gate is 0"
+    ):
+        samforge.build(TEXT, out=tmp_path / "text")
+    assert not (tmp_path / "text").exists()
+    assert (tmp_path / ".text.building/parts/text/text.pt2").is_file()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from samforge.core.errors import DamagedBundle, ShapeError
 from samforge.core.session import Array, PartSpec, Session, Tensors, checked_tensors
 
 
@@ -21,9 +22,16 @@ class FakeSession:
     spec: PartSpec
     runtime: str = "fake"
     processor: str = "CPU"
+    closed: bool = False
 
     def run(self, tensors: Tensors) -> dict[str, Array]:
-        """Make outputs from a checksum of the inputs."""
+        """Make outputs from a checksum of the inputs.
+
+        Raises:
+            ShapeError: A name, type or shape differs from the part's interface.
+        """
+        if self.closed:
+            raise ShapeError(f"The session of {self.spec.name} is closed. Load it again.")
         inputs = checked_tensors(self.spec, tensors)
         sizes = {
             axis: size
@@ -36,14 +44,22 @@ class FakeSession:
             seed = zlib.crc32(np.ascontiguousarray(inputs[name]).tobytes(), seed)
         rng = np.random.default_rng(seed)
         return {
-            tensor.name: rng.standard_normal(
-                [sizes[axis] if isinstance(axis, str) else axis for axis in tensor.shape]
-            ).astype(tensor.dtype)
+            tensor.name: _made_up(
+                rng,
+                tensor.dtype,
+                [sizes[axis] if isinstance(axis, str) else axis for axis in tensor.shape],
+            )
             for tensor in self.spec.outputs
         }
 
     def close(self) -> None:
-        """Nothing to free."""
+        """Nothing to free, but no way back either."""
+        self.closed = True
+
+
+def _made_up(rng: np.random.Generator, dtype: str, shape: list[int]) -> Array:
+    numbers = rng.standard_normal(shape)
+    return numbers > 0 if dtype == "bool" else numbers.astype(dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +76,18 @@ class FakeBackend:
 
     def session_from_artifact(
         self,
-        path: Path,  # noqa: ARG002  # nothing in the file matters
+        path: Path,
         spec: PartSpec,
         *,
         threads: int | None = None,  # noqa: ARG002
     ) -> Session:
-        """Make a session for the part."""
+        """Make a session for the part; nothing in the file matters.
+
+        Raises:
+            DamagedBundle: There is no file.
+        """
+        if not path.is_file():
+            raise DamagedBundle(f"fake cannot load {path}: there is no such file.")
         return FakeSession(spec=spec)
 
 

@@ -12,7 +12,15 @@ import numpy as np
 import onnxruntime as ort
 
 from samforge.core.errors import DamagedBundle, ShapeError
-from samforge.core.session import Array, PartSpec, Session, Tensors, TensorSpec, checked_tensors
+from samforge.core.session import (
+    Array,
+    PartSpec,
+    Session,
+    Tensors,
+    TensorSpec,
+    check_artifact,
+    checked_tensors,
+)
 
 ELEMENT_TYPES = {
     "tensor(float)": "float32",
@@ -48,7 +56,12 @@ class OnnxRuntimeSession:
             raise DamagedBundle(f"ONNX Runtime cannot load {path}: {error}") from error
         self.spec = spec
         self.processor = f"CPU, {threads or len(os.sched_getaffinity(0))} threads"
-        _check_interface(path, spec, self._session)
+        check_artifact(
+            path,
+            spec,
+            map(_tensor, self._session.get_inputs()),
+            map(_tensor, self._session.get_outputs()),
+        )
 
     def run(self, tensors: Tensors) -> dict[str, Array]:
         """Run the part once.
@@ -59,11 +72,12 @@ class OnnxRuntimeSession:
         Raises:
             ShapeError: A name, type or shape differs from the part's interface.
         """
-        if self._session is None:
+        session = self._session  # close() in another thread takes it away, and waits for nobody
+        if session is None:
             raise ShapeError(f"The session of {self.spec.name} is closed. Load it again.")
         inputs = checked_tensors(self.spec, tensors)
         sizes: dict[int | str, int] = {}
-        binding = self._session.io_binding()
+        binding = session.io_binding()
         for tensor in self.spec.inputs:
             array = np.ascontiguousarray(inputs[tensor.name])
             inputs[tensor.name] = array  # alive until the run is over
@@ -74,7 +88,7 @@ class OnnxRuntimeSession:
             shape = [sizes[axis] if isinstance(axis, str) else axis for axis in tensor.shape]
             outputs[tensor.name] = np.empty(shape, tensor.dtype)
             _bind(binding.bind_output, tensor, outputs[tensor.name])
-        self._session.run_with_iobinding(binding)
+        session.run_with_iobinding(binding)
         return outputs
 
     def close(self) -> None:
@@ -90,20 +104,12 @@ def _bind(bind: object, tensor: TensorSpec, array: Array) -> None:
     bind(tensor.name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)  # type: ignore[operator]
 
 
-def _check_interface(path: Path, spec: PartSpec, session: ort.InferenceSession) -> None:
-    """Compare names, types and ranks in the file with the part's interface."""
-    for wanted, found in (
-        (spec.inputs, session.get_inputs()),
-        (spec.outputs, session.get_outputs()),
-    ):
-        expected = {tensor.name: (tensor.dtype, len(tensor.shape)) for tensor in wanted}
-        actual = {
-            node.name: (ELEMENT_TYPES.get(node.type, node.type), len(node.shape)) for node in found
-        }
-        if expected != actual:
-            raise DamagedBundle(
-                f"{path} has the tensors {actual}, the manifest says {expected}. Build it again."
-            )
+def _tensor(node: ort.NodeArg) -> TensorSpec:
+    return TensorSpec(
+        name=node.name,
+        dtype=ELEMENT_TYPES.get(node.type, node.type),
+        shape=tuple(axis if isinstance(axis, int) else str(axis) for axis in node.shape),
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from samforge.core.errors import DamagedBundle, MissingExtra, SettingError, ShapeError
-from samforge.core.session import Array, PartSpec, Session, Tensors, checked_tensors
+from samforge.core.session import (
+    Array,
+    PartSpec,
+    Session,
+    Tensors,
+    TensorSpec,
+    check_artifact,
+    checked_tensors,
+)
 
 
 class TorchSession:
@@ -25,27 +34,39 @@ class TorchSession:
         except ImportError as error:
             raise MissingExtra("PyTorch", "build") from error
         try:
-            self._module: Callable[..., Any] | None = torch.export.load(path).module()
+            program = torch.export.load(path)
+            self._module: Callable[..., Any] | None = program.module()
         except Exception as error:  # zip, JSON and operator errors alike
             raise DamagedBundle(f"torch {torch.__version__} cannot load {path}: {error}") from error
+        signature = program.graph_signature
+        nodes = {node.name: node for node in program.graph.nodes}
+        check_artifact(
+            path,
+            spec,
+            _tensors(signature.user_inputs, nodes, spec.inputs),
+            _tensors(signature.user_outputs, nodes, spec.outputs),
+        )
         self.spec = spec
         self.processor = f"CPU, {torch.get_num_threads()} threads"
 
     def run(self, tensors: Tensors) -> dict[str, Array]:
         """Run the part once; arrays and tensors share their memory.
 
+        An input that is not contiguous or not writable is copied: torch has no tensors like that.
+
         Raises:
             ShapeError: A name, type or shape differs from the part's interface.
         """
         import torch
 
-        if self._module is None:
+        module = self._module  # close() in another thread takes it away
+        if module is None:
             raise ShapeError(f"The session of {self.spec.name} is closed. Load it again.")
         inputs = checked_tensors(self.spec, tensors)
         with torch.inference_mode():
-            results = self._module(
+            results = module(
                 *(
-                    torch.from_numpy(np.ascontiguousarray(inputs[tensor.name]))
+                    torch.from_numpy(np.require(inputs[tensor.name], requirements=["C", "W"]))
                     for tensor in self.spec.inputs
                 )
             )
@@ -59,6 +80,24 @@ class TorchSession:
     def close(self) -> None:
         """Free the weights."""
         self._module = None
+
+
+def _tensors(
+    names: Iterable[Any], nodes: Mapping[str, Any], wanted: tuple[TensorSpec, ...]
+) -> list[TensorSpec]:
+    """Tensors of a program in order; it keeps no names of results, so they get those wanted."""
+    found = []
+    for name, tensor in zip_longest(map(str, names), wanted):
+        value = getattr(nodes.get(name), "meta", {}).get("val")
+        shape = getattr(value, "shape", ())
+        found.append(
+            TensorSpec(
+                name=tensor.name if tensor else name,
+                dtype=str(getattr(value, "dtype", "?")).removeprefix("torch."),
+                shape=tuple(axis if isinstance(axis, int) else str(axis) for axis in shape),
+            )
+        )
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, runtime_checkable
@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from samforge.core.errors import ShapeError
+from samforge.core.errors import DamagedBundle, ShapeError
 
 Array: TypeAlias = npt.NDArray[Any]
 Tensors: TypeAlias = Mapping[str, Array]
@@ -137,3 +137,39 @@ def checked_tensors(spec: PartSpec, tensors: Tensors) -> dict[str, Array]:
                 f"{spec.name} wants {tensor.name} of shape {shape}, got {array.shape}."
             )
     return {tensor.name: tensors[tensor.name] for tensor in spec.inputs}
+
+
+def check_artifact(
+    path: Path, spec: PartSpec, inputs: Iterable[TensorSpec], outputs: Iterable[TensorSpec]
+) -> None:
+    """Compare what an artifact takes and gives with its part's interface.
+
+    Names, types and fixed axes must agree; an axis that the file leaves open fits any.
+
+    Args:
+        path: The file, for the message.
+        spec: The interface it must have.
+        inputs: What the file takes, in any order.
+        outputs: What the file gives.
+
+    Raises:
+        DamagedBundle: They differ.
+    """
+    for wanted, found in ((spec.inputs, inputs), (spec.outputs, outputs)):
+        expected = sorted(wanted, key=lambda tensor: tensor.name)
+        actual = sorted(found, key=lambda tensor: tensor.name)
+        if len(expected) != len(actual) or not all(map(_fits, actual, expected)):
+            raise DamagedBundle(
+                f"{path} has the tensors {'; '.join(map(str, actual))}, and the manifest says "
+                f"{'; '.join(map(str, expected))}. Build it again."
+            )
+
+
+def _fits(found: TensorSpec, wanted: TensorSpec) -> bool:
+    return (
+        (found.name, found.dtype, len(found.shape))
+        == (wanted.name, wanted.dtype, len(wanted.shape))
+    ) and all(
+        isinstance(axis, str) or axis == other
+        for axis, other in zip(found.shape, wanted.shape, strict=True)
+    )

@@ -40,7 +40,14 @@ class SafetensorsSource:
         self._file_of: dict[str, Path] = {}
         for file in files:
             with _readable(file), safe_open(file, framework="pt") as opened:
-                self._file_of.update(dict.fromkeys(opened.keys(), file))
+                names = list(opened.keys())
+            for name in names:
+                if name in self._file_of:
+                    raise CheckpointError(
+                        f"{name} stands in {self._file_of[name].name} and in {file.name}: which of "
+                        f"the two is meant? Keep one of them in {file.parent}."
+                    )
+                self._file_of[name] = file
 
     def names(self) -> frozenset[str]:
         """Names of all tensors."""
@@ -111,7 +118,7 @@ class RandomSource:
             return torch.ones(shape)
         key = hashlib.sha256(f"{self._seed}:{name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(key[:7], "little"))
-        return torch.randn(shape, generator=generator) * self._deviation
+        return torch.randn(shape, generator=generator).mul_(self._deviation)
 
     def digest(self) -> str:
         """How the weights are generated."""
@@ -125,7 +132,13 @@ def _readable(file: Path) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise CheckpointError(f"{file} does not exist. Download the checkpoint again.") from error
-    except (SafetensorError, UnpicklingError, EOFError, RuntimeError) as error:
+    except UnpicklingError as error:
+        # torch's own message recommends to run it.
+        raise CheckpointError(
+            f"{file} is no file of tensors alone: reading it would run code that it brings along, "
+            "so it is refused. Get the checkpoint from its publisher, as safetensors if there is."
+        ) from error
+    except (SafetensorError, EOFError, RuntimeError, OSError) as error:
         raise CheckpointError(
             f"{file} cannot be read as weights ({error}). "
             "A download that stopped halfway looks like this: delete the file, download it again."

@@ -83,8 +83,13 @@ def run_exported(
     exported: ExportedProgram, spec: PartSpec, inputs: dict[str, Tensor]
 ) -> dict[str, Tensor]:
     """Run a program on named tensors."""
+    module = exported.module()
     with torch.inference_mode():
-        results = exported.module()(*(inputs[tensor.name] for tensor in spec.inputs))
+        results = module(*(inputs[tensor.name] for tensor in spec.inputs))
+    # The module's tensors are objects of their own that a cache of torch keeps.
+    kept = {id(tensor) for tensor in (*exported.state_dict.values(), *exported.constants.values())}
+    own = [*module.parameters(), *module.buffers()]
+    release(tensor for tensor in own if id(tensor) not in kept)
     if isinstance(results, Tensor):
         results = (results,)
     return {tensor.name: result for tensor, result in zip(spec.outputs, results, strict=True)}

@@ -74,24 +74,31 @@ class Sam3Checkpoint:
             modules: By the prefix of their names in the checkpoint.
 
         Raises:
-            CheckpointKeysError: A tensor has another shape than the module wants.
+            CheckpointKeysError: A tensor is missing, or has another shape than the module wants.
         """
         names = self.source.names()
-        wrong = []
+        missing, wrong = [], []
         for prefix, module in modules.items():
             state: dict[str, Tensor] = {}
             for key, placeholder in module.state_dict().items():
                 name = f"{prefix}.{key}"
-                tensor = self.source.tensor(PREFIX + name if PREFIX + name in names else name)
+                stored = PREFIX + name if PREFIX + name in names else name
+                if stored not in names:
+                    missing.append(name)
+                    continue
+                tensor = self.source.tensor(stored)
                 if tensor.shape != placeholder.shape:
                     wrong.append(f"{name} {tuple(tensor.shape)}, not {tuple(placeholder.shape)}")
-                state[key] = tensor.to(torch.float32)
-            if not wrong:
+                # Detached: a Parameter of the file would become the module's own, and a step that
+                # frees its module would empty the checkpoint.
+                state[key] = tensor.detach().to(torch.float32)
+            if not missing and not wrong:
                 module.load_state_dict(state, assign=True)
-        if wrong:
+        if missing or wrong:
             raise CheckpointKeysError(
-                f"{self.name} has tensors of other shapes than its configuration says."
-                + _listed("wrong", wrong)
+                f"{self.name} does not hold the tensors that its configuration promises."
+                + _listed("missing", missing)
+                + _listed("of another shape", wrong)
             )
 
 

@@ -6,6 +6,7 @@ import json
 import re
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 from transformers import Sam3Config
@@ -28,6 +29,10 @@ RANDOM_NOTICE = "The weights in this bundle are random numbers: nobody's work, w
 HELP = (
     "Give 'tiny', a folder with config.json and safetensors files, Meta's sam3.pt, "
     "or a Hugging Face id such as facebook/sam3."
+)
+TOKENIZER_HELP = (
+    "Put the tokenizer.json of facebook/sam3 there (that of openai/clip-vit-base-patch32 is the "
+    "same), or name it with --tokenizer."
 )
 
 
@@ -69,6 +74,8 @@ def checkpoint_from_name(
         folder = path if path.is_dir() else _downloaded(name)
         config, files = _config_from_folder(folder), _weight_files(folder, random_weights)
         tokenizer, license_text = tokenizer or _tokenizer_in(folder), _license_in(folder)
+        if tokenizer is None and not random_weights:
+            raise CheckpointError(f"{folder} has no tokenizer.json. {TOKENIZER_HELP}")
     config = with_image_size(config, image_size)
     if random_weights:
         source: WeightSource = RandomSource(state_shapes(config), seed, config.initializer_range)
@@ -80,7 +87,11 @@ def checkpoint_from_name(
         config=config,
         source=source,
         tokenizer=tokenizer,
-        eos_id=_eos_id(tokenizer) if tokenizer else config.text_config.eos_token_id,
+        eos_id=(
+            _eos_id(tokenizer, config.text_config.vocab_size)
+            if tokenizer
+            else config.text_config.eos_token_id
+        ),
         license_text=license_text,
     )
     checkpoint.check()
@@ -100,18 +111,30 @@ def _config_from_folder(folder: Path) -> Sam3Config:
     file = folder / "config.json"
     if not file.is_file():
         raise UnknownModel(f"{folder} has no config.json, so it is no model folder. {HELP}")
-    try:
-        settings = json.loads(file.read_text())
-    except ValueError as error:
-        raise CheckpointError(f"{file} is no JSON ({error}). Download it again.") from error
+    settings = _table(file)
     kind = settings.get("model_type")
     if kind == "sam3_video":
-        settings = settings["detector_config"]
+        settings = settings.get("detector_config")
     elif kind != "sam3":
         raise UnknownModel(
             f"{folder} holds a model of type '{kind}'. samforge knows 'sam3' and 'sam3_video'."
         )
-    return Sam3Config(**settings)
+    try:
+        return Sam3Config(**settings)
+    except Exception as error:  # transformers' validation raises what its version likes
+        raise CheckpointError(
+            f"{file} is no configuration of SAM 3 ({error}). Download it again."
+        ) from error
+
+
+def _table(file: Path) -> Any:
+    try:
+        table = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} is no JSON ({error}). Download it again.") from error
+    if not isinstance(table, dict):
+        raise CheckpointError(f"{file} is no table of settings. Download it again.")
+    return table
 
 
 def _weight_files(folder: Path, random_weights: bool) -> tuple[Path, ...]:
@@ -119,8 +142,10 @@ def _weight_files(folder: Path, random_weights: bool) -> tuple[Path, ...]:
         return ()
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        named = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        files = tuple(folder / Path(name).name for name in named)
+        shards = _table(index).get("weight_map")
+        if not isinstance(shards, dict):
+            raise CheckpointError(f"{index} names no shards. Download it again.")
+        files = tuple(folder / Path(str(name)).name for name in sorted(set(shards.values())))
     else:
         files = tuple(sorted(folder.glob("*.safetensors")))
     missing = [file.name for file in files if not file.is_file()]
@@ -141,19 +166,24 @@ def _tokenizer_beside(weights: Path) -> Path:
     tokenizer = _tokenizer_in(weights.parent)
     if tokenizer is None:
         raise CheckpointError(
-            f"{weights.name} comes without a tokenizer. Put the tokenizer.json of facebook/sam3 "
-            "(or of openai/clip-vit-base-patch32, which is the same) beside it, "
-            "or name it with --tokenizer."
+            f"{weights.name} comes without a tokenizer, and {weights.parent} has no "
+            f"tokenizer.json. {TOKENIZER_HELP}"
         )
     return tokenizer
 
 
-def _eos_id(tokenizer: Path) -> int:
+def _eos_id(tokenizer: Path, vocabulary: int) -> int:
     """Last token of an empty phrase: what the tokenizer itself puts at the end."""
     try:
-        ids = Tokenizer.from_file(str(tokenizer)).encode("").ids
+        loaded = Tokenizer.from_file(str(tokenizer))
+        ids = loaded.encode("").ids
     except Exception as error:  # tokenizers raises plain Exception for every unreadable file
         raise CheckpointError(f"{tokenizer} is no tokenizer ({error}).") from error
+    if loaded.get_vocab_size() > vocabulary:
+        raise CheckpointError(
+            f"{tokenizer} has {loaded.get_vocab_size()} tokens and the model knows {vocabulary}: "
+            f"it belongs to another model. {TOKENIZER_HELP}"
+        )
     if not ids:
         raise CheckpointError(
             f"{tokenizer} adds no end-of-text token. SAM 3 needs CLIP's tokenizer."
@@ -173,8 +203,7 @@ def _downloaded(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
+        HFValidationError,
         RepositoryNotFoundError,
     )
 
@@ -193,9 +222,11 @@ def _downloaded(name: str) -> Path:
             "'hf auth login', and try again. A folder you already have works as well: "
             "samforge build /path/to/folder."
         ) from error
-    except RepositoryNotFoundError as error:
-        raise UnknownModel(f"Hugging Face has no model '{name}'. {HELP}") from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except (HFValidationError, RepositoryNotFoundError) as error:
+        raise UnknownModel(
+            f"There is no file or folder '{name}', and Hugging Face has no such model. {HELP}"
+        ) from error
+    except Exception as error:  # from the network and the cache, of several packages
         raise CheckpointError(
             f"{name} is not in the local cache and cannot be downloaded ({error}). "
             "Check the network, or give a folder: samforge build /path/to/folder."
