@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import sys
 import types
 from collections.abc import Iterator
@@ -12,15 +13,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("transformers")
+from samforge.models.tiny.scenes import COLOURS, MOST_INSTANCES, SHAPES, draw_scene, vocabulary
 
 TOOLS = str(Path(__file__).resolve().parents[2] / "tools")
 
 
 @pytest.fixture(scope="module")
-def tool() -> Iterator[Any]:
+def tool(one_thread: None) -> Iterator[Any]:
     """``tools/train_tiny.py`` as a module; its folder is importable meanwhile only."""
     sys.path.insert(0, TOOLS)
     try:
@@ -39,32 +40,15 @@ def losses(tool: Any) -> Any:
     return importlib.import_module("tiny_training.losses")
 
 
-def exact_roi_align(features: Any, boxes: Any, size: int) -> Any:
-    """What torchvision.ops.roi_align computes, from the formula, one sample at a time."""
-    out = []
-    for feature, own in zip(features, boxes, strict=True):
-        height, width = feature.shape[-2:]
-        for left, top, right, bottom in own.tolist():
-            w, h = max(right - left, 1.0), max(bottom - top, 1.0)
-            nx, ny = int(np.ceil(w / size)), int(np.ceil(h / size))
-            x = left + (torch.arange(size * nx) + 0.5) * w / (size * nx)
-            y = top + (torch.arange(size * ny) + 0.5) * h / (size * ny)
-            x, y = x.clamp(0, width - 1), y.clamp(0, height - 1)
-            x0, y0 = x.long().clamp(max=width - 2), y.long().clamp(max=height - 2)
-            fx, fy = x - x0, (y - y0)[:, None]
-            above = feature[:, y0][:, :, x0] * (1 - fx) + feature[:, y0][:, :, x0 + 1] * fx
-            below = feature[:, y0 + 1][:, :, x0] * (1 - fx) + feature[:, y0 + 1][:, :, x0 + 1] * fx
-            samples = above * (1 - fy) + below * fy
-            out.append(samples.unflatten(2, (size, nx)).unflatten(1, (size, ny)).mean((2, 4)))
-    return torch.stack(out)
-
-
 def test_training_forward_is_the_stock_forward(
-    tool: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tool: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    roi_align_by_definition: Any,
 ) -> None:
     stock = importlib.import_module("transformers.models.sam3.modeling_sam3")
     # The one thing of torchvision that the stock model uses; it is not installed here.
-    shim = types.SimpleNamespace(ops=types.SimpleNamespace(roi_align=exact_roi_align))
+    shim = types.SimpleNamespace(ops=types.SimpleNamespace(roi_align=roi_align_by_definition))
     monkeypatch.setattr(stock, "torchvision", shim, raising=False)
     parity = importlib.import_module("tiny_training.parity")
     parity.check(tool.new_model(), *tool.phrase_tokens(), images=2, boxes=True)
@@ -76,13 +60,19 @@ def test_one_step_gives_every_used_weight_a_gradient(tool: Any, data: Any, losse
     forward = importlib.import_module("tiny_training.forward").TrainingForward(
         model, *tool.phrase_tokens()
     )
+    alignment = tool.Alignment(model.config.detr_encoder_config.hidden_size)
     batch = data.make_batch(0, 2, split="train")
-    outputs = forward(
-        forward.encode_phrases(), batch.images, batch.asked, batch.boxes, batch.labels
-    )
-    parts = losses.training_loss(outputs, batch)
+    phrases = forward.encode_phrases()
+    outputs = forward(phrases, batch.images, batch.asked, batch.boxes, batch.labels)
+    aligned = alignment(outputs.coarse, phrases, forward.phrase_mask, batch)
+    parts = losses.training_loss(outputs, batch, aligned)
+    assert set(parts) == {"total", *losses.WEIGHTS}
     assert all(torch.isfinite(loss) for loss in parts.values())
+    assert parts["alignment"] == losses.WEIGHTS["alignment"] * aligned
+    every = [parts[name].item() for name in losses.WEIGHTS]
+    assert parts["total"].item() == pytest.approx(sum(every), rel=1e-5)
     parts["total"].backward()
+    assert all(parameter.grad is not None for parameter in alignment.parameters())
     unused = {name for name, parameter in model.named_parameters() if parameter.grad is None}
     # Dead code of the stock model: the fourth pyramid level, the third mask stage, CLIP's pooling.
     dead = (
@@ -123,6 +113,68 @@ def test_batch_targets_are_the_instances_asked_for(data: Any) -> None:
                     assert box.abs().sum() == 0
 
 
+def test_batches_ask_by_text_first_and_by_boxes_last(data: Any) -> None:
+    assert (data.TEXT_PROMPTS, data.BOX_PROMPTS) == (3, 1)
+    batch = data.make_batch(0, 8, split="held-out")
+    visual = data.phrase_table().index("visual")
+    assert batch.asked.shape == (8, 4)
+    assert not (batch.asked[:, :3] == visual).any()
+    assert (batch.asked[:, 3] == visual).any()
+    assert batch.boxes.shape == (8, 1, 4, 4)
+    assert batch.labels.shape == (8, 1, 4)
+    assert (batch.labels != -10).any(-1).all()
+
+
+def test_kinds_name_every_instance(data: Any) -> None:
+    batch = data.make_batch(0, 4, split="train")
+    for index in range(4):
+        scene = draw_scene(index, split="train")
+        wanted = [
+            SHAPES.index(shape) * len(COLOURS) + COLOURS.index(colour)
+            for shape, colour in zip(scene.shapes, scene.colours, strict=True)
+        ]
+        assert batch.kinds[index].tolist() == wanted + [-1] * (MOST_INSTANCES - len(wanted))
+
+
+def test_phrases_know_their_members(tool: Any) -> None:
+    members = importlib.import_module("tiny_training.alignment").phrase_members()
+    assert members.shape == (len(SHAPES) * len(COLOURS), len(vocabulary()))
+    kind = SHAPES.index("star") * len(COLOURS) + COLOURS.index("blue")
+    named = {phrase for phrase, yes in zip(vocabulary(), members[kind], strict=True) if yes}
+    assert named == {"object", "star", "blue object", "blue star"}
+
+
+def test_alignment_by_hand(tool: Any, data: Any) -> None:
+    alignment = tool.Alignment(2)
+    kind = SHAPES.index("star") * len(COLOURS) + COLOURS.index("blue")
+    instances = torch.zeros(1, 4, 4, dtype=torch.uint8)
+    instances[0, :2, :2] = 1  # the first of 2 x 2 cells, and nothing else
+    batch = data.Batch(
+        images=torch.zeros(1),
+        instances=instances,
+        kinds=torch.tensor([[kind, -1]]),
+        **dict.fromkeys(
+            ("asked", "boxes", "labels", "target_numbers", "target_boxes"), torch.zeros(1)
+        ),
+    )
+    with torch.no_grad():
+        alignment.region.weight.copy_(torch.eye(2))
+        alignment.region.bias.zero_()
+        alignment.bias.fill_(0.0)
+    coarse = torch.zeros(1, 4, 2)
+    coarse[0, 0] = torch.tensor([1.0, 0.0])
+    coarse[0, 1:] = 50.0  # ground: no matter
+    named = alignment.members[kind].float()
+    phrases = torch.zeros(len(named), 2, 2)
+    phrases[:, 0, 0] = 3 * 2**0.5 * (2 * named - 1)  # logits of 3 and -3 after the scale
+    phrases[:, 1] = 99.0  # padding
+    mask = torch.tensor([[True, False]]).expand(len(named), -1)
+    loss = alignment(coarse, phrases, mask, batch).item()
+    assert loss == pytest.approx(math.log1p(math.exp(-3)), rel=1e-5)
+    opposite = alignment(coarse, -phrases, mask, batch).item()
+    assert opposite == pytest.approx(loss + 3, rel=1e-5)
+
+
 def test_matching_is_the_cheapest_assignment(losses: Any) -> None:
     cost = np.full((1, 3, 2, 4), 9.0, np.float32)
     cost[0, 0, :, :2] = [[1, 2], [1, 5]]  # 2 + 1 beats 1 + 5
@@ -145,7 +197,7 @@ def test_upsampling_is_the_post_processing_interpolation(losses: Any) -> None:
     assert torch.allclose(losses.upsampled(masks, 224), expected, atol=1e-5)
     full = torch.rand(2, 8, 8)
     means = torch.nn.functional.avg_pool2d(full[None], 2)[0]
-    assert torch.allclose(losses._averaged(full, 4), means, atol=1e-6)
+    assert torch.allclose(losses.averaged(full, 4), means, atol=1e-6)
 
 
 def test_perfect_answers_cost_almost_nothing(data: Any, losses: Any) -> None:
@@ -157,7 +209,7 @@ def test_perfect_answers_cost_almost_nothing(data: Any, losses: Any) -> None:
         batch.instances.repeat_interleave(4, 0)[:, None]
         == batch.target_numbers.flatten(0, 1)[:, :, None, None]
     )
-    masks = losses._averaged((truth & there[..., None, None]).float().flatten(0, 1), 64)
+    masks = losses.averaged((truth & there[..., None, None]).float().flatten(0, 1), 64)
     masks = masks.unflatten(0, (prompts, slots))
     outputs = outputs_type(
         torch.where(there, 12.0, -12.0)[None],
@@ -165,14 +217,16 @@ def test_perfect_answers_cost_almost_nothing(data: Any, losses: Any) -> None:
         torch.where(there.any(1), 10.0, -10.0)[None],
         masks.clamp(1e-4, 1 - 1e-4).logit(),
         masks.sum(1).clamp(1e-4, 1 - 1e-4).logit(),
+        torch.zeros(3, 256, 64),
     )
-    parts = losses.training_loss(outputs, batch)
+    parts = losses.training_loss(outputs, batch, torch.tensor(0.25))
+    assert float(parts["alignment"]) == 0.25 * losses.WEIGHTS["alignment"]
     assert float(parts["class"] + parts["box_l1"] + parts["presence"]) < 0.01
     assert float(parts["box_giou"]) < 0.01
     # What is left of the mask losses is edges: a cell half covered is half right.
     assert float(parts["mask_dice"]) / losses.WEIGHTS["mask_dice"] < 0.12
     worse = outputs._replace(presence=-outputs.presence)
-    assert losses.training_loss(worse, batch)["presence"] > 5
+    assert losses.training_loss(worse, batch, torch.tensor(0.0))["presence"] > 5
 
 
 def test_rate_warms_up_holds_and_decays(tool: Any) -> None:

@@ -1,4 +1,9 @@
-"""Figures of the tiny model on held-out scenes, from the training forward's answers."""
+"""Figures of the tiny model on held-out scenes, from the training forward's answers.
+
+They follow a training run and use its mix of prompts: three phrases and one prompt with boxes a
+scene. The model card's figures come from ``samforge compare`` on a bundle, in the protocol of
+:mod:`samforge.models.tiny.held_out`: two phrases and two prompts with boxes.
+"""
 
 from __future__ import annotations
 
