@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from tokenizers import Tokenizer
 from transformers import Sam3Config
 
 from samforge.core.errors import CheckpointError, GatedModel, UnknownModel
+from samforge.core.version import __version__
 from samforge.models import tiny
 from samforge.models.sam3.checkpoint import Sam3Checkpoint, state_shapes, with_image_size
 from samforge.models.sam3.meta_names import DETECTOR, MetaSource
@@ -213,7 +213,7 @@ def _downloaded(name: str) -> Path:
                 name,
                 allow_patterns=["*.json", "*.safetensors", "LICENSE*"],
                 library_name="samforge",
-                library_version=version("samforge"),
+                library_version=__version__,
             )
         )
     except GatedRepoError as error:
