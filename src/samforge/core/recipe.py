@@ -16,14 +16,75 @@ from samforge.core.structure import (
     value_from_json,
 )
 
-TARGETS = ("onnxruntime", "torch")
+TARGETS = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx", "inductor", "torch")
 """Where a bundle can be built to run."""
 
-PRECISIONS = ("fp32",)
-"""Number formats a bundle can be built in."""
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8", "int8-weights")
+"""Number formats a bundle can be built in; which of them a target takes is its backend's to say."""
+
+QUANTIZED = ("int8", "fp8")
+"""Precisions whose activations are quantized: they need calibration."""
+
+OBSERVERS = ("min-max", "moving-average", "histogram", "percentile", "entropy", "mse")
+"""How an activation's range is chosen from what calibration saw."""
 
 PATCH_PX = 14
 """Side of a patch of SAM 3's image encoder: image sizes are multiples of it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Calibration:
+    """Which data sets the activation ranges."""
+
+    source: Path | None = None
+    """Folder of images, or one video; None takes drawn scenes, which only the tiny model knows."""
+    samples: int = 16
+    """Images or evenly spaced frames to read."""
+    prompts: tuple[str, ...] = ()
+    """Noun phrases run on every sample: ranges of the detector depend on them. Drawn scenes bring
+    their own."""
+    seed: int = 0
+    """Seed of what is drawn or chosen."""
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise SettingError(f"calibration.samples wants at least 1, got {self.samples}.")
+        if self.source is not None and not self.prompts:
+            raise SettingError(
+                "calibration.prompts is empty. Name phrases that occur in the images of "
+                f"{self.source}: the detector's ranges depend on them (--prompt person)."
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Quantization:
+    """Where and how int8 and fp8 bundles are quantized."""
+
+    observer: str = "min-max"
+    """How ranges of activations are chosen, one of ``OBSERVERS``."""
+    smooth_alpha: float | None = 0.5
+    """How much of an activation's spread SmoothQuant moves into the weights, 0 to 1; None: none."""
+    smooth_skip: tuple[str, ...] = ()
+    """Module path patterns that SmoothQuant leaves alone."""
+    skip: tuple[str, ...] = ()
+    """``part`` or ``part/module.path`` patterns (``*`` matches anything) that stay float."""
+    skip_operators: tuple[str, ...] = ()
+    """Operators that stay float: ``linear``, ``conv2d``, ``conv_transpose2d``, ``matmul``."""
+    patch_embedding: bool = False
+    """Whether the patch embedding is quantized too."""
+    mixed: bool = True
+    """Keep the worst groups in half until the gate holds."""
+    max_kept: float = 0.25
+    """Largest share of a part's multiplications that may be kept in half before the build stops."""
+
+    def __post_init__(self) -> None:
+        _check_choice("quantization.observer", self.observer, OBSERVERS)
+        if self.smooth_alpha is not None and not 0 <= self.smooth_alpha <= 1:
+            raise SettingError(
+                f"quantization.smooth_alpha wants 0 to 1, got {self.smooth_alpha!r}."
+            )
+        if not 0 <= self.max_kept <= 1:
+            raise SettingError(f"quantization.max_kept wants 0 to 1, got {self.max_kept!r}.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,12 +93,21 @@ class Gates:
 
     export_max_abs: float = 0.0
     """Largest difference allowed between the exported part and the part in eager mode."""
+    fuse_max_abs: float = 1e-5
+    """Largest difference allowed between the fused and the exported part."""
     onnx_max_abs: float = 1e-4
     """Largest difference allowed between the fp32 ONNX graph and the exported part."""
+    mask_iou: float | None = None
+    """Smallest mean IoU of the masks that a reduced precision and fp32 both find; None takes 0.995
+    for fp16 and bf16 and 0.98 for the others."""
+    cgf1_drop: float = 0.01
+    """Largest loss of cgF1 against fp32 on labelled images."""
 
     def __post_init__(self) -> None:
         for gate in fields(self):
             value = getattr(self, gate.name)
+            if gate.name == "mask_iou" and value is None:
+                continue
             if not _is_number(value) or not value >= 0:
                 raise SettingError(f"gates.{gate.name} wants a number from 0 up, got {value!r}.")
 
@@ -62,6 +132,12 @@ class Recipe:
     """Seed of random weights and of example inputs."""
     tokenizer: Path | None = None
     """A tokenizer.json to use in place of the checkpoint's."""
+    calibration: Calibration = field(default_factory=Calibration)
+    """What int8 and fp8 measure ranges on."""
+    quantization: Quantization = field(default_factory=Quantization)
+    """Where and how int8 and fp8 quantize."""
+    compute_capabilities: tuple[str, ...] = ()
+    """GPU generations an engine is built for: ``89``, ``86``; empty takes the one at hand."""
     gates: Gates = field(default_factory=Gates)
     """What must hold for the build to publish."""
 
