@@ -1,0 +1,167 @@
+"""A DINOv3 checkpoint: configuration and weights by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DINOv3ViTConfig
+
+from samforge.core.errors import CheckpointKeysError, SettingError
+from samforge.core.images import ImageSpec
+from samforge.core.session import PartSpec, TensorSpec
+from samforge.models.dinov3.backbone import Backbone, stock_model
+from samforge.models.dinov3.config import patch_px
+from samforge.models.part import Part, example_inputs
+from samforge.models.sources import WeightSource
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+PART = "backbone"
+MASK_TOKEN = "embeddings.mask_token"  # noqa: S105
+"""Replaces masked patches in pre-training: checkpoints may lack it, and no part reads it."""
+GRAPH_SETTINGS = (
+    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("hidden_act", "layer_norm_eps", "rope_theta", "image_size", "patch_size", "use_gated_mlp"),
+    *("query_bias", "key_bias", "value_bias", "proj_bias", "mlp_bias", "num_register_tokens"),
+)
+"""Fields of the configuration that decide the graph."""
+LISTED = 20
+"""At most so many names in an error message."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Dinov3Checkpoint:
+    """Everything the backbone is made from."""
+
+    name: str
+    """As the user wrote it."""
+    config: DINOv3ViTConfig
+    """With the image size already set: rotary tables depend on it."""
+    source: WeightSource
+    """Tensors by transformers' names."""
+    license_text: str
+    """Licence of the weights, or a notice that names it."""
+    periods: Tensor | None = None
+    """(head size / 4,) of the rotary encoding, where the checkpoint brings its own."""
+    family: str = "dinov3"
+    """Name of the architecture."""
+    text: None = None
+    """The model reads no text."""
+
+    @property
+    def image(self) -> ImageSpec:
+        """How images are prepared for this model: ImageNet's mean and deviation."""
+        return ImageSpec(size=self.config.image_size, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+
+    @property
+    def part_names(self) -> tuple[str, ...]:
+        """Every part of the family."""
+        return (PART,)
+
+    @property
+    def default_parts(self) -> tuple[str, ...]:
+        """What a bundle holds unless a recipe says otherwise."""
+        return (PART,)
+
+    def check(self) -> None:
+        """Compare the checkpoint's names with the architecture's.
+
+        Raises:
+            CheckpointKeysError: Lists what is missing and what is unexpected.
+        """
+        found = self.source.names() - {MASK_TOKEN}
+        wanted = set(state_shapes(self.config))
+        missing, unexpected = sorted(wanted - found), sorted(found - wanted)
+        if missing or unexpected:
+            raise CheckpointKeysError(
+                f"{self.name} does not match the architecture in its configuration."
+                + _listed("missing", missing)
+                + _listed("unexpected", unexpected)
+            )
+
+    def part(self, name: str) -> Part:
+        """Compose the part and load its weights in float32.
+
+        Args:
+            name: ``backbone``.
+
+        Raises:
+            SettingError: No such part.
+            CheckpointKeysError: A tensor is missing or has another shape.
+        """
+        spec = self.spec(name)
+        model = stock_model(self.config)
+        model.load_state_dict(self._state(), assign=True)
+        module = Backbone(model, self.config, self.periods).eval().requires_grad_(False)
+        return Part(spec=spec, module=module, axis_limits={"batch": (1, None)})
+
+    def spec(self, name: str) -> PartSpec:
+        """Interface of the part; the dynamic axis is ``batch``.
+
+        Raises:
+            SettingError: No such part.
+        """
+        if name != PART:
+            raise SettingError(f"dinov3 has no part '{name}'. Its part: {PART}.")
+        size, width = self.config.image_size, self.config.hidden_size
+        side = size // patch_px(self.config)
+        images = TensorSpec(name="images", dtype="float32", shape=("batch", 3, size, size))
+        features = TensorSpec(name="features", dtype="float32", shape=("batch", width, side, side))
+        return PartSpec(name=PART, inputs=(images,), outputs=(features,))
+
+    def inputs(self, name: str, sizes: dict[str, int], seed: int = 0) -> dict[str, Tensor]:
+        """Random inputs of the part: normal, as normalized pixels are.
+
+        Args:
+            name: ``backbone``.
+            sizes: Size of the axis ``batch``.
+            seed: The same seed gives the same tensors.
+        """
+        return example_inputs(self.spec(name), sizes, vocabulary=0, eos_id=0, seed=seed)
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the graph, as plain values."""
+        return {name: getattr(self.config, name) for name in GRAPH_SETTINGS}
+
+    def weight_count(self) -> int:
+        """Numbers in all weights that the part reads."""
+        return sum(prod(shape) for shape in state_shapes(self.config).values())
+
+    def _state(self) -> dict[str, Tensor]:
+        """The stock model's state in float32, with an empty place for the mask token."""
+        shapes, names = state_shapes(self.config), self.source.names()
+        state = {MASK_TOKEN: torch.empty(1, 1, self.config.hidden_size, device="meta")}
+        missing, wrong = [], []
+        for name, shape in shapes.items():
+            if name not in names:
+                missing.append(name)
+                continue
+            tensor = self.source.tensor(name)
+            if tuple(tensor.shape) != shape:
+                wrong.append(f"{name} {tuple(tensor.shape)}, not {shape}")
+            # Detached: a Parameter of the file would become the module's own, and a step that
+            # frees its module would empty the checkpoint.
+            state[name] = tensor.detach().to(torch.float32)
+        if missing or wrong:
+            raise CheckpointKeysError(
+                f"{self.name} does not hold the tensors that its configuration promises."
+                + _listed("missing", missing)
+                + _listed("of another shape", wrong)
+            )
+        return state
+
+
+def state_shapes(config: DINOv3ViTConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor that the backbone reads."""
+    state = stock_model(config).state_dict()
+    return {name: tuple(state[name].shape) for name in state if name != MASK_TOKEN}
+
+
+def _listed(kind: str, names: list[str]) -> str:
+    if not names:
+        return ""
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return f"\n{len(names)} {kind}: {', '.join(names[:LISTED])}{more}"
