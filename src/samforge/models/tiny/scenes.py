@@ -214,15 +214,22 @@ def _cast(rng: np.random.Generator) -> list[tuple[int, int]]:
 
 def _place(rng: np.random.Generator, colour: int, shape: int, size: int) -> _Placed:
     """A shape at a random position, size and angle, not drawn yet."""
-    scale = size / SIZE
-    radius = float(rng.uniform(*_RADIUS)) * scale
+    radius = float(rng.uniform(*_RADIUS)) * (size / SIZE)
     # Centres stay far enough inside that the edge alone never hides half of a shape.
     margin = 0.6 * radius
     x, y = (float(v) for v in rng.uniform(margin, size - margin, 2))
+    angle = float(rng.uniform(0.0, 2 * math.pi))
+    return _placed_at(colour, shape, (x, y, radius, angle), size)
+
+
+def _placed_at(
+    colour: int, shape: int, pose: tuple[float, float, float, float], size: int
+) -> _Placed:
+    """A shape with a given centre x, y, radius (pixels) and angle (radians), not drawn yet."""
+    x, y, radius, angle = pose
     reach = radius * _REACH
     left, right = max(0, math.floor(x - reach)), min(size, math.ceil(x + reach))
     top, bottom = max(0, math.floor(y - reach)), min(size, math.ceil(y + reach))
-    angle = float(rng.uniform(0.0, 2 * math.pi))
     across = (np.arange(left, right, dtype=np.float32) + np.float32(0.5 - x)) / np.float32(radius)
     down = (np.arange(top, bottom, dtype=np.float32) + np.float32(0.5 - y)) / np.float32(radius)
     cos, sin = np.float32(math.cos(angle)), np.float32(math.sin(angle))
@@ -236,7 +243,7 @@ def _place(rng: np.random.Generator, colour: int, shape: int, size: int) -> _Pla
         window=(slice(top, bottom), slice(left, right)),
         mask=mask,
         area=area,
-        least=max(_VISIBLE_SHARE * area, _VISIBLE_PIXELS * scale**2),
+        least=max(_VISIBLE_SHARE * area, _VISIBLE_PIXELS * (size / SIZE) ** 2),
         visible=int(np.count_nonzero(mask)),
     )
 
