@@ -25,7 +25,7 @@ from samforge.models.tiny.scenes import (
 )
 
 _CLIPS = 4  # the first half of the random seed, next to the codes of SPLITS
-_RADIUS = (19.0, 30.0)
+_RADIUS = (18.0, 26.0)
 _SPEED = (35.0, 80.0)  # pixels a second
 _SPIN = (-1.6, 1.6)  # radians a second
 _MOST = 6  # more would not find room
