@@ -56,6 +56,13 @@ def weights(seed: int = 0) -> dict[str, Any]:
     }
 
 
+def meta_name(name: str) -> str:
+    """Meta's name of a tensor that is not packed."""
+    for pattern, replacement in TO_META:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
 def to_meta(state: dict[str, Any], *, junk: float = 3.0) -> dict[str, Any]:
     """As SAM 3D Body keeps it: packed, masked, in bfloat16, beside a decoder.
 
@@ -83,9 +90,7 @@ def to_meta(state: dict[str, Any], *, junk: float = 3.0) -> dict[str, Any]:
         mask[WIDTH : 2 * WIDTH] = 0
         stored[f"{place}.bias_mask"] = mask
     for name, tensor in state.items():
-        for pattern, replacement in TO_META:
-            name = re.sub(pattern, replacement, name)
-        stored[f"backbone.encoder.{name}"] = tensor
+        stored[f"backbone.encoder.{meta_name(name)}"] = tensor
     return {name: tensor.to(torch.bfloat16) for name, tensor in stored.items()}
 
 
@@ -224,7 +229,7 @@ def test_missing_keys(tmp_path: Path, gone: str, named: str) -> None:
 
 def test_unexpected_keys(tmp_path: Path) -> None:
     stored = to_meta(weights()) | {"backbone.encoder.local_cls_norm.weight": torch.ones(WIDTH)}
-    with pytest.raises(CheckpointKeysError, match="1 unexpected: local_cls_norm.weight"):
+    with pytest.raises(CheckpointKeysError, match=r"1 unexpected: local_cls_norm\.weight"):
         checkpoint_from_name(str(body_file(tmp_path, stored)))
 
 
@@ -258,7 +263,7 @@ def test_a_folder_of_another_model(folder: Path) -> None:
 
 
 def test_a_folder_without_anything(tmp_path: Path) -> None:
-    with pytest.raises(UnknownModel, match="has neither a config.json nor a model.ckpt"):
+    with pytest.raises(UnknownModel, match=r"has neither a config\.json nor a model\.ckpt"):
         checkpoint_from_name(str(tmp_path))
 
 
@@ -278,7 +283,7 @@ def test_a_damaged_configuration(folder: Path, change: dict[str, Any], named: st
 
 
 def test_an_architecture_that_nobody_trained() -> None:
-    with pytest.raises(SettingError, match="it has no weights. Add --random-weights"):
+    with pytest.raises(SettingError, match=r"it has no weights\. Add --random-weights"):
         checkpoint_from_name("dinov3-tiny")
 
 
@@ -296,7 +301,9 @@ def test_a_gated_model(monkeypatch: pytest.MonkeyPatch) -> None:
         raise GatedRepoError("Access is restricted", response=answer)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    with pytest.raises(GatedModel, match="Accept its licence at https://huggingface.co/facebook/"):
+    with pytest.raises(
+        GatedModel, match=r"Accept its licence at https://huggingface\.co/facebook/"
+    ):
         checkpoint_from_name("facebook/sam-3d-body-dinov3")
     # The body model beside it is 700 MB that nobody needs here.
     assert asked == [("facebook/sam-3d-body-dinov3", ["model.ckpt", "LICENSE*"])]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -112,7 +113,7 @@ class Dinov3Checkpoint:
         features = TensorSpec(name="features", dtype="float32", shape=("batch", width, side, side))
         return PartSpec(name=PART, inputs=(images,), outputs=(features,))
 
-    def inputs(self, name: str, sizes: dict[str, int], seed: int = 0) -> dict[str, Tensor]:
+    def inputs(self, name: str, sizes: Mapping[str, int], seed: int = 0) -> dict[str, Tensor]:
         """Random inputs of the part: normal, as normalized pixels are.
 
         Args:
