@@ -1,0 +1,161 @@
+"""Features of image files as one picture: the work behind ``samforge features``."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import samforge
+from samforge.assembly import session_from_bundle
+from samforge.core.errors import ForeignBundle
+from samforge.core.files import writable_folder
+from samforge.core.images import RgbImage
+from samforge.draw import grid
+from samforge.draw.pca import pca_pictures
+from samforge.media import read_image, write_png
+from samforge.runtime.features import FeatureExtractor, FeatureStatistics
+
+PARTS = ("backbone", "vision")
+"""Parts that turn images into features, the first that a bundle has is taken."""
+CELL_PX = 480
+"""Side of each picture on the sheet."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PictureSettings:
+    """How features become a picture."""
+
+    shared: bool = False
+    """One PCA for all images."""
+    threshold: float | None = None
+    """Share of the first component above which a cell is foreground; None finds it."""
+    output: str | None = None
+    """Which feature map; None takes the coarsest."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageFeatures:
+    """Figures of one image."""
+
+    image: Path
+    """The file."""
+    size_hw: tuple[int, int]
+    """Of the image, pixels."""
+    cells_hw: tuple[int, int]
+    """Of the feature map."""
+    statistics: FeatureStatistics
+    """Mean, deviation, norm and range."""
+    foreground: float
+    """Share of the cells."""
+    explained: tuple[float, float, float]
+    """Share of the foreground's variance in each colour."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Latency:
+    """Time of the part alone, milliseconds."""
+
+    runs: int
+    """How many were timed."""
+    median_ms: float
+    """Half of the runs took longer."""
+    mean_ms: float
+    """Average."""
+    min_ms: float
+    """Fastest."""
+    max_ms: float
+    """Slowest."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FeatureReport:
+    """What ``samforge features`` found."""
+
+    part: str
+    """``backbone`` or ``vision``."""
+    output: str
+    """Name of the feature map."""
+    runtime: str
+    """Backend that ran it."""
+    processor: str
+    """Where."""
+    images: tuple[ImageFeatures, ...]
+    """In the order given."""
+    latency: Latency
+    """Of the first image."""
+    out: Path
+    """The picture."""
+
+
+def feature_report(
+    bundle: samforge.Bundle,
+    files: Sequence[Path],
+    out: Path,
+    settings: PictureSettings,
+    *,
+    runs: int,
+    threads: int | None = None,
+) -> FeatureReport:
+    """Run the image encoder of a bundle on files, draw the picture and time it.
+
+    Raises:
+        ForeignBundle: The bundle has no image encoder.
+        FidelityError: A feature is no finite number.
+        OutputError: The picture cannot be written.
+    """
+    part = next((name for name in PARTS if name in bundle.manifest.parts), None)
+    if part is None:
+        raise ForeignBundle(
+            f"{bundle.root} has no part {' or '.join(PARTS)}, which give features. It holds "
+            f"{', '.join(bundle.manifest.parts)}."
+        )
+    out = writable_folder(out.parent) / out.name
+    session = session_from_bundle(bundle, part, threads=threads)
+    try:
+        extractor = FeatureExtractor(session, bundle.manifest.image, read_image, settings.output)
+        found = [extractor.extract(file) for file in files]
+        milliseconds = extractor.latency_ms(found[0].rgb, runs)
+    finally:
+        session.close()
+    pictures = pca_pictures(
+        [one.map_dhw for one in found], shared=settings.shared, threshold=settings.threshold
+    )
+    sheet: list[RgbImage] = []
+    titles: list[str] = []
+    for file, one, picture in zip(files, found, pictures, strict=True):
+        sheet += [one.rgb, picture.enlarged(_shown_size(one.rgb))]
+        titles += [file.name, f"{extractor.output}, {sum(picture.explained):.0%} of the variance"]
+    write_png(out, grid(sheet, titles, columns=2, cell=CELL_PX))
+    return FeatureReport(
+        part=part,
+        output=extractor.output,
+        runtime=session.runtime,
+        processor=session.processor,
+        images=tuple(
+            ImageFeatures(
+                image=file,
+                size_hw=one.rgb.shape[:2],
+                cells_hw=one.map_dhw.shape[1:],
+                statistics=one.statistics,
+                foreground=float(picture.foreground.mean()),
+                explained=picture.explained,
+            )
+            for file, one, picture in zip(files, found, pictures, strict=True)
+        ),
+        latency=Latency(
+            runs=runs,
+            median_ms=statistics.median(milliseconds),
+            mean_ms=statistics.fmean(milliseconds),
+            min_ms=min(milliseconds),
+            max_ms=max(milliseconds),
+        ),
+        out=out,
+    )
+
+
+def _shown_size(rgb: RgbImage) -> tuple[int, int]:
+    """Of the picture on the sheet, (H, W): cells drawn at this size keep sharp edges."""
+    scale = CELL_PX / max(rgb.shape[:2])
+    return max(1, round(rgb.shape[0] * scale)), max(1, round(rgb.shape[1] * scale))

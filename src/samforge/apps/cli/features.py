@@ -1,0 +1,111 @@
+"""``samforge features``: what the image encoder sees, as a PCA picture and figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+import samforge
+from samforge.apps.cli.inputs import images_from_paths
+from samforge.apps.cli.output import (
+    JsonOption,
+    print_json,
+    print_line,
+    print_note,
+    print_table,
+    shown_path,
+)
+
+if TYPE_CHECKING:
+    from samforge.apps.cli.feature_pictures import FeatureReport
+
+
+def features(  # noqa: PLR0913  every argument is an option that a user types
+    bundle: Annotated[
+        Path, typer.Argument(metavar="BUNDLE", help="Folder that samforge build made.")
+    ],
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGE", help="Image files, or folders of them.")
+    ],
+    *,
+    out: Annotated[Path, typer.Option("--out", help="PNG file for the picture.")],
+    shared: Annotated[
+        bool,
+        typer.Option("--shared", help="One PCA for all images: colours mean the same in each."),
+    ] = False,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            "--threshold",
+            help="Foreground above this share of the first component, 0 to 1; 0: all of it.",
+            show_default="the best split",
+        ),
+    ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option("--output", help="Which feature map.", show_default="the coarsest"),
+    ] = None,
+    runs: Annotated[int, typer.Option("--runs", min=1, help="Runs to time.")] = 5,
+    threads: Annotated[
+        int | None,
+        typer.Option("--threads", min=1, help="Processor threads.", show_default="all cores"),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Draw the image encoder's features as DINO users know them, with figures and latency.
+
+    The first principal component tells the foreground; the foreground's own three components are
+    its red, green and blue. Works with the backbone of dinov3 and the vision part of sam3.
+    """
+    from samforge.apps.cli.feature_pictures import PictureSettings, feature_report
+
+    opened = samforge.open_bundle(bundle)
+    if opened.manifest.recipe.get("random_weights"):
+        print_note(f"{opened.root} has random weights: its features mean nothing.")
+    files, unusable = images_from_paths(images, out.parent)
+    if unusable:
+        raise unusable[0][1]
+    settings = PictureSettings(shared=shared, threshold=threshold, output=output)
+    report = feature_report(opened, files, out, settings, runs=runs, threads=threads)
+    if as_json:
+        payload: dict[str, Any] = {
+            "bundle": opened.root,
+            "out": report.out,
+            "part": report.part,
+            "runtime": report.runtime,
+            "processor": report.processor,
+            "output": report.output,
+            "images": report.images,
+            "latency": report.latency,
+        }
+        print_json("features", payload)
+    else:
+        _print(report)
+
+
+def _print(report: FeatureReport) -> None:
+    print_table(
+        f"{report.part}: {report.output} on {report.runtime} ({report.processor})",
+        (*("image", "cells", "mean", "std", "norm", "min", "max", "foreground"), "in 3 colours"),
+        [
+            (
+                one.image.name,
+                f"{one.cells_hw[0]} x {one.cells_hw[1]}",
+                *(f"{figure:.3f}" for figure in (one.statistics.mean, one.statistics.std)),
+                f"{one.statistics.norm:.2f}",
+                *(f"{figure:.3f}" for figure in (one.statistics.min, one.statistics.max)),
+                f"{one.foreground:.0%}",
+                f"{sum(one.explained):.0%}",
+            )
+            for one in report.images
+        ],
+        numbers=("mean", "std", "norm", "min", "max", "foreground", "in 3 colours"),
+    )
+    latency = report.latency
+    print_line(
+        f"{report.part}: {latency.median_ms:.1f} ms (median of {latency.runs} runs, "
+        f"{latency.min_ms:.1f} to {latency.max_ms:.1f})"
+    )
+    print_line(f"Written to {shown_path(report.out)}", style="green")
