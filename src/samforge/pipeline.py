@@ -2,60 +2,35 @@
 
 Every step compares what it made with what it was made from and stops below the gate. Finished
 steps survive a kill; nothing is published before all of them hold. What a step does stands in
-:mod:`samforge.steps`; the order stands here.
+:mod:`samforge.steps`, one file each; which steps a recipe takes, in :mod:`samforge.steps.plan`.
 """
 
 from __future__ import annotations
 
-import gc
-import resource
-import shutil
-import sys
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
-from datetime import UTC, datetime
-from importlib.metadata import version
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
-
-import numpy as np
+from typing import Any
 
 from samforge.core.bundle import Bundle, open_bundle
 from samforge.core.errors import SettingError
 from samforge.core.files import require_space
-from samforge.core.manifest import SCHEMA_VERSION, Manifest, PartEntry, StepResult, TextSpec
 from samforge.core.recipe import Recipe
-from samforge.core.staging import Staging, StepRecord, step_key
-from samforge.core.version import __version__
-from samforge.models.sam3.byte_tokenizer import byte_tokenizer
-from samforge.models.sam3.checkpoint import Sam3Checkpoint, state_shapes
-from samforge.models.sam3.loading import checkpoint_from_name
-from samforge.models.sam3.parts import DEFAULT_PARTS, PARTS
-from samforge.steps import Made, Workshop, convert_part, export_part
+from samforge.core.staging import Staging
+from samforge.models.family import Model
+from samforge.models.loading import model_from_name
+from samforge.steps.plan import stages
+from samforge.steps.publish import (
+    manifest_of,
+    origin_of,
+    published_files,
+    write_tokenizer_and_license,
+)
+from samforge.steps.run import Progress, Run
+from samforge.steps.workshop import Workshop
 
-STEPS: dict[str, tuple[tuple[str, Callable[[Workshop, str], Made]], ...]] = {
-    "torch": (("export", export_part),),
-    "onnxruntime": (("export", export_part), ("onnx", convert_part)),
-}
-"""The steps of each target, in order. The last one makes what the target runs."""
 STAGES = {"export": "torch", "onnx": "onnxruntime"}
 """What ``until`` stops at, and the target that runs what is there by then."""
-LICENSE_NAME = "LICENSE-weights.txt"
-"""Licence of the weights, in every bundle."""
-PACKAGES = ("numpy", "torch", "transformers", "onnx", "onnxscript", "onnx-ir", "onnxruntime")
-
-
-class Progress(Protocol):
-    """Told about each step, so that a command line can show it."""
-
-    def started(self, step: str, part: str, index: int, total: int) -> None:
-        """A step begins; ``index`` counts from 0."""
-        ...
-
-    def finished(self, result: StepResult) -> None:
-        """A step ended, or its earlier result was taken over."""
-        ...
 
 
 def build(
@@ -63,6 +38,7 @@ def build(
     *,
     out: str | Path,
     until: str | None = None,
+    jobs: int = 1,
     progress: Progress | None = None,
     **settings: Any,
 ) -> Bundle:
@@ -72,6 +48,8 @@ def build(
         model: A recipe, or the model's name with the recipe's other fields as ``settings``.
         out: Folder of the bundle. An older bundle there is replaced once the new one is whole.
         until: ``export`` or ``onnx``: stop after that stage and publish what runs by then.
+        jobs: Parts that are worked on side by side, in processes of their own. Each holds its part
+            in memory; the calling script needs ``if __name__ == "__main__":``.
         progress: Told about each step.
         settings: Fields of :class:`Recipe`, such as ``target`` and ``precision``.
 
@@ -86,85 +64,26 @@ def build(
         OutputError: The folder cannot be written.
     """
     recipe = _recipe(model, until, settings)
-    checkpoint = checkpoint_from_name(
+    if jobs < 1:
+        raise SettingError(f"jobs wants a whole number from 1 up, got {jobs}.")
+    checkpoint = model_from_name(
         recipe.model,
         image_size=recipe.image_size,
         random_weights=recipe.random_weights,
         seed=recipe.seed,
         tokenizer=recipe.tokenizer,
     )
-    parts = _part_names(recipe)
+    parts = _part_names(recipe, checkpoint)
+    planned = stages(recipe, parts)
     require_space(Path(out), _needed_bytes(checkpoint))
     with Staging.open(out) as staging:
-        shop = Workshop(recipe=recipe, checkpoint=checkpoint, staging=staging)
-        plan = [(step, part, make) for part in parts for step, make in STEPS[recipe.target]]
-        origin = _origin(shop)
-        records = {}
-        for index, (step, part, make) in enumerate(plan):
-            if progress:
-                progress.started(step, part, index, len(plan))
-            records[step, part] = _run(shop, step, part, make, origin)
-            if progress:
-                progress.finished(records[step, part].result)
-        _write_tokenizer_and_license(shop)
-        manifest = _manifest(shop, parts, records, origin)
-        files = [
-            path
-            for entry in manifest.parts.values()
-            for path in (entry.artifact, *entry.side_files)
-        ]
-        return open_bundle(staging.publish(manifest, [*files, "tokenizer", LICENSE_NAME]))
-
-
-def _run(
-    shop: Workshop,
-    step: str,
-    part: str,
-    make: Callable[[Workshop, str], Made],
-    origin: Mapping[str, Mapping[str, str]],
-) -> StepRecord:
-    """Run one step, or take over its result from an earlier build."""
-    name = f"{step}/{part}"
-    key = step_key(
-        name,
-        inputs=origin["parents"],
-        settings={
-            "config": shop.checkpoint.config.to_dict(),
-            "eos_id": shop.checkpoint.eos_id,
-            "seed": shop.recipe.seed,
-            "gates": shop.recipe.gates,
-        },
-        versions=origin["versions"],
-    )
-    record = shop.staging.step(name, key)
-    if record is not None:
-        return record
-    start = time.perf_counter()
-    made = make(shop, part)
-    gc.collect()
-    result = StepResult(
-        name=step,
-        part=part,
-        seconds=round(time.perf_counter() - start, 3),
-        bytes=sum(
-            shop.staging.path(path).stat().st_size
-            for path in made.outputs
-            if path.startswith("parts/")  # samples for later steps are not counted
-        ),
-        peak_gib=_peak_gib(),
-        resumed=False,
-        fidelity=made.figures,
-    )
-    return shop.staging.record(name, key, made.outputs, result)
-
-
-def _origin(shop: Workshop) -> dict[str, dict[str, str]]:
-    """What a bundle is made from and with: hashes of its parents, versions of the packages."""
-    packages = {package: version(package) for package in PACKAGES}
-    return {
-        "parents": {"weights": shop.checkpoint.source.digest()},
-        "versions": {"python": sys.version.split()[0], "samforge": __version__, **packages},
-    }
+        shop = Workshop(recipe=recipe, model=checkpoint, root=staging.root, parts=parts)
+        origin = origin_of(checkpoint)
+        run = Run(shop=shop, staging=staging, origin=origin, progress=progress)
+        records = run.all(planned, jobs=jobs)
+        manifest = manifest_of(shop, planned, records, origin)
+        extra = write_tokenizer_and_license(shop)
+        return open_bundle(staging.publish(manifest, published_files(manifest, extra)))
 
 
 def _recipe(model: str | Recipe, until: str | None, settings: Mapping[str, Any]) -> Recipe:
@@ -186,71 +105,17 @@ def _recipe(model: str | Recipe, until: str | None, settings: Mapping[str, Any])
     return replace(recipe, target=STAGES[until])
 
 
-def _part_names(recipe: Recipe) -> tuple[str, ...]:
-    names = recipe.parts or DEFAULT_PARTS
-    unknown = [name for name in names if name not in PARTS]
+def _part_names(recipe: Recipe, model: Model) -> tuple[str, ...]:
+    names = recipe.parts or model.default_parts
+    unknown = [name for name in names if name not in model.part_names]
     if unknown:
-        raise SettingError(f"sam3 has no part {', '.join(unknown)}. Its parts: {', '.join(PARTS)}.")
+        raise SettingError(
+            f"{model.family} has no part {', '.join(unknown)}. "
+            f"Its parts: {', '.join(model.part_names)}."
+        )
     return names
 
 
-def _needed_bytes(checkpoint: Sam3Checkpoint) -> int:
-    """Room for the exported program and the ONNX file, both float32."""
-    weights = sum(int(np.prod(shape)) for shape in state_shapes(checkpoint.config).values())
-    return int(2.2 * 4 * weights)
-
-
-def _write_tokenizer_and_license(shop: Workshop) -> None:
-    tokenizer = shop.staging.path("tokenizer/tokenizer.json")
-    if shop.checkpoint.tokenizer is None:
-        byte_tokenizer(shop.checkpoint.config.text_config.vocab_size).save(str(tokenizer))
-    else:
-        shutil.copyfile(shop.checkpoint.tokenizer, tokenizer)
-    license_file = shop.staging.path(LICENSE_NAME)
-    license_file.write_text(shop.checkpoint.license_text, encoding="utf-8")
-
-
-def _manifest(
-    shop: Workshop,
-    parts: tuple[str, ...],
-    records: Mapping[tuple[str, str], StepRecord],
-    origin: Mapping[str, Mapping[str, str]],
-) -> Manifest:
-    last_step, _ = STEPS[shop.recipe.target][-1]
-    entries = {}
-    for part in parts:
-        artifact, *sides = records[last_step, part].outputs
-        entries[part] = PartEntry(
-            spec=shop.spec(part),
-            artifact=artifact,
-            side_files=tuple(side for side in sides if side.startswith("parts/")),
-        )
-    return Manifest(
-        schema_version=SCHEMA_VERSION,
-        samforge=__version__,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        family="sam3",
-        model=shop.recipe.model,
-        recipe=shop.recipe.to_dict(),
-        image=shop.checkpoint.image,
-        text=TextSpec(
-            context=shop.checkpoint.context,
-            pad_id=shop.checkpoint.eos_id,
-            tokenizer="tokenizer/tokenizer.json",
-            synthetic=shop.checkpoint.tokenizer is None,
-        ),
-        target=shop.recipe.target,
-        parts=entries,
-        files={},
-        parents=origin["parents"],
-        versions=origin["versions"],
-        steps=tuple(record.result for record in records.values()),
-        gates={key: float(value) for key, value in asdict(shop.recipe.gates).items()},
-        weights_license=LICENSE_NAME,
-    )
-
-
-def _peak_gib() -> float:
-    """Highest memory use of the process so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / 2 ** (30 if sys.platform == "darwin" else 20), 2)
+def _needed_bytes(model: Model) -> int:
+    """Room for the exported and the fused program and the ONNX file, all float32."""
+    return int(3.2 * 4 * model.weight_count())

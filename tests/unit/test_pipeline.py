@@ -13,7 +13,6 @@ import pytest
 from tokenizers import Tokenizer
 
 import samforge
-from samforge import steps
 from samforge.backends.onnxruntime import OnnxRuntimeSession
 from samforge.core.errors import FidelityError, ForeignBundle, SettingError
 from samforge.core.manifest import StepResult
@@ -21,6 +20,7 @@ from samforge.core.recipe import Gates, Recipe
 from samforge.core.session import Array, Tensors
 from samforge.models.tiny import LICENSE_NOTICE
 from samforge.models.tiny.scenes import draw_scene
+from samforge.steps import export as export_step
 from samforge.transform.export import run_exported
 
 
@@ -247,7 +247,7 @@ def test_the_export_gate_holds_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
             for name, tensor in run_exported(exported, spec, inputs).items()
         }
 
-    monkeypatch.setattr(steps, "run_exported", wrong)
+    monkeypatch.setattr(export_step, "run_exported", wrong)
     with pytest.raises(
         FidelityError, match=r"export of text .* differs by .*e-0[67].* the gate is 0"
     ):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -14,7 +14,7 @@ from samforge.core.images import ImageSpec
 from samforge.core.session import PartSpec
 from samforge.core.structure import StructureError, value_from_json
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Version of the manifest's structure; a reader refuses every other one."""
 
 MANIFEST_NAME = "manifest.json"
@@ -75,6 +75,10 @@ class StepResult:
     """True when an earlier run's result was taken over."""
     fidelity: tuple[Mapping[str, Any], ...] = ()
     """One table of figures for each tensor or prediction that was compared."""
+    gates: Mapping[str, float] = field(default_factory=dict)
+    """Limits that held, by their names in the recipe."""
+    notes: tuple[str, ...] = ()
+    """What a reader has to know: a slower way taken, a check that could not run."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -28,9 +28,6 @@ QUANTIZED = ("int8", "fp8")
 OBSERVERS = ("min-max", "moving-average", "histogram", "percentile", "entropy", "mse")
 """How an activation's range is chosen from what calibration saw."""
 
-PATCH_PX = 14
-"""Side of a patch of SAM 3's image encoder: image sizes are multiples of it."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Calibration:
@@ -119,7 +116,7 @@ class Recipe:
     model: str = "tiny"
     """A built-in model, a local checkpoint folder or a Hugging Face id."""
     image_size: int | None = None
-    """Side of the square image in pixels, a multiple of 14; None takes the model's own."""
+    """Side of the square image in pixels, a multiple of the model's patch; None takes its own."""
     parts: tuple[str, ...] | None = None
     """Parts to build; None builds those that text and box prompts need."""
     target: str = "onnxruntime"
@@ -205,18 +202,13 @@ def _check_choice(setting: str, value: str, allowed: tuple[str, ...]) -> None:
 
 
 def _check_image_size(size: int | None) -> None:
+    # What it must be a multiple of is the model's to say.
     if size is None:
         return
     if not isinstance(size, int) or isinstance(size, bool):
         raise SettingError(f"image_size wants a whole number of pixels, got {size!r}.")
-    if size > 0 and size % PATCH_PX == 0:
-        return
-    below = size // PATCH_PX * PATCH_PX
-    near = (PATCH_PX,) if below <= 0 else (below, below + PATCH_PX)
-    raise SettingError(
-        f"image_size wants a positive multiple of {PATCH_PX}, got {size}. "
-        f"Nearest: {' or '.join(str(allowed) for allowed in near)}."
-    )
+    if size < 1:
+        raise SettingError(f"image_size wants a positive number of pixels, got {size}.")
 
 
 def _is_number(value: object) -> bool:

@@ -66,6 +66,23 @@ def step_key(
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def staged_path(root: Path, relative: str) -> Path:
+    """Absolute path of a file to write below ``root``; its parents are made.
+
+    Raises:
+        SettingError: The path would not stay inside a bundle.
+        OutputError: The folder cannot be made.
+    """
+    if problem := check_relative(relative):
+        raise SettingError(
+            f"The bundle path {relative!r} {problem}. Use one like parts/vision.onnx."
+        )
+    path = root / relative
+    with output_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
 class Staging:
     """Works in ``.<name>.building`` next to the output and renames it there when whole.
 
@@ -126,14 +143,7 @@ class Staging:
             SettingError: The path would not stay inside a bundle.
             OutputError: The folder cannot be made.
         """
-        if problem := check_relative(relative):
-            raise SettingError(
-                f"The bundle path {relative!r} {problem}. Use one like parts/vision.onnx."
-            )
-        path = self.root / relative
-        with output_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        return path
+        return staged_path(self.root, relative)
 
     def step(self, name: str, key: str) -> StepRecord | None:
         """Find the finished step with this key, its result marked as resumed.

@@ -14,7 +14,7 @@ from samforge.apps.cli.compare import compare
 from samforge.apps.cli.demo import demo
 from samforge.apps.cli.doctor import doctor
 from samforge.apps.cli.inspect import inspect
-from samforge.apps.cli.noise import quiet_third_parties
+from samforge.core.noise import quiet_third_parties
 from samforge.apps.cli.output import INTERRUPTED, report_error, report_interrupt, shown_warnings
 from samforge.apps.cli.predict import predict
 

@@ -1,0 +1,48 @@
+"""Checkpoint -> part -> ``.pt2``, equal to the last bit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from samforge.measure.fidelity import compare_outputs, rows
+from samforge.steps.workshop import Made, Workshop, arrays, check_gate
+from samforge.transform.export import (
+    TRACED_SIZES,
+    exported_from_file,
+    exported_from_part,
+    release,
+    run_exported,
+    save_exported,
+)
+
+
+def export_part(shop: Workshop, name: str) -> Made:
+    """Export a part; the file, read back, must equal the part exactly.
+
+    Leaves the inputs and outputs of the comparison as samples for the steps behind it.
+    """
+    part = shop.model.part(name)
+    exported = exported_from_part(part, shop.inputs(name, TRACED_SIZES, seed=0))
+    references = []
+    for index, sizes in enumerate(shop.sample_sizes):
+        inputs = shop.inputs(name, sizes, seed=index + 1)
+        references.append((inputs, part(inputs)))
+    artifact = shop.exported(name)
+    save_exported(exported, shop.path(artifact))
+    # At full size there is no room for two copies of the weights.
+    release([*part.module.parameters(), *part.module.buffers(), *exported.state_dict.values()])
+    reloaded = exported_from_file(shop.path(artifact))
+    figures = {
+        words: compare_outputs(arrays(outputs), arrays(run_exported(reloaded, part.spec, inputs)))
+        for words, (inputs, outputs) in zip(shop.sizes_in_words(), references, strict=True)
+    }
+    release([*reloaded.state_dict.values(), *reloaded.constants.values()])
+    limit = shop.recipe.gates.export_max_abs
+    gates = check_gate("export", name, figures, "export_max_abs", limit)
+    samples = shop.samples(name)
+    for sample, (inputs, outputs) in zip(samples, references, strict=True):
+        tensors: dict[str, Any] = {**arrays(inputs), **arrays(outputs)}
+        np.savez(shop.path(sample), **tensors)
+    return Made(outputs=(artifact, *samples), figures=rows(figures), gates=gates)

@@ -1,0 +1,120 @@
+"""Finished steps -> manifest and the files that go into the bundle."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+
+from samforge.core.manifest import SCHEMA_VERSION, Manifest, PartEntry, TextSpec
+from samforge.core.staging import StepRecord
+from samforge.core.version import __version__
+from samforge.models.family import Model
+from samforge.models.sam3.byte_tokenizer import byte_tokenizer
+from samforge.steps.plan import Stage
+from samforge.steps.workshop import Workshop
+
+LICENSE_NAME = "LICENSE-weights.txt"
+"""Licence of the weights, in every bundle."""
+TOKENIZER_NAME = "tokenizer/tokenizer.json"
+PACKAGES = (
+    *("numpy", "torch", "torchao", "transformers", "onnx", "onnxscript", "onnx-ir"),
+    *("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx-cu13"),
+)
+"""Packages whose versions decide what a build makes; those that are not installed are left out."""
+
+
+def origin_of(model: Model) -> dict[str, dict[str, str]]:
+    """What a bundle is made from and with: hashes of its parents, versions of the packages."""
+    packages = {package: found for package in PACKAGES if (found := _version(package))}
+    return {
+        "parents": {"weights": model.source.digest()},
+        "versions": {"python": sys.version.split()[0], "samforge": __version__, **packages},
+    }
+
+
+def write_tokenizer_and_license(shop: Workshop) -> tuple[str, ...]:
+    """Put the tokenizer, if the model reads text, and the licence into the staging folder.
+
+    Returns:
+        The files.
+    """
+    shop.path(LICENSE_NAME).write_text(shop.model.license_text, encoding="utf-8")
+    text = shop.model.text
+    if text is None:
+        return (LICENSE_NAME,)
+    if text.tokenizer is None:
+        byte_tokenizer(text.vocabulary).save(str(shop.path(TOKENIZER_NAME)))
+    else:
+        shutil.copyfile(text.tokenizer, shop.path(TOKENIZER_NAME))
+    return (LICENSE_NAME, TOKENIZER_NAME)
+
+
+def manifest_of(
+    shop: Workshop,
+    planned: Sequence[Stage],
+    records: Mapping[str, StepRecord],
+    origin: Mapping[str, Mapping[str, str]],
+) -> Manifest:
+    """Everything known about the bundle but the hashes of its files."""
+    text = shop.model.text
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        samforge=__version__,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        family=shop.model.family,
+        model=shop.recipe.model,
+        recipe=shop.recipe.to_dict(),
+        image=shop.model.image,
+        text=None
+        if text is None
+        else TextSpec(
+            context=text.context,
+            pad_id=text.eos_id,
+            tokenizer=TOKENIZER_NAME,
+            synthetic=text.tokenizer is None,
+        ),
+        target=shop.recipe.target,
+        parts=_entries(shop, planned, records),
+        files={},
+        parents=origin["parents"],
+        versions=origin["versions"],
+        steps=tuple(record.result for record in records.values()),
+        gates={
+            gate: limit
+            for record in records.values()
+            for gate, limit in record.result.gates.items()
+        },
+        weights_license=LICENSE_NAME,
+    )
+
+
+def published_files(manifest: Manifest, extra: Sequence[str]) -> list[str]:
+    """What of the staging folder goes into the bundle."""
+    parts = [path for one in manifest.parts.values() for path in (one.artifact, *one.side_files)]
+    return [*parts, *extra]
+
+
+def _entries(
+    shop: Workshop, planned: Sequence[Stage], records: Mapping[str, StepRecord]
+) -> dict[str, PartEntry]:
+    """What runs each part: the artifact of the last step that made one."""
+    entries = {}
+    for stage in planned:
+        for chain in stage:
+            for step in chain:
+                made = [path for path in records[str(step)].outputs if path.startswith("parts/")]
+                if step.part is not None and made:
+                    entries[step.part] = PartEntry(
+                        spec=shop.spec(step.part), artifact=made[0], side_files=tuple(made[1:])
+                    )
+    return entries
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,124 @@
+"""What every step of a build works with: the recipe, the model and the folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from samforge.core.errors import FidelityError
+from samforge.core.recipe import Recipe
+from samforge.core.session import Array, PartSpec
+from samforge.core.staging import staged_path
+from samforge.measure.fidelity import TensorFidelity, worst
+from samforge.models.family import Model
+
+SMALL_IMAGE = 448
+"""Up to this side in pixels steps are compared on batches too."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Made:
+    """What a step leaves behind."""
+
+    outputs: tuple[str, ...]
+    """Files in the staging folder; the artifact first, then its side files, then work files."""
+    figures: tuple[Mapping[str, Any], ...]
+    """Fidelity of every output tensor at every size it was compared at, or what it measured."""
+    gates: Mapping[str, float] = field(default_factory=dict)
+    """Limits that held, by their names in the recipe."""
+    notes: tuple[str, ...] = ()
+    """What a reader has to know: a slower way taken, a check that could not run."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Workshop:
+    """What every step needs."""
+
+    recipe: Recipe
+    """What to build."""
+    model: Model
+    """What to build it from."""
+    root: Path
+    """The staging folder: where files are read and written."""
+    parts: tuple[str, ...]
+    """The parts that are built."""
+
+    def path(self, relative: str) -> Path:
+        """Absolute path of a file in the staging folder; its parents are made."""
+        return staged_path(self.root, relative)
+
+    @property
+    def sample_sizes(self) -> tuple[dict[str, int], ...]:
+        """Sizes of the dynamic axes at which steps are compared."""
+        if self.model.image.size > SMALL_IMAGE:
+            # Explicit attention over 5184 tokens takes 1.6 GiB an image: one is enough.
+            return ({"batch": 1, "prompts": 2, "boxes": 1},)
+        return (
+            {"batch": 1, "prompts": 1, "boxes": 1},
+            {"batch": 2, "prompts": 3, "boxes": 2},
+        )
+
+    def spec(self, part: str) -> PartSpec:
+        """Interface of a part."""
+        return self.model.spec(part)
+
+    def inputs(self, part: str, sizes: Mapping[str, int], seed: int) -> dict[str, Tensor]:
+        """Random inputs of a part."""
+        return self.model.inputs(part, sizes, self.recipe.seed + seed)
+
+    def exported(self, part: str) -> str:
+        """The program as torch.export gave it: the reference of everything after it."""
+        return f"parts/{part}/{part}.pt2"
+
+    def fused(self, part: str) -> str:
+        """The fused program."""
+        return f"work/{part}/fused.pt2"
+
+    def quantized(self, part: str) -> str:
+        """The program with Q/DQ."""
+        return f"parts/{part}/{part}.qdq.pt2"
+
+    def onnx(self, part: str) -> str:
+        """The ONNX graph in the precision of the target."""
+        return f"parts/{part}/{part}.onnx"
+
+    def samples(self, part: str) -> tuple[str, ...]:
+        """Inputs and outputs of the part, one file for each of ``sample_sizes``."""
+        return tuple(f"work/{part}/sample-{index}.npz" for index in range(len(self.sample_sizes)))
+
+    def sizes_in_words(self) -> tuple[str, ...]:
+        """Each of ``sample_sizes``, for people."""
+        return tuple(
+            ", ".join(f"{axis} {size}" for axis, size in sizes.items())
+            for sizes in self.sample_sizes
+        )
+
+
+def check_gate(
+    step: str, part: str, figures: Mapping[str, tuple[TensorFidelity, ...]], gate: str, limit: float
+) -> dict[str, float]:
+    """Stop the build where a tensor strays too far.
+
+    Returns:
+        The gate and the limit that held.
+
+    Raises:
+        FidelityError: Names the tensor and both figures.
+    """
+    for words, group in figures.items():
+        figure = worst(group)
+        if figure.gated > limit:
+            raise FidelityError(
+                f"{step} of {part} at {words}: {figure.tensor} differs by {figure.max_abs:.3g} "
+                f"(values up to {figure.scale:.3g}), the gate is {limit:g}. Nothing was published."
+            )
+    return {gate: limit}
+
+
+def arrays(tensors: Mapping[str, Tensor]) -> dict[str, Array]:
+    """Tensors as numpy arrays."""
+    return {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
