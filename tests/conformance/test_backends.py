@@ -319,6 +319,14 @@ def test_threads_are_counted_or_refused(backend: str, subject: Subject) -> None:
         assert backend == "fake" or "1 threads" in session.processor
 
 
+@pytest.mark.parametrize("subject", ["text"], indirect=True)
+def test_an_unknown_option_is_refused(backend: str, subject: Subject) -> None:
+    with pytest.raises(SettingError) as caught:
+        subject.session(backend, options={"colour": "blue"})
+    known = "Options: precision, hint, cache." if backend == "openvino" else "It has none."
+    assert str(caught.value) == f"{backend} has no option 'colour'. {known}"
+
+
 def test_onnx_runtime_copies_nothing(subject: Subject) -> None:
     session = subject.session("onnxruntime")
     inputs = subject.inputs(SIZES[2])
@@ -346,5 +354,7 @@ def test_onnx_runtime_finds_its_tensors_by_name(subject: Subject) -> None:
 
 
 def test_an_unknown_backend_lists_the_known() -> None:
-    with pytest.raises(SettingError, match=r"no target 'tpu'\. Targets: onnxruntime, torch"):
+    with pytest.raises(
+        SettingError, match=r"no target 'tpu'\. Targets: onnxruntime, openvino, torch"
+    ):
         backend_from_name("tpu")

@@ -13,6 +13,7 @@ from samforge.core.session import Backend
 
 BACKENDS = {
     "onnxruntime": "samforge.backends.onnxruntime",
+    "openvino": "samforge.backends.openvino",
     "torch": "samforge.backends.torch",
     "fake": "samforge.backends.fake",
 }

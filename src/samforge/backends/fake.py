@@ -6,13 +6,21 @@ For tests of everything above sessions, and the smallest example of what a backe
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from samforge.core.errors import DamagedBundle, ShapeError
-from samforge.core.session import Array, PartSpec, Session, Tensors, checked_tensors
+from samforge.core.session import (
+    Array,
+    PartSpec,
+    Session,
+    Tensors,
+    checked_options,
+    checked_tensors,
+)
 
 
 @dataclass(slots=True)
@@ -80,12 +88,15 @@ class FakeBackend:
         spec: PartSpec,
         *,
         threads: int | None = None,  # noqa: ARG002
+        options: Mapping[str, str] | None = None,
     ) -> Session:
         """Make a session for the part; nothing in the file matters.
 
         Raises:
             DamagedBundle: There is no file.
+            SettingError: An option is given: there is none.
         """
+        checked_options(self.name, options, {})
         if not path.is_file():
             raise DamagedBundle(f"fake cannot load {path}: there is no such file.")
         return FakeSession(spec=spec)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
+from samforge.backends._onnx_file import notes_from_onnx
 from samforge.core.errors import DamagedBundle, ShapeError
 from samforge.core.session import (
     Array,
@@ -19,6 +21,7 @@ from samforge.core.session import (
     Tensors,
     TensorSpec,
     check_artifact,
+    checked_options,
     checked_tensors,
 )
 
@@ -34,6 +37,11 @@ ELEMENT_TYPES = {
 LARGE_INPUT = 2**20
 """Elements of one item of an input from which memory matters more than reuse."""
 
+DISABLED_NOTE = "samforge.onnxruntime.disabled"
+"""Key in the file's notes: optimizers of ONNX Runtime that undo its flavour, separated by commas."""
+UNOPTIMIZED_NOTE = "samforge.onnxruntime.unoptimized"
+"""Key in the file's notes: why the graph runs as it stands, operator by operator."""
+
 
 class OnnxRuntimeSession:
     """Runs one ``.onnx`` file."""
@@ -41,7 +49,8 @@ class OnnxRuntimeSession:
     runtime = "onnxruntime"
 
     def __init__(self, path: Path, spec: PartSpec, *, threads: int | None = None) -> None:
-        options = ort.SessionOptions()
+        notes = notes_from_onnx(path)
+        options = _options(notes)
         options.intra_op_num_threads = threads or 0
         if max(_elements(tensor) for tensor in spec.inputs) > LARGE_INPUT:
             # The arena grows by powers of two around attention scores of 1.6 GiB: vision at 1008
@@ -50,12 +59,17 @@ class OnnxRuntimeSession:
             options.enable_mem_pattern = False
         try:
             self._session: ort.InferenceSession | None = ort.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
+                str(path),
+                options,
+                providers=["CPUExecutionProvider"],
+                disabled_optimizers=_disabled(notes),
             )
         except Exception as error:  # its exception types are not public
             raise DamagedBundle(f"ONNX Runtime cannot load {path}: {error}") from error
         self.spec = spec
         self.processor = f"CPU, {threads or len(os.sched_getaffinity(0))} threads"
+        if reason := notes.get(UNOPTIMIZED_NOTE):
+            self.processor += f" ({reason})"
         check_artifact(
             path,
             spec,
@@ -96,6 +110,50 @@ class OnnxRuntimeSession:
         self._session = None
 
 
+def optimized_from_onnx(path: Path, out: Path) -> None:
+    """Write the graph that ONNX Runtime really runs, with the settings a session would take.
+
+    Weights above 1 MiB go to a file beside it. To compare it with what was intended.
+
+    Args:
+        path: The ``.onnx`` file.
+        out: File to write.
+
+    Raises:
+        DamagedBundle: The file does not load.
+    """
+    notes = notes_from_onnx(path)
+    options = _options(notes)
+    options.optimized_model_filepath = str(out)
+    options.log_severity_level = 3  # writing an optimized graph warns that it fits this machine
+    side = "session.optimized_model_external_initializers_"
+    options.add_session_config_entry(f"{side}file_name", f"{out.name}.data")
+    options.add_session_config_entry(f"{side}min_size_in_bytes", str(2**20))
+    # Kernels' own layouts of the weights would double what is written, and are not looked at.
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    try:
+        ort.InferenceSession(
+            str(path),
+            options,
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=_disabled(notes),
+        )
+    except Exception as error:  # its exception types are not public
+        raise DamagedBundle(f"ONNX Runtime cannot load {path}: {error}") from error
+
+
+def _options(notes: Mapping[str, str]) -> ort.SessionOptions:
+    """Settings that a file asks for in its notes."""
+    options = ort.SessionOptions()
+    if UNOPTIMIZED_NOTE in notes:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return options
+
+
+def _disabled(notes: Mapping[str, str]) -> list[str]:
+    return [name for name in notes.get(DISABLED_NOTE, "").split(",") if name]
+
+
 def _elements(tensor: TensorSpec) -> int:
     return math.prod(axis for axis in tensor.shape if isinstance(axis, int))
 
@@ -128,13 +186,20 @@ class OnnxRuntimeBackend:
             return None
 
     def session_from_artifact(
-        self, path: Path, spec: PartSpec, *, threads: int | None = None
+        self,
+        path: Path,
+        spec: PartSpec,
+        *,
+        threads: int | None = None,
+        options: Mapping[str, str] | None = None,
     ) -> Session:
-        """Load an ``.onnx`` file.
+        """Load an ``.onnx`` file; what its flavour needs stands in the file.
 
         Raises:
             DamagedBundle: The file does not load or is not the part the manifest says.
+            SettingError: An option is given: there is none.
         """
+        checked_options(self.name, options, {})
         return OnnxRuntimeSession(path, spec, threads=threads)
 
 

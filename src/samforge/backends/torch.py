@@ -19,6 +19,7 @@ from samforge.core.session import (
     Tensors,
     TensorSpec,
     check_artifact,
+    checked_options,
     checked_tensors,
 )
 
@@ -121,14 +122,16 @@ class TorchBackend:
         spec: PartSpec,
         *,
         threads: int | None = None,
+        options: Mapping[str, str] | None = None,
     ) -> Session:
         """Load a ``.pt2`` file.
 
         Raises:
             MissingExtra: torch is not installed.
             DamagedBundle: The file does not load.
-            SettingError: ``threads`` is given.
+            SettingError: ``threads`` or an option is given.
         """
+        checked_options(self.name, options, {})
         if threads is not None:
             raise SettingError(
                 "torch has one thread count for the whole process. "

@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from samforge.core.errors import DamagedBundle, ShapeError
+from samforge.core.errors import DamagedBundle, SettingError, ShapeError
 
 Array: TypeAlias = npt.NDArray[Any]
 Tensors: TypeAlias = Mapping[str, Array]
@@ -96,7 +96,12 @@ class Backend(Protocol):
         ...
 
     def session_from_artifact(
-        self, path: Path, spec: PartSpec, *, threads: int | None = None
+        self,
+        path: Path,
+        spec: PartSpec,
+        *,
+        threads: int | None = None,
+        options: Mapping[str, str] | None = None,
     ) -> Session:
         """Load one artifact.
 
@@ -104,8 +109,35 @@ class Backend(Protocol):
             path: The part's main file; side files lie next to it.
             spec: Interface that the artifact must have.
             threads: Processor threads to use, or None for the runtime's own choice.
+            options: Settings of this runtime by name, as a bundle's manifest keeps them. A backend
+                lists those it knows, and refuses others.
         """
         ...
+
+
+def checked_options(
+    backend: str, options: Mapping[str, str] | None, allowed: Mapping[str, tuple[str, ...]]
+) -> dict[str, str]:
+    """Check the settings handed to a backend.
+
+    Args:
+        backend: Its name, for the message.
+        options: What came.
+        allowed: Values of each option; an empty tuple takes any text.
+
+    Raises:
+        SettingError: A name or a value is not among the allowed.
+    """
+    found = dict(options or {})
+    for name, value in found.items():
+        if name not in allowed:
+            known = f"Options: {', '.join(allowed)}." if allowed else "It has none."
+            raise SettingError(f"{backend} has no option '{name}'. {known}")
+        if allowed[name] and value not in allowed[name]:
+            raise SettingError(
+                f"{backend} takes {name}={' or '.join(allowed[name])}, got '{value}'."
+            )
+    return found
 
 
 def checked_tensors(spec: PartSpec, tensors: Tensors) -> dict[str, Array]:
