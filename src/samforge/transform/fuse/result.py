@@ -1,0 +1,67 @@
+"""What a fusion is, and what it says about a program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch.export import ExportedProgram
+
+from samforge.core.recipe import TARGETS
+from samforge.transform.fuse.draft import Draft
+
+
+@dataclass(kw_only=True, slots=True)
+class Tally:
+    """What one fusion did to one draft."""
+
+    fired: int = 0
+    """Places that were rewritten."""
+    left: list[str] = field(default_factory=list)
+    """Places that looked like it and stayed, each with the reason."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fusion:
+    """One rewriting of the graph."""
+
+    name: str
+    """In words with hyphens; how reports call it."""
+    summary: str
+    """What becomes what."""
+    exact: bool
+    """Whether it only moves data: the results are the same to the last bit. The others reorder
+    arithmetic and stay within 1e-5 of it, relative."""
+    apply: Callable[[Draft], Tally]
+    """Rewrites the draft."""
+    targets: tuple[str, ...] = TARGETS
+    """Where it helps."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FusionResult:
+    """What one fusion did to one program."""
+
+    name: str
+    """Of the fusion."""
+    fired: int
+    """Places that were rewritten."""
+    left: tuple[str, ...]
+    """Candidates that stayed as they were, each with the reason."""
+    exact: bool
+    """Whether it only moves data."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FusedProgram:
+    """A rewritten program and what was done to it."""
+
+    program: ExportedProgram
+    """Same inputs, outputs and dynamic axes as before."""
+    results: tuple[FusionResult, ...]
+    """One a fusion, in the order they ran; those the target does not want are absent."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether the program gives the same results to the last bit."""
+        return all(result.exact for result in self.results if result.fired)

@@ -1,0 +1,53 @@
+"""Every fusion in the order they run, and the function that runs them."""
+
+from __future__ import annotations
+
+from torch.export import ExportedProgram
+
+from samforge.core.errors import SettingError
+from samforge.core.recipe import TARGETS
+from samforge.core.structure import unknown_names
+from samforge.transform.fuse.draft import Draft
+from samforge.transform.fuse.noops import NOOPS
+from samforge.transform.fuse.parallel_linears import PARALLEL_LINEARS
+from samforge.transform.fuse.result import FusedProgram, Fusion, FusionResult
+from samforge.transform.fuse.window_order import WINDOW_ORDER
+
+FUSIONS: tuple[Fusion, ...] = (NOOPS, WINDOW_ORDER, PARALLEL_LINEARS)
+"""In the order they run: each clears the view for those behind it."""
+
+
+def fuse(program: ExportedProgram, *, target: str, consume: bool = False) -> FusedProgram:
+    """Rewrite a program into fewer, larger operators that compute the same.
+
+    Args:
+        program: From :func:`samforge.transform.export.exported_from_part`, or any program that
+            torch.export made of a module in eval mode.
+        target: Where it will run, one of ``samforge.core.recipe.TARGETS``: not every fusion helps
+            everywhere.
+        consume: Free each tensor of ``program`` once its replacement exists. The program is of no
+            use afterwards, and neither is a module that shares its weights; at real size this saves
+            the memory of every merged weight.
+
+    Returns:
+        A program with the same inputs, outputs and dynamic axes, and what was done. Tensors that no
+        fusion touched are shared with ``program``.
+
+    Raises:
+        SettingError: There is no such target.
+    """
+    if problem := unknown_names([target], TARGETS):
+        raise SettingError(f"target is {problem}.")
+    draft = Draft(program, consume=consume)
+    results = []
+    for fusion in FUSIONS:
+        if target not in fusion.targets:
+            continue
+        tally = fusion.apply(draft)
+        draft.sweep()
+        results.append(
+            FusionResult(
+                name=fusion.name, fired=tally.fired, left=tuple(tally.left), exact=fusion.exact
+            )
+        )
+    return FusedProgram(program=draft.program(), results=tuple(results))
