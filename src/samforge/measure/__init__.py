@@ -1,6 +1,21 @@
 """Latency, fidelity and accuracy of sessions and segmenters."""
 
 from samforge.measure.accuracy import Accuracy
+from samforge.measure.cgf1 import CgF1
+from samforge.measure.gates import check_cgf1, check_predictions, mask_iou_limit
+from samforge.measure.packed import PackedDetections
+from samforge.measure.predictions import PredictionFidelity, compare_predictions
 from samforge.measure.segmentation import SegmenterAccuracy, measure_segmenter
 
-__all__ = ["Accuracy", "SegmenterAccuracy", "measure_segmenter"]
+__all__ = [
+    "Accuracy",
+    "CgF1",
+    "PackedDetections",
+    "PredictionFidelity",
+    "SegmenterAccuracy",
+    "check_cgf1",
+    "check_predictions",
+    "compare_predictions",
+    "mask_iou_limit",
+    "measure_segmenter",
+]

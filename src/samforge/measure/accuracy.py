@@ -104,21 +104,34 @@ def match_masks(predicted: Masks, true: Masks, *, iou_threshold: float = 0.5) ->
         SettingError: The threshold is not above 0 and at most 1.
         ShapeError: The masks are not of one size.
     """
+    return match_from_iou(mask_iou(predicted, true), iou_threshold=iou_threshold)
+
+
+def match_from_iou(iou: npt.NDArray[np.float64], *, iou_threshold: float = 0.5) -> Match:
+    """Pair predicted masks with true ones, from the IoU of every pair.
+
+    Args:
+        iou: (N, M), N predicted and M true masks, as ``mask_iou`` gives it.
+        iou_threshold: IoU from which a pair counts.
+
+    Raises:
+        SettingError: The threshold is not above 0 and at most 1.
+    """
     if not 0 < iou_threshold <= 1:
         raise SettingError(f"iou_threshold is above 0 and at most 1, got {iou_threshold}.")
-    iou = mask_iou(predicted, true)
     # Pairs below the threshold are worth nothing, so that they never push out one that counts.
     iou = np.where(iou >= iou_threshold, iou, 0.0)
     rows, columns = linear_sum_assignment(iou, maximize=True)
     pairs = iou[rows, columns]
     hits = int(np.count_nonzero(pairs))
+    predicted, true = iou.shape
     return Match(
         true_positives=hits,
-        false_positives=len(predicted) - hits,
-        false_negatives=len(true) - hits,
+        false_positives=predicted - hits,
+        false_negatives=true - hits,
         iou_sum=float(pairs.sum()),
-        present=len(true) > 0,
-        found=len(predicted) > 0,
+        present=true > 0,
+        found=predicted > 0,
     )
 
 

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from samforge.core.errors import SettingError
 from samforge.core.timing import StageTime, Timings
-from samforge.measure.accuracy import Accuracy, Match, accuracy_from_matches, match_masks
+from samforge.measure.accuracy import (
+    Accuracy,
+    Match,
+    accuracy_from_matches,
+    mask_iou,
+    match_from_iou,
+)
+from samforge.measure.asking import Asked, Key, ask
+from samforge.measure.cgf1 import CgF1, PairOutcome, cgf1_from_outcomes, outcome_from_iou
+from samforge.measure.packed import PackedDetections, pack
+from samforge.measure.predictions import (
+    AnswerFidelity,
+    PredictionFidelity,
+    compare_detections,
+    fidelity_from_answers,
+)
 
 if TYPE_CHECKING:
-    from samforge.core.labelled import LabelledImage, Question
-    from samforge.runtime import EncodedImage, Segmenter
+    from samforge.core.labelled import LabelledImage
+    from samforge.runtime import Segmenter
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,10 +40,39 @@ class SegmenterAccuracy:
     """Of the questions asked by a phrase alone; None when there was none."""
     boxes: Accuracy | None
     """Of the questions with exemplar boxes; None when there was none."""
+    cgf1: CgF1 | None = None
+    """Of the questions asked by a phrase alone; None when there was none."""
+    fidelity: PredictionFidelity | None = None
+    """Of all answers against the reference's; None when there was no reference."""
     image_ms: float
     """Mean time of one image with all its questions, in milliseconds."""
     stages: tuple[StageTime, ...]
     """Where the time went, summed over the images."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Tally:
+    """What is counted while the questions are asked."""
+
+    text: list[Match] = field(default_factory=list)
+    """Of the questions by a phrase alone."""
+    boxes: list[Match] = field(default_factory=list)
+    """Of the questions with boxes."""
+    pairs: list[PairOutcome] = field(default_factory=list)
+    """For cgF1, of the questions by a phrase alone."""
+    answers: list[AnswerFidelity] = field(default_factory=list)
+    """Against the reference."""
+
+    def add(self, asked: Asked, reference: PackedDetections | None) -> None:
+        """Count one answer."""
+        iou = mask_iou(asked.found.masks, asked.question.masks)
+        if asked.question.boxes_xyxy is None:
+            self.text.append(match_from_iou(iou))
+            self.pairs.append(outcome_from_iou(iou))
+        else:
+            self.boxes.append(match_from_iou(iou))
+        if reference is not None:
+            self.answers.append(compare_detections(reference.unpack(), asked.found))
 
 
 def measure_segmenter(
@@ -36,6 +80,8 @@ def measure_segmenter(
     images: Iterable[LabelledImage],
     *,
     boxes: bool = True,
+    reference: Mapping[Key, PackedDetections] | None = None,
+    record: MutableMapping[Key, PackedDetections] | None = None,
     done: Callable[[], None] | None = None,
 ) -> SegmenterAccuracy:
     """Ask a segmenter every question and compare its masks with the answers.
@@ -44,60 +90,34 @@ def measure_segmenter(
         segmenter: With its sessions loaded.
         images: Each encoded once for all of its questions.
         boxes: Whether to ask the questions with boxes too.
+        reference: Another segmenter's answers on the same images, recorded before.
+        record: Takes this segmenter's answers, to be the reference of others.
         done: Called after each image.
 
     Raises:
         SettingError: There is no image, or boxes are asked of a segmenter that takes none.
     """
-    timings = Timings()
-    text_matches: list[Match] = []
-    box_matches: list[Match] = []
+    timings, tally = Timings(), Tally()
     count = 0
-    for labelled in images:
-        encoded = segmenter.encode(labelled.image_rgb, timings=timings)
-        by_text = [question for question in labelled.questions if question.boxes_xyxy is None]
-        text_matches += _by_text(segmenter, encoded, by_text, timings)
-        if boxes:
-            by_box = [
-                question for question in labelled.questions if question.boxes_xyxy is not None
-            ]
-            box_matches += [_by_box(segmenter, encoded, one, timings) for one in by_box]
+
+    def counted() -> None:
+        nonlocal count
         count += 1
         if done is not None:
             done()
+
+    for asked in ask(segmenter, images, timings=timings, boxes=boxes, done=counted):
+        tally.add(asked, None if reference is None else reference.get(asked.key))
+        if record is not None:
+            record[asked.key] = pack(asked.found)
     if not count:
         raise SettingError("Accuracy needs at least one image, got none.")
     return SegmenterAccuracy(
         images=count,
-        text=accuracy_from_matches(text_matches) if text_matches else None,
-        boxes=accuracy_from_matches(box_matches) if box_matches else None,
+        text=accuracy_from_matches(tally.text) if tally.text else None,
+        boxes=accuracy_from_matches(tally.boxes) if tally.boxes else None,
+        cgf1=cgf1_from_outcomes(tally.pairs) if tally.pairs else None,
+        fidelity=fidelity_from_answers(tally.answers) if tally.answers else None,
         image_ms=timings.total_ms / count,
         stages=timings.stages(),
     )
-
-
-def _by_text(
-    segmenter: Segmenter, encoded: EncodedImage, questions: list[Question], timings: Timings
-) -> list[Match]:
-    """All phrases of an image in one call."""
-    phrases = [question.text or "" for question in questions]
-    if not phrases:
-        return []
-    found = segmenter.predict(encoded, text=phrases, timings=timings)
-    return [
-        match_masks(found.filter(label=phrase).masks, question.masks)
-        for phrase, question in zip(phrases, questions, strict=True)
-    ]
-
-
-def _by_box(
-    segmenter: Segmenter, encoded: EncodedImage, question: Question, timings: Timings
-) -> Match:
-    found = segmenter.predict(
-        encoded,
-        text=question.text,
-        boxes_xyxy=question.boxes_xyxy,
-        box_labels=question.box_labels,
-        timings=timings,
-    )
-    return match_masks(found.masks, question.masks)

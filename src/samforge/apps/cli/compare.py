@@ -12,11 +12,13 @@ from samforge.apps.cli.output import (
     JsonOption,
     mebibytes,
     print_json,
+    print_line,
     print_note,
     print_table,
     shown_path,
 )
 from samforge.apps.cli.progress import progress_bar
+from samforge.core.errors import FidelityError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,40 +27,113 @@ if TYPE_CHECKING:
 
 _COLUMNS = (
     "bundle",
-    "built for",
     "size\nMiB",
     "text\nF1",
     "mask\nIoU",
     "presence",
     "boxes\nF1",
+    "cgF1",
     "ms per\nimage",
+)
+_FIDELITY_COLUMNS = (
+    "bundle",
+    "mask\nIoU",
+    "IoU of\nall",
+    "same\nobjects",
+    "presence\nagrees",
+    "score\nshift",
+    "largest\nshift",
+    "cgF1\ndrop",
 )
 
 
-def compare(
+def compare(  # noqa: PLR0913, PLR0917  every argument is an option that a user types
     bundles: Annotated[
         list[Path], typer.Argument(metavar="BUNDLE", help="Folders that samforge build made.")
     ],
     data: Annotated[
-        str, typer.Option("--data", help="Labelled data: scenes:N, N drawn held-out scenes.")
+        str,
+        typer.Option(
+            "--data",
+            help="Labelled data: scenes:N, N drawn held-out scenes, or coco:FILE.json.",
+        ),
     ] = "scenes:1000",
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Number of the first scene.")] = 0,
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            "--reference",
+            help="Bundle that the others are compared with. Default: the first.",
+            show_default=False,
+        ),
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            "--images",
+            help="Folder of the COCO file's images. Default: next to the file.",
+            show_default=False,
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", min=1, help="Use the first images only.", show_default=False),
+    ] = None,
+    seed: Annotated[
+        int,
+        typer.Option("--seed", min=0, help="Number of the first scene; draws absent phrases."),
+    ] = 0,
+    gate: Annotated[
+        bool,
+        typer.Option("--gate", help="Fail unless every bundle holds its recipe's gates."),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure bundles on labelled data: F1 of masks at IoU 0.5, mask IoU, presence, time."""
-    from samforge.apps.cli.comparison import compare_bundles, require_words
-    from samforge.apps.cli.data import data_from_text
+    """Measure bundles on labelled data: accuracy, cgF1, and fidelity to the first of them."""
+    from samforge.apps.cli.comparison import (
+        compare_bundles,
+        failed_gates,
+        require_reference,
+        require_words,
+    )
+    from samforge.apps.cli.data import DataOptions, data_from_text
 
-    source = data_from_text(data, seed=seed)
-    opened = [samforge.open_bundle(path) for path in bundles]
+    source = data_from_text(data, DataOptions(seed=seed, folder=images, limit=limit))
+    paths = [*([reference] if reference else []), *(p for p in bundles if p != reference)]
+    opened = [samforge.open_bundle(path) for path in paths]
     for bundle in opened:
         require_words(bundle, source)
+    if gate:
+        require_reference(opened)
     with progress_bar(source.name, source.count * len(opened), as_json=as_json) as done:
         rows = compare_bundles(opened, source, done=done)
+    failed = failed_gates(opened, rows) if gate else ()
     if as_json:
-        print_json("compare", {"data": source.name, "seed": seed, "bundles": rows})
-    else:
-        print_accuracy(rows, title=f"Accuracy on {source.name}")
+        _print_json(source.name, seed, rows, failed if gate else None)
+        if failed:
+            raise typer.Exit(FidelityError.exit_code)
+        return
+    print_accuracy(rows, title=f"Accuracy on {source.name}")
+    print_fidelity(rows)
+    if failed:
+        raise FidelityError("\n".join(failed))
+    if gate:
+        print_line(f"Every bundle holds its gates against {shown_path(rows[0].bundle)}.")
+
+
+def _print_json(
+    data: str, seed: int, rows: Sequence[BundleAccuracy], failed: Sequence[str] | None
+) -> None:
+    """Print the figures and, where gates were asked for, what failed: one object in any case."""
+    payload: dict[str, object] = {"data": data, "seed": seed, "bundles": rows}
+    if failed is not None:
+        payload["failed_gates"] = failed
+    if failed:
+        payload["error"] = {
+            "kind": FidelityError.__name__,
+            "message": "\n".join(failed),
+            "exit_code": FidelityError.exit_code,
+        }
+    print_json("compare", payload, ok=not failed)
 
 
 def print_accuracy(rows: Sequence[BundleAccuracy], *, title: str) -> None:
@@ -68,23 +143,68 @@ def print_accuracy(rows: Sequence[BundleAccuracy], *, title: str) -> None:
         _COLUMNS,
         [
             (
-                shown_path(row.bundle),
-                f"{row.target}\n{row.precision}",
+                f"{shown_path(row.bundle)}\n{row.target} {row.precision}",
                 mebibytes(row.bytes),
                 *_figures(row),
                 f"{row.accuracy.image_ms:.1f}",
             )
             for row in rows
         ],
-        numbers=_COLUMNS[2:],
+        numbers=_COLUMNS[1:],
     )
     for row in rows:
         if row.random_weights:
             print_note(f"{row.bundle} has random weights: its figures mean nothing.")
+    if any(_asked_of_one_kind(row) for row in rows):
+        print_note("cgF1 is 0: it needs phrases that are present and phrases that are absent.")
+
+
+def print_fidelity(rows: Sequence[BundleAccuracy]) -> None:
+    """Print how far the others are from the first; nothing when there is only one."""
+    if len(rows) < 2:
+        return
+    print_table(
+        f"Fidelity to {shown_path(rows[0].bundle)} ({rows[0].target}, {rows[0].precision})",
+        _FIDELITY_COLUMNS,
+        [(shown_path(row.bundle), *_fidelity(row)) for row in rows[1:]],
+        numbers=_FIDELITY_COLUMNS[1:],
+    )
+    print_line(
+        "mask IoU: of objects that both find; IoU of all: 0 for those that one of them misses."
+    )
 
 
 def _figures(row: BundleAccuracy) -> tuple[str | None, ...]:
-    text, boxes = row.accuracy.text, row.accuracy.boxes
+    text, boxes, cgf1 = row.accuracy.text, row.accuracy.boxes, row.accuracy.cgf1
     by_text = [None] * 3 if text is None else [text.f1, text.mean_iou, text.presence]
-    figures = [*by_text, None if boxes is None else boxes.f1]
+    return _in_digits(
+        *by_text, None if boxes is None else boxes.f1, None if cgf1 is None else cgf1.cgf1
+    )
+
+
+def _fidelity(row: BundleAccuracy) -> tuple[str | None, ...]:
+    figures = row.accuracy.fidelity
+    if figures is None:
+        return (None,) * 7
+    return _in_digits(
+        figures.mask_iou,
+        figures.mask_iou_all,
+        figures.same_objects,
+        figures.presence_agreement,
+        figures.best_score_shift_mean,
+        figures.best_score_shift_max,
+        row.cgf1_drop,
+    )
+
+
+def _in_digits(*figures: float | None) -> tuple[str | None, ...]:
     return tuple(None if figure is None else f"{figure:.4f}" for figure in figures)
+
+
+def _asked_of_one_kind(row: BundleAccuracy) -> bool:
+    """Whether every phrase was present, or every one absent."""
+    figures = row.accuracy.cgf1
+    if figures is None:
+        return False
+    present = figures.found_present + figures.missed_present
+    return 0 in (present, figures.found_absent + figures.missed_absent)

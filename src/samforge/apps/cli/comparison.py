@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from samforge import Bundle, load
+from samforge import Bundle, Gates, Recipe, load
 from samforge.apps.cli.data import LabelledData
 from samforge.apps.cli.words import known_words
-from samforge.core.errors import SettingError
-from samforge.measure import SegmenterAccuracy, measure_segmenter
+from samforge.core.errors import FidelityError, SettingError
+from samforge.measure import (
+    PackedDetections,
+    SegmenterAccuracy,
+    check_cgf1,
+    check_predictions,
+    measure_segmenter,
+)
+
+BOXES_PART = "detector_boxes"
+"""The part that takes exemplar boxes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,26 +38,64 @@ class BundleAccuracy:
     """True when the figures mean nothing."""
     accuracy: SegmenterAccuracy
     """What was measured."""
+    reference: bool = False
+    """Whether the others were compared with this one."""
+    cgf1_drop: float | None = None
+    """How far cgF1 fell against the reference; None for the reference itself, or without one."""
 
 
 def compare_bundles(
     bundles: Sequence[Bundle], data: LabelledData, *, done: Callable[[], None]
 ) -> tuple[BundleAccuracy, ...]:
-    """Measure every bundle on the same data.
+    """Measure every bundle on the same data, the others against the first.
+
+    One bundle is loaded at a time, and each runs once: the answers of the first are kept as run
+    lengths, so memory grows neither with bundles nor much with images.
 
     Args:
         bundles: Opened and checked; ``require_words`` has passed.
         data: Gone through once for each bundle.
         done: Called after each image.
     """
-    return tuple(accuracy_of(bundle, data, done=done) for bundle in bundles)
+    answers: dict[tuple[int, int], PackedDetections] = {}
+    first, *others = bundles
+    if not others:
+        return (accuracy_of(first, data, done=done),)
+    rows = [accuracy_of(first, data, record=answers, done=done)]
+    rows += [
+        accuracy_of(bundle, data, reference=rows[0], answers=answers, done=done)
+        for bundle in others
+    ]
+    return tuple(rows)
 
 
-def accuracy_of(bundle: Bundle, data: LabelledData, *, done: Callable[[], None]) -> BundleAccuracy:
-    """Measure one bundle."""
+def accuracy_of(
+    bundle: Bundle,
+    data: LabelledData,
+    *,
+    record: MutableMapping[tuple[int, int], PackedDetections] | None = None,
+    reference: BundleAccuracy | None = None,
+    answers: Mapping[tuple[int, int], PackedDetections] | None = None,
+    done: Callable[[], None],
+) -> BundleAccuracy:
+    """Measure one bundle.
+
+    Args:
+        bundle: Opened and checked.
+        data: Gone through once.
+        record: Takes the bundle's answers: it is the reference of others.
+        reference: The figures to compare with.
+        answers: What the reference answered.
+        done: Called after each image.
+    """
     manifest = bundle.manifest
     accuracy = measure_segmenter(
-        load(bundle), data.images(), boxes="detector_boxes" in manifest.parts, done=done
+        load(bundle),
+        data.images(),
+        boxes=BOXES_PART in manifest.parts,
+        record=record,
+        reference=answers,
+        done=done,
     )
     return BundleAccuracy(
         bundle=bundle.root,
@@ -57,7 +104,62 @@ def accuracy_of(bundle: Bundle, data: LabelledData, *, done: Callable[[], None])
         bytes=sum(entry.bytes for entry in manifest.files.values()),
         random_weights=bool(manifest.recipe.get("random_weights")),
         accuracy=accuracy,
+        reference=record is not None,
+        cgf1_drop=_drop(reference, accuracy),
     )
+
+
+def require_reference(bundles: Sequence[Bundle]) -> None:
+    """Make sure that there is something to compare.
+
+    Raises:
+        SettingError: There is one bundle.
+    """
+    if len(bundles) < 2:
+        raise SettingError(
+            "--gate compares bundles with a reference, got one bundle. Name the fp32 bundle too: "
+            f"--reference BUNDLE, or before {bundles[0].root}."
+        )
+
+
+def failed_gates(bundles: Sequence[Bundle], rows: Sequence[BundleAccuracy]) -> tuple[str, ...]:
+    """Say which bundles do not hold the gates of their own recipes, or cannot be proven to.
+
+    Args:
+        bundles: The reference, then those compared with it.
+        rows: What was measured of each.
+    """
+    problems = []
+    for bundle, row in zip(bundles[1:], rows[1:], strict=True):
+        gates = _gates(bundle)
+        for check in (_check_predictions, _check_cgf1):
+            try:
+                check(rows[0], row, gates)
+            except (FidelityError, SettingError) as error:
+                problems.append(f"{row.bundle}: {error}")
+    return tuple(problems)
+
+
+def _check_predictions(_: BundleAccuracy, row: BundleAccuracy, gates: Gates) -> None:
+    if row.accuracy.fidelity is None:
+        raise SettingError(f"{row.bundle} shares no question with the reference.")
+    check_predictions(row.accuracy.fidelity, row.precision, gates)
+
+
+def _check_cgf1(reference: BundleAccuracy, row: BundleAccuracy, gates: Gates) -> None:
+    before, after = reference.accuracy.cgf1, row.accuracy.cgf1
+    if before is not None and after is not None:
+        check_cgf1(before, after, row.precision, gates)
+
+
+def _gates(bundle: Bundle) -> Gates:
+    return Recipe.from_dict({"gates": bundle.manifest.recipe.get("gates", {})}).gates
+
+
+def _drop(reference: BundleAccuracy | None, accuracy: SegmenterAccuracy) -> float | None:
+    if reference is None or reference.accuracy.cgf1 is None or accuracy.cgf1 is None:
+        return None
+    return reference.accuracy.cgf1.cgf1 - accuracy.cgf1.cgf1
 
 
 def require_words(bundle: Bundle, data: LabelledData) -> None:
@@ -67,11 +169,17 @@ def require_words(bundle: Bundle, data: LabelledData) -> None:
         SettingError: It has another vocabulary.
     """
     known = frozenset(known_words(bundle))
+    if not known and not data.taught:
+        return
     if not data.words <= known:
         missing = ", ".join(sorted(data.words - known)[:5])
         reads = "any word, but was not taught these" if not known else f"{len(known)} other words"
         raise SettingError(
             f"{bundle.root} holds the model '{bundle.manifest.model}', which reads {reads}; "
-            f"{data.name} asks for {missing} and more in drawn scenes. "
-            "Compare bundles of the tiny model on them: samforge build tiny."
+            f"{data.name} asks for {missing} and more{' in drawn scenes' if data.taught else ''}. "
+            + (
+                "Compare bundles of the tiny model on them: samforge build tiny."
+                if data.taught
+                else "Compare it on drawn scenes: --data scenes:1000."
+            )
         )

@@ -1,0 +1,183 @@
+"""How far the answers of one segmenter are from another's: the proof that a bundle still segments.
+
+No labels are needed: the reference, usually fp32, says what is right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from itertools import tee
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+from samforge.core.errors import SettingError
+from samforge.core.timing import Timings
+from samforge.measure.accuracy import mask_iou
+from samforge.measure.asking import ask
+
+if TYPE_CHECKING:
+    from samforge.core.detections import Detections
+    from samforge.core.labelled import LabelledImage
+    from samforge.runtime import Segmenter
+
+SAME_OBJECT = 0.5
+"""IoU from which two masks are the same object."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AnswerFidelity:
+    """One answer against the reference's answer to the same question."""
+
+    ious: tuple[float, ...]
+    """IoU of each pair of masks that are the same object."""
+    score_shifts: tuple[float, ...]
+    """Score minus the reference's, of each pair."""
+    reference_objects: int
+    """What the reference found."""
+    objects: int
+    """What was found."""
+    best_score_shift: float
+    """Best score seen, admitted or not, minus the reference's."""
+
+    @property
+    def same_objects(self) -> bool:
+        """Whether both found the same: every object has its pair."""
+        return len(self.ious) == self.reference_objects == self.objects
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PredictionFidelity:
+    """Answers to many questions against the reference's."""
+
+    questions: int
+    """How many were compared."""
+    reference_objects: int
+    """Objects the reference found."""
+    objects: int
+    """Objects found."""
+    pairs: int
+    """Objects that both found: masks that overlap by an IoU of at least ``SAME_OBJECT``."""
+    mask_iou: float | None
+    """Mean IoU of the pairs: what the gate limits. None when there is no pair."""
+    mask_iou_min: float | None
+    """IoU of the worst pair."""
+    mask_iou_all: float | None
+    """The same mean with 0 for every object that only one of the two found, so that a lost or a
+    made-up object counts. None when neither found any."""
+    agreement: float | None
+    """F1 of the objects, 1 when both found the same ones. None when neither found any."""
+    score_shift_mean: float | None
+    """Mean absolute difference of the pairs' scores. None when there is no pair."""
+    score_shift_max: float | None
+    """Largest absolute difference of the pairs' scores."""
+    best_score_shift_mean: float
+    """Mean absolute difference of the best score seen for a question, admitted or not. It holds the
+    presence score, which drifts before masks do, also where nothing is found."""
+    best_score_shift_max: float
+    """Largest of those differences."""
+    presence_agreement: float
+    """Share of questions to which both answer *something*, or both *nothing*."""
+    same_objects: float
+    """Share of questions to which both admit the same objects."""
+
+    def to_dict(self) -> dict[str, float | int | None]:
+        """The figures as plain JSON values."""
+        return asdict(self)
+
+
+def compare_detections(reference: Detections, found: Detections) -> AnswerFidelity:
+    """Compare two answers to one question.
+
+    Masks are paired so that the sum of IoU is largest; pairs below ``SAME_OBJECT`` are two objects.
+
+    Raises:
+        ShapeError: They are of images of different sizes.
+    """
+    iou = mask_iou(reference.masks, found.masks)
+    iou = np.where(iou >= SAME_OBJECT, iou, 0.0)
+    rows, columns = linear_sum_assignment(iou, maximize=True)
+    same = iou[rows, columns] > 0
+    rows, columns = rows[same], columns[same]
+    shifts = found.scores[columns].astype(np.float64) - reference.scores[rows]
+    return AnswerFidelity(
+        ious=tuple(iou[rows, columns].tolist()),
+        score_shifts=tuple(shifts.tolist()),
+        reference_objects=len(reference),
+        objects=len(found),
+        best_score_shift=_best_score(found) - _best_score(reference),
+    )
+
+
+def fidelity_from_answers(answers: Iterable[AnswerFidelity]) -> PredictionFidelity:
+    """Sum answers up.
+
+    Raises:
+        SettingError: There is no answer.
+    """
+    compared = tuple(answers)
+    if not compared:
+        raise SettingError("Fidelity needs at least one question, got none.")
+    ious = np.array([iou for answer in compared for iou in answer.ious])
+    shifts = np.abs([shift for answer in compared for shift in answer.score_shifts])
+    best = np.abs([answer.best_score_shift for answer in compared])
+    reference = sum(answer.reference_objects for answer in compared)
+    objects = sum(answer.objects for answer in compared)
+    pairs = len(ious)
+    anything = reference + objects > 0
+    presence = [(answer.reference_objects > 0) == (answer.objects > 0) for answer in compared]
+    return PredictionFidelity(
+        questions=len(compared),
+        reference_objects=reference,
+        objects=objects,
+        pairs=pairs,
+        mask_iou=float(ious.mean()) if pairs else None,
+        mask_iou_min=float(ious.min()) if pairs else None,
+        mask_iou_all=float(ious.sum()) / (reference + objects - pairs) if anything else None,
+        agreement=2 * pairs / (reference + objects) if anything else None,
+        score_shift_mean=float(shifts.mean()) if pairs else None,
+        score_shift_max=float(shifts.max()) if pairs else None,
+        best_score_shift_mean=float(best.mean()),
+        best_score_shift_max=float(best.max()),
+        presence_agreement=sum(presence) / len(compared),
+        same_objects=sum(answer.same_objects for answer in compared) / len(compared),
+    )
+
+
+def compare_predictions(
+    reference: Segmenter,
+    segmenter: Segmenter,
+    images: Iterable[LabelledImage],
+    *,
+    boxes: bool = True,
+    done: Callable[[], None] | None = None,
+) -> PredictionFidelity:
+    """Ask two segmenters the same questions, and compare their answers.
+
+    Each encodes every image once. The questions' ``masks`` are not read: they may be empty.
+
+    Args:
+        reference: Says what is right.
+        segmenter: Compared with it.
+        images: Gone through once, one in memory at a time.
+        boxes: Whether to ask the questions with boxes too.
+        done: Called after each image.
+
+    Raises:
+        SettingError: There is no question, or boxes are asked of a segmenter that takes none.
+    """
+    first, second = tee(images)
+    timings = Timings()
+    wanted = ask(reference, first, timings=timings, boxes=boxes)
+    answers = ask(segmenter, second, timings=timings, boxes=boxes, done=done)
+    return fidelity_from_answers(
+        compare_detections(one.found, other.found)
+        for one, other in zip(wanted, answers, strict=True)
+    )
+
+
+def _best_score(found: Detections) -> float:
+    best: Mapping[str, float] = found.best_scores
+    return max([*best.values(), *found.scores.tolist()], default=0.0)
