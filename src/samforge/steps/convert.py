@@ -16,7 +16,7 @@ from samforge.transform.onnx.convert import onnx_from_exported, release_model, s
 
 def convert_part(shop: Workshop, name: str) -> Made:
     """Convert a part to ONNX; ONNX Runtime must give what the part gave."""
-    exported = exported_from_file(shop.path(shop.exported(name)))
+    exported = exported_from_file(shop.path(shop.fused(name)))
     model = onnx_from_exported(exported, shop.spec(name))
     artifact = shop.onnx(name)
     sides = save_onnx(model, shop.path(artifact))

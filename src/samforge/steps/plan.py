@@ -9,6 +9,7 @@ from typing import TypeAlias
 from samforge.core.recipe import Recipe
 from samforge.steps.convert import convert_part
 from samforge.steps.export import export_part
+from samforge.steps.fuse import fuse_part
 from samforge.steps.workshop import Made, Workshop
 
 PartStep: TypeAlias = Callable[[Workshop, str], Made]
@@ -38,10 +39,11 @@ Stage: TypeAlias = tuple[Chain, ...]
 """Chains that know nothing of one another; the next stage waits for all of them."""
 
 EXPORT = ("export", export_part, ())
+FUSE = ("fuse", fuse_part, ("target",))
 ONNX = ("onnx", convert_part, ("target", "precision"))
 CHAINS: dict[str, tuple[tuple[str, PartStep, tuple[str, ...]], ...]] = {
     "torch": (EXPORT,),
-    "onnxruntime": (EXPORT, ONNX),
+    "onnxruntime": (EXPORT, FUSE, ONNX),
 }
 
 

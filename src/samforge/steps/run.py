@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import resource
-import signal
 import sys
 import time
 import warnings
@@ -18,9 +17,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Protocol, TypeAlias, cast
 
+from samforge.core import worker
 from samforge.core.errors import BuildError, SamforgeWarning
 from samforge.core.manifest import StepResult
-from samforge.core.noise import quiet_third_parties
 from samforge.core.recipe import Recipe
 from samforge.core.staging import Staging, StepRecord, step_key
 from samforge.models.loading import model_from_name
@@ -226,7 +225,7 @@ def _result(future: Future[_Answer], step: Step) -> tuple[Made, StepResult]:
 def _pool(jobs: int) -> Iterator[ProcessPoolExecutor]:
     """Fresh processes; whatever ends this one ends them, running steps included."""
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin)
+    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=worker.begin)
     try:
         yield pool
     except BaseException:
@@ -235,12 +234,6 @@ def _pool(jobs: int) -> Iterator[ProcessPoolExecutor]:
             process.terminate()
         raise
     pool.shutdown()
-
-
-def _begin() -> None:
-    """In a worker: Ctrl-C is the parent's to handle, and third parties are quiet."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    quiet_third_parties()
 
 
 def _peak_gib() -> float:

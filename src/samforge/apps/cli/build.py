@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,12 +14,15 @@ from samforge.apps.cli.output import JsonOption, print_json, print_line, shown_p
 from samforge.apps.cli.progress import BuildProgress
 from samforge.apps.cli.steps import print_steps
 from samforge.core.files import size_text
+from samforge.core.recipe import PRECISIONS, TARGETS
 
 if TYPE_CHECKING:
     from samforge.core.bundle import Bundle
     from samforge.core.recipe import Recipe
 
 RECIPE_SUFFIX = ".toml"
+SMALL_MODELS = ("tiny", "tiny-stressed")
+"""Two parts of these fit into any memory. Of SAM 3's, one can take several GiB."""
 
 
 def build(  # noqa: PLR0913  every argument is an option that a user types
@@ -36,11 +40,15 @@ def build(  # noqa: PLR0913  every argument is an option that a user types
     ] = None,
     target: Annotated[
         str | None,
-        typer.Option("--target", help="Runtime: onnxruntime or torch.", show_default="onnxruntime"),
+        typer.Option(
+            "--target", help=f"Runtime: {', '.join(TARGETS)}.", show_default="onnxruntime"
+        ),
     ] = None,
     precision: Annotated[
         str | None,
-        typer.Option("--precision", help="Number format: fp32.", show_default="fp32"),
+        typer.Option(
+            "--precision", help=f"Number format: {', '.join(PRECISIONS)}.", show_default="fp32"
+        ),
     ] = None,
     image_size: Annotated[
         int | None,
@@ -76,6 +84,41 @@ def build(  # noqa: PLR0913  every argument is an option that a user types
         int | None,
         typer.Option("--seed", help="Seed of random weights and example inputs.", show_default="0"),
     ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            "--calibration",
+            help="Folder of images or a video that sets the ranges of int8 and fp8.",
+            show_default="drawn scenes, for tiny",
+        ),
+    ] = None,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option("--prompt", help="A phrase that occurs in these images; repeat it."),
+    ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            "--samples", min=1, help="How many of these images to read.", show_default="16"
+        ),
+    ] = None,
+    compute_capability: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--compute-capability",
+            help="GPU generation of an engine, such as 89; repeat it for several in one.",
+            show_default="the GPU at hand",
+        ),
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            "--jobs",
+            min=1,
+            help="Parts to work on side by side.",
+            show_default="2 for a small model, else 1",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Take a model from its checkpoint to a bundle, and prove each step.
@@ -92,9 +135,13 @@ def build(  # noqa: PLR0913  every argument is an option that a user types
         "tokenizer": tokenizer,
         "random_weights": random_weights,
         "seed": seed,
+        "compute_capabilities": tuple(compute_capability) if compute_capability else None,
     }
     recipe = recipe_from_options(model, {k: v for k, v in given.items() if v is not None})
-    bundle = build_with_progress(recipe, out or default_out(recipe), until=until, as_json=as_json)
+    recipe = _calibrated_on(recipe, calibration, prompt, samples)
+    bundle = build_with_progress(
+        recipe, out or default_out(recipe), until=until, jobs=jobs, as_json=as_json
+    )
     if as_json:
         print_json("build", build_report(bundle))
         return
@@ -113,6 +160,19 @@ def recipe_from_options(model: str, given: dict[str, Any]) -> Recipe:
     return replace(samforge.Recipe(model=model), **given)
 
 
+def _calibrated_on(
+    recipe: Recipe, source: Path | None, prompts: list[str] | None, samples: int | None
+) -> Recipe:
+    old = recipe.calibration
+    new = replace(
+        old,
+        source=source or old.source,
+        prompts=tuple(prompts) if prompts else old.prompts,
+        samples=samples or old.samples,
+    )
+    return replace(recipe, calibration=new)
+
+
 def default_out(recipe: Recipe) -> Path:
     """``build/<model name>``, the name being the last part of a path or a Hugging Face id."""
     path = Path(recipe.model)
@@ -120,11 +180,12 @@ def default_out(recipe: Recipe) -> Path:
 
 
 def build_with_progress(
-    recipe: Recipe, out: Path, *, until: str | None = None, as_json: bool
+    recipe: Recipe, out: Path, *, until: str | None = None, jobs: int | None = None, as_json: bool
 ) -> Bundle:
     """Build a recipe and show how far it is."""
+    jobs = jobs or (2 if recipe.model in SMALL_MODELS and (os.cpu_count() or 1) > 1 else 1)
     with BuildProgress(as_json=as_json) as progress:
-        return samforge.build(recipe, out=out, until=until, progress=progress)
+        return samforge.build(recipe, out=out, until=until, jobs=jobs, progress=progress)
 
 
 def build_report(bundle: Bundle) -> dict[str, object]:

@@ -1,0 +1,170 @@
+"""Images and phrases -> what every part is really fed: the samples that quantization measures."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from samforge.backends import backend_from_name
+from samforge.core.errors import SettingError
+from samforge.core.session import Array, PartSpec, Session, Tensors
+from samforge.core.timing import Timings
+from samforge.measure.asking import ask
+from samforge.media import read_image
+from samforge.runtime import PhraseTokenizer, Segmenter, image_bchw_from_rgb
+from samforge.steps.images import DRAWN, calibration_images
+from samforge.steps.publish import TOKENIZER_NAME, write_tokenizer_and_license
+from samforge.steps.workshop import Made, Workshop
+
+FOLDER = "work/calibration"
+"""Where what the parts are fed is kept."""
+SEGMENTING = ("vision", "text", "detector", "detector_boxes")
+
+
+def calibrate_parts(shop: Workshop) -> Made:
+    """Run the float parts on the calibration's images and keep what each was fed.
+
+    The detector is fed what vision and text make of real images and phrases: random features would
+    set other ranges. One sample is in memory at a time.
+    """
+    shutil.rmtree(shop.root / FOLDER, ignore_errors=True)  # of a build with other settings
+    made = _segmented(shop) if "text" in shop.parts else _images_only(shop)
+    outputs = tuple(path for paths in made.values() for path in paths)
+    counts = ({"part": part, "samples": len(paths)} for part, paths in made.items())
+    return Made(outputs=outputs, figures=tuple(counts))
+
+
+def calibration_samples(shop: Workshop, part: str) -> Callable[[], Iterable[Mapping[str, Tensor]]]:
+    """What a part was fed, a fresh run through it with every call."""
+    paths = sorted(shop.path(_folder(part)).glob("*.npz"))
+
+    def run() -> Iterator[dict[str, Tensor]]:
+        for path in paths:
+            with np.load(path) as sample:
+                yield {name: torch.from_numpy(sample[name]) for name in sample.files}
+
+    return run
+
+
+def float_sessions(shop: Workshop) -> dict[str, Session]:
+    """The exported parts, run by PyTorch: what everything is compared with."""
+    backend = backend_from_name("torch")
+    return {
+        part: backend.session_from_artifact(shop.path(shop.exported(part)), shop.spec(part))
+        for part in shop.parts
+    }
+
+
+def segmenter_of(shop: Workshop, sessions: Mapping[str, Session]) -> Segmenter:
+    """A segmenter over sessions of this build."""
+    text = shop.model.text
+    missing = [part for part in SEGMENTING[:3] if part not in sessions]
+    if text is None or missing:
+        raise SettingError(
+            f"{shop.recipe.precision} measures the detector on what vision and text make of real "
+            f"images: {', '.join(missing)} must be built with it. Leave --part out."
+        )
+    if not shop.path(TOKENIZER_NAME).is_file():
+        write_tokenizer_and_license(shop)
+    tokenizer = PhraseTokenizer(shop.path(TOKENIZER_NAME), text.context, text.eos_id)
+    return Segmenter(sessions, shop.model.image, tokenizer, read_image)
+
+
+def _segmented(shop: Workshop) -> dict[str, list[str]]:
+    sessions = {
+        part: Recording(session=session, shop=shop)
+        for part, session in float_sessions(shop).items()
+    }
+    segmenter = segmenter_of(shop, sessions)
+    found: dict[str, int] = {}
+    boxes = "detector_boxes" in sessions
+    for asked in ask(segmenter, calibration_images(shop), timings=Timings(), boxes=boxes):
+        if asked.question.boxes_xyxy is None and asked.question.text is not None:
+            phrase = asked.question.text
+            found[phrase] = found.get(phrase, 0) + len(asked.found)
+    _require_found(shop, found)
+    for session in sessions.values():
+        session.close()
+    return {part: session.written for part, session in sessions.items()}
+
+
+def _images_only(shop: Workshop) -> dict[str, list[str]]:
+    """Of parts that take images and nothing else."""
+    unknown = [part for part in shop.parts if len(shop.spec(part).inputs) > 1]
+    if unknown:
+        raise SettingError(
+            f"{', '.join(unknown)} cannot be calibrated without the part text. Leave --part out."
+        )
+    written: dict[str, list[str]] = {part: [] for part in shop.parts}
+    for index, labelled in enumerate(calibration_images(shop)):
+        tensors = {"images": image_bchw_from_rgb(labelled.image_rgb, shop.model.image)}
+        for part in shop.parts:
+            written[part].append(_write(shop, part, index, tensors))
+    return written
+
+
+def _require_found(shop: Workshop, found: Mapping[str, int]) -> None:
+    """Ranges of the detector mean little where it has nothing to find."""
+    if shop.recipe.random_weights or shop.recipe.model in DRAWN:
+        return
+    absent = [phrase for phrase, count in found.items() if not count]
+    if absent:
+        raise SettingError(
+            f"No calibration image holds {' or '.join(map(repr, absent))}, as far as the model "
+            f"sees: nothing scores above 0.5. Give phrases that occur in "
+            f"{shop.recipe.calibration.source}, or images with them."
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class Recording:
+    """A session that writes down what it is fed."""
+
+    session: Session
+    """Does the work."""
+    shop: Workshop
+    """Where to write."""
+    written: list[str] = field(default_factory=list)
+    """Files so far."""
+
+    @property
+    def spec(self) -> PartSpec:
+        """Interface of the part."""
+        return self.session.spec
+
+    @property
+    def runtime(self) -> str:
+        """Name of the backend."""
+        return self.session.runtime
+
+    @property
+    def processor(self) -> str:
+        """Where it runs."""
+        return self.session.processor
+
+    def run(self, tensors: Tensors) -> dict[str, Array]:
+        """Run the part, and keep its inputs."""
+        part = self.spec.name
+        self.written.append(_write(self.shop, part, len(self.written), tensors))
+        return self.session.run(tensors)
+
+    def close(self) -> None:
+        """Free the weights."""
+        self.session.close()
+
+
+def _write(shop: Workshop, part: str, index: int, tensors: Tensors) -> str:
+    relative = f"{_folder(part)}/{index:04d}.npz"
+    named: dict[str, Any] = dict(tensors)
+    np.savez(shop.path(relative), **named)
+    return relative
+
+
+def _folder(part: str) -> str:
+    return f"{FOLDER}/{part}"
