@@ -15,6 +15,8 @@ BACKENDS = {
     "onnxruntime": "samforge.backends.onnxruntime",
     "openvino": "samforge.backends.openvino",
     "torch": "samforge.backends.torch",
+    "tensorrt": "samforge.backends.tensorrt.proper",
+    "tensorrt-rtx": "samforge.backends.tensorrt.rtx",
     "fake": "samforge.backends.fake",
 }
 """Module of each backend by target name. Nothing is imported until it is asked for."""

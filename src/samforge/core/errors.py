@@ -23,6 +23,10 @@ class ImageError(InputError):
     """A file or array is not an image that can be read whole."""
 
 
+class VideoError(InputError):
+    """A file is not a video that can be read, holds no frames, or ends before it should."""
+
+
 class PromptError(InputError):
     """A phrase, a box or its label is not usable."""
 
@@ -33,6 +37,10 @@ class SettingError(InputError):
 
 class ShapeError(InputError):
     """A tensor has another name, type or shape than the part wants."""
+
+
+class MeshError(InputError):
+    """A mesh or its region map cannot be read, is not finite, or does not fit another."""
 
 
 class MissingExtra(SamforgeError, ImportError):
@@ -87,6 +95,10 @@ class ExportError(BuildError):
     """A part could not be exported or converted."""
 
 
+class EngineError(BuildError):
+    """An engine could not be built, or does not compute in the formats that were planned."""
+
+
 class OutputError(BuildError):
     """The output folder cannot be written: permissions, disk space, or something is there."""
 
@@ -95,6 +107,18 @@ class FidelityError(BuildError):
     """A gate did not hold: what was built differs too much from what it was built from."""
 
     exit_code = 7
+
+
+class Interrupted(SamforgeError):
+    """The user stopped a command, which says what it kept."""
+
+    exit_code = 130
+
+
+class OutOfMemory(SamforgeError):
+    """A GPU has no room for what was asked of it."""
+
+    exit_code = 8
 
 
 class SamforgeWarning(UserWarning):

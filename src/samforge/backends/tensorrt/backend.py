@@ -1,0 +1,84 @@
+"""The backend both flavours share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from samforge.backends.tensorrt.build import EngineReport, engine_from_onnx
+from samforge.backends.tensorrt.cuda import gpu_here
+from samforge.backends.tensorrt.library import Flavour, installed_version
+from samforge.backends.tensorrt.reporting import Progress
+from samforge.backends.tensorrt.session import EngineSession
+from samforge.backends.tensorrt.settings import EngineSettings
+from samforge.core.computation import Computation
+from samforge.core.errors import SettingError
+from samforge.core.session import PartSpec, Session
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TensorRTBackend:
+    """Engine -> session, and the build before it."""
+
+    flavour: Flavour
+    """Which of the two products."""
+    artifact: str = "engine"
+
+    @property
+    def name(self) -> str:
+        """As in ``--target``."""
+        return self.flavour.name
+
+    @property
+    def extra(self) -> str | None:
+        """The extra of pyproject that installs it."""
+        return self.flavour.name
+
+    def version(self) -> str | None:
+        """Version of the installed package, or None where it cannot run: not installed, no GPU."""
+        return self.build_version() if gpu_here() is not None else None
+
+    def build_version(self) -> str | None:
+        """Version of the installed package, GPU or not."""
+        return installed_version(self.flavour)
+
+    def engine_from_onnx(  # noqa: PLR0913  # two files, what they are, and three options
+        self,
+        onnx: Path,
+        engine: Path,
+        spec: PartSpec,
+        settings: EngineSettings,
+        *,
+        form: str = "fused",
+        planned: Computation | None = None,
+        progress: Progress | None = None,
+    ) -> EngineReport:
+        """Build an engine; see :func:`samforge.backends.tensorrt.build.engine_from_onnx`."""
+        return engine_from_onnx(
+            self.flavour,
+            onnx,
+            engine,
+            spec,
+            settings,
+            form=form,
+            planned=planned,
+            progress=progress,
+        )
+
+    def session_from_artifact(
+        self, path: Path, spec: PartSpec, *, threads: int | None = None
+    ) -> Session:
+        """Load an engine.
+
+        Raises:
+            MissingExtra: The library is not installed.
+            DamagedBundle: The file is missing, truncated, changed, or another part's.
+            ForeignBundle: It was built for another GPU or version, or there is no GPU.
+            SettingError: ``threads`` is given.
+        """
+        if threads is not None:
+            raise SettingError(
+                f"{self.flavour.title} runs on the GPU: it has no processor threads to count. "
+                "Leave the option out."
+            )
+        return EngineSession(self.flavour, path, spec)
