@@ -14,7 +14,7 @@ from samforge.draw.tags import PALETTE, Box, Color, Tag, draw_tags, stroke_for
 _FIND, _LEAVE_OUT = (0, 158, 60), (213, 30, 30)
 
 
-def overlay(
+def overlay(  # noqa: PLR0913  the public call: every argument is one a user types
     image_rgb: RgbImage,
     detections: Detections,
     *,
@@ -22,6 +22,7 @@ def overlay(
     boxes: bool = True,
     labels: bool = True,
     min_side: int = 0,
+    color_by_phrase: bool = False,
 ) -> RgbImage:
     """Draw each detection in a colour of its own: mask, contour, box and a tag with its score.
 
@@ -33,6 +34,8 @@ def overlay(
         labels: Draw tags such as ``red circle 0.97``.
         min_side: Enlarge a small picture by a whole factor until its longer side is at least this
             long, so that the tags are readable; 0 keeps the size.
+        color_by_phrase: Give all detections of a phrase one colour. In a video, colours then stay
+            as they are, while the order of the detections changes from frame to frame.
 
     Returns:
         uint8 RGB, of the image's size or a multiple of it.
@@ -51,7 +54,7 @@ def overlay(
         raise SettingError(f"opacity is {opacity}. Give a number from 0 to 1.")
     factor = max(1, -(-min_side // max(detections.size_hw)))
     canvas = _enlarged(image_rgb, factor)
-    colors = [PALETTE[i % len(PALETTE)] for i in range(len(detections))]
+    colors = [PALETTE[i % len(PALETTE)] for i in _color_numbers(detections, color_by_phrase)]
     stroke = stroke_for((canvas.shape[1], canvas.shape[0]))
     for i in np.argsort(detections.scores, kind="stable"):  # the best one ends on top
         _paint_mask(canvas, detections.masks[i], factor, colors[i], (opacity, stroke))
@@ -116,6 +119,14 @@ def draw_exemplars(
         tags.append(Tag(text="+" if label else "-", color=color, anchor=corner))
     draw_tags(picture, tags)
     return np.asarray(picture)
+
+
+def _color_numbers(detections: Detections, by_phrase: bool) -> list[int]:
+    if not by_phrase:
+        return list(range(len(detections)))
+    # Phrases without a find count too, so that a phrase has one colour in every frame.
+    phrases = list(dict.fromkeys([*detections.best_scores, *detections.labels]))
+    return [phrases.index(label) for label in detections.labels]
 
 
 def _check_rgb(image_rgb: RgbImage) -> None:

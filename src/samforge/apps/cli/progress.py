@@ -24,10 +24,11 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def progress_bar(what: str, total: int, *, as_json: bool) -> Iterator[Callable[[], None]]:
+def progress_bar(what: str, total: int | None, *, as_json: bool) -> Iterator[Callable[[], None]]:
     """Show a bar over ``total`` things while the body runs; gone when it ends.
 
-    Silent with ``--json`` and where standard error is no terminal.
+    Without a total it counts and shows no time left. Silent with ``--json`` and where standard
+    error is no terminal.
 
     Yields:
         Call it after each thing.

@@ -102,9 +102,10 @@ def _picture(
     instances = np.zeros((size, size), np.uint8)
     placed: list[_Placed] = []
     tints = np.random.default_rng([_CLIPS, seed, 0])  # the same in every picture
+    scale = size / SIZE
     for one in moving:
-        pose = tuple(v * size / SIZE for v in (one.x, one.y, one.radius))
-        shape = _placed_at(one.colour, one.shape, (*pose, one.angle), size)
+        pose = (one.x * scale, one.y * scale, one.radius * scale, one.angle)
+        shape = _placed_at(one.colour, one.shape, pose, size)
         _draw(shape, placed, instances, canvas, tints)
     noise = np.random.default_rng([_CLIPS, seed, number + 1])
     return Scene(

@@ -1,0 +1,315 @@
+"""Segments a video file into an overlay video: the work behind ``samforge video``."""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from samforge import Segmenter
+from samforge.apps.cli.coco_stream import CocoStream
+from samforge.apps.cli.interrupts import interrupts_held
+from samforge.core.timing import Timings
+from samforge.draw import overlay
+from samforge.draw.readout import draw_readout
+from samforge.measure.latency import Latency, latency_from_samples
+from samforge.media.video import VideoFrame, VideoInfo, VideoReader, VideoWriter
+from samforge.runtime import Thresholds
+from samforge.runtime.stream import SegmentedFrame, segment_video
+
+PACE_FRAMES = 15
+"""The readout shows means over as many frames, so that its figures can be read."""
+
+_AROUND = ("decode", "draw", "encode")  # stages that are not the model's
+
+Shot = SegmentedFrame[VideoFrame]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Film:
+    """What to make of which video."""
+
+    video: Path
+    """The video to read."""
+    out: Path
+    """The video to write."""
+    coco: Path | None = None
+    """The COCO file to write, if any."""
+    text: tuple[str, ...]
+    """Phrases, each looked for by itself."""
+    thresholds: Thresholds
+    """What counts as found."""
+    every: int = 1
+    """Every Nth frame is kept, the others are left out."""
+    max_frames: int | None = None
+    """Most frames to segment."""
+    title: str = ""
+    """First words of the readout: ``onnxruntime int8``."""
+
+    def expected(self, info: VideoInfo) -> int | None:
+        """Frames that will come out, as far as the file says."""
+        if info.frames is None:
+            return self.max_frames
+        count = -(-info.frames // self.every)
+        return count if self.max_frames is None else min(count, self.max_frames)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageLatency:
+    """Time of one stage over the frames."""
+
+    stage: str
+    """``decode``, ``vision``, …, ``draw``, ``encode``."""
+    processor: str
+    """Where it ran."""
+    latency: Latency
+    """For one frame."""
+
+
+@dataclass(kw_only=True, slots=True)
+class PhraseTally:
+    """How one phrase fared."""
+
+    detections: int = 0
+    """Found in all frames together."""
+    frames: int = 0
+    """Frames in which it was found."""
+    best_score: float = 0.0
+    """Highest score, admitted or not."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FilmResult:
+    """What came of a run."""
+
+    frames: int
+    """Frames segmented and written."""
+    size_hw: tuple[int, int]
+    """Height and width of the written video."""
+    info: VideoInfo
+    """What the file said of itself."""
+    problem: str | None
+    """Why it is not the whole video, if it is not."""
+    interrupted: bool
+    """Whether Ctrl-C ended it."""
+    seconds: float
+    """From the first frame asked for to the finished file."""
+    stages: tuple[StageLatency, ...]
+    """Where the time went. Stages of different frames overlap."""
+    detections: int
+    """Found in all frames together."""
+    most_in_frame: int
+    """Found in the frame with most of them."""
+    frames_without: int
+    """Frames in which nothing was found."""
+    phrases: dict[str, PhraseTally]
+    """The same by phrase."""
+    notes: tuple[str, ...]
+    """What the user should know of the file written."""
+
+
+def film(segmenter: Segmenter, plan: Film, *, done: Callable[[], None]) -> FilmResult:
+    """Segment a video and write what was found over it.
+
+    Decoding, inference, and drawing with encoding run at the same time in three threads; memory
+    does not grow with the length of the video. After Ctrl-C the files are finished with the frames
+    done so far.
+
+    Args:
+        segmenter: With its sessions loaded.
+        plan: What to do.
+        done: Called after each frame.
+
+    Raises:
+        VideoError: The video cannot be read or holds no frames.
+        OutputError: A file cannot be written.
+        KeyboardInterrupt: Before the first frame was written.
+    """
+    tally = Tally()
+    interrupted = False
+    start = time.perf_counter()
+    with VideoReader(plan.video) as reader:
+        frames = islice(reader.frames(every=plan.every), plan.max_frames)
+        stream = segment_video(segmenter, frames, text=plan.text, thresholds=plan.thresholds)
+        # The innermost is left first: after Ctrl-C the files are whole before anything else waits.
+        with stream, Recording(plan, reader.info) as recording:
+            try:
+                for shot in stream:
+                    recording.add(shot)
+                    tally.add(shot)
+                    done()
+            except KeyboardInterrupt:
+                if recording.writer is None:
+                    raise
+                interrupted = True
+            with interrupts_held():
+                recording.finish()
+    return tally.result(recording, reader, interrupted, time.perf_counter() - start)
+
+
+class Recording:
+    """The files that are written, and the readout drawn into them."""
+
+    def __init__(self, plan: Film, info: VideoInfo) -> None:
+        """Begin the COCO file; the video begins with its first frame, which says how large it is.
+
+        Raises:
+            OutputError: The file cannot be written.
+        """
+        self._plan, self._info = plan, info
+        self._coco = CocoStream(plan.coco, plan.video, plan.text) if plan.coco else None
+        self._pace = Pace()
+        self.writer: VideoWriter | None = None
+        """Writes the video, from the first frame on."""
+
+    def add(self, shot: Shot) -> None:
+        """Draw one frame and write it, whole or not at all.
+
+        Raises:
+            OutputError: The disk is full.
+        """
+        frame, found, timings = shot.frame, shot.detections, shot.timings
+        with timings.stage("draw"):
+            picture = overlay(frame.image_rgb, found, color_by_phrase=True)
+            picture = draw_readout(picture, (self._plan.title, *self._pace.words(timings)))
+        with interrupts_held():
+            with timings.stage("encode"):
+                self.writer = self.writer or self._opened(frame)
+                self.writer.write(picture, frame.seconds)
+            if self._coco is not None:
+                self._coco.add(frame.index, frame.seconds, found)
+
+    def finish(self) -> None:
+        """Put the files under their names.
+
+        Raises:
+            OutputError: The disk is full.
+        """
+        if self.writer is not None:
+            self.writer.finish()
+        if self._coco is not None:
+            self._coco.finish()
+        self._coco = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            return
+        if self.writer is not None:
+            self.writer.discard()
+        if self._coco is not None:
+            self._coco.discard()
+
+    def _opened(self, frame: VideoFrame) -> VideoWriter:
+        height, width = frame.image_rgb.shape[:2]
+        return VideoWriter(
+            self._plan.out,
+            (height, width),
+            frame_rate=self._info.frame_rate / self._plan.every,
+            time_base=self._info.time_base,
+            pixel_aspect=frame.pixel_aspect,
+        )
+
+
+class Pace:
+    """How fast it goes at the moment."""
+
+    def __init__(self) -> None:
+        self._model_ms: deque[float] = deque(maxlen=PACE_FRAMES)
+        self._moments: deque[float] = deque(maxlen=PACE_FRAMES + 1)
+
+    def words(self, timings: Timings) -> tuple[str, str]:
+        """Take a frame into account; give the milliseconds of the model and frames a second."""
+        stages = timings.stages()
+        self._model_ms.append(sum(s.milliseconds for s in stages if s.stage not in _AROUND))
+        self._moments.append(time.perf_counter())
+        milliseconds = sum(self._model_ms) / len(self._model_ms)
+        passed = self._moments[-1] - self._moments[0]
+        rate = f"{(len(self._moments) - 1) / passed:.1f}" if passed > 0 else "-"
+        return f"{milliseconds:.{0 if milliseconds >= 100 else 1}f} ms", f"{rate} fps"
+
+
+@dataclass(kw_only=True, slots=True)
+class Tally:
+    """Counts over the frames; a few bytes for each."""
+
+    frames: int = 0
+    detections: int = 0
+    most_in_frame: int = 0
+    frames_without: int = 0
+    phrases: dict[str, PhraseTally] = field(default_factory=dict)
+    _stages: dict[str, array[float]] = field(default_factory=dict)
+    _processors: dict[str, str] = field(default_factory=dict)
+
+    def add(self, shot: Shot) -> None:
+        """Count one frame."""
+        found = shot.detections
+        self.frames += 1
+        self.detections += len(found)
+        self.most_in_frame = max(self.most_in_frame, len(found))
+        self.frames_without += len(found) == 0
+        for phrase, score in found.best_scores.items():
+            tally = self.phrases.setdefault(phrase, PhraseTally())
+            count = found.labels.count(phrase)
+            tally.detections += count
+            tally.frames += count > 0
+            tally.best_score = max(tally.best_score, score)
+        for stage in shot.timings.stages():
+            self._stages.setdefault(stage.stage, array("d")).append(stage.milliseconds)
+            self._processors[stage.stage] = stage.processor
+
+    def result(
+        self, recording: Recording, reader: VideoReader, interrupted: bool, seconds: float
+    ) -> FilmResult:
+        """Put the figures together."""
+        writer = recording.writer
+        assert writer is not None  # noqa: S101  a video without frames is an error before this
+        stages = tuple(
+            StageLatency(
+                stage=stage,
+                processor=self._processors[stage],
+                latency=latency_from_samples(values),
+            )
+            for stage, values in self._stages.items()
+        )
+        return FilmResult(
+            frames=writer.frames,
+            size_hw=writer.coded_hw,
+            info=reader.info,
+            problem=reader.problem,
+            interrupted=interrupted,
+            seconds=seconds,
+            stages=stages,
+            detections=self.detections,
+            most_in_frame=self.most_in_frame,
+            frames_without=self.frames_without,
+            phrases=self.phrases,
+            notes=_notes(writer, reader.info),
+        )
+
+
+def _notes(writer: VideoWriter, info: VideoInfo) -> tuple[str, ...]:
+    notes = []
+    if any(writer.padding_hw):
+        height, width = writer.coded_hw
+        down, across = writer.padding_hw
+        notes.append(
+            f"H.264 for browsers has even sides: {width - across} x {height - down} became "
+            f"{width} x {height}, the last row or column is there twice."
+        )
+    if info.has_sound:
+        notes.append("The sound of the video is not copied.")
+    return tuple(notes)

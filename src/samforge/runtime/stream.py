@@ -1,0 +1,118 @@
+"""Segments a stream of frames: the next ones are read while one is segmented."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+import numpy as np
+
+from samforge.core.detections import Detections
+from samforge.core.images import RgbImage
+from samforge.core.timing import Timings
+from samforge.runtime._ahead import RunAhead
+from samforge.runtime.postprocess import Thresholds
+from samforge.runtime.prompts import phrases_from_text
+from samforge.runtime.segmenter import Segmenter
+
+
+class Picture(Protocol):
+    """A frame that carries more than its pixels, such as ``samforge.media.video.VideoFrame``."""
+
+    @property
+    def image_rgb(self) -> RgbImage:
+        """(H, W, 3), uint8."""
+        ...
+
+
+AnyFrame = TypeVar("AnyFrame", bound="RgbImage | Picture")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class SegmentedFrame(Generic[AnyFrame]):
+    """One frame of a stream and what was found in it."""
+
+    frame: AnyFrame
+    """As the stream gave it."""
+    detections: Detections
+    """At the frame's resolution."""
+    timings: Timings
+    """Its stages, ``decode`` (waiting for the stream to give it) to ``post-process``.
+
+    They overlap with those of other frames: more time passes in the stages than on the clock.
+    """
+
+
+def segment_video(
+    segmenter: Segmenter,
+    frames: Iterable[AnyFrame],
+    *,
+    text: str | Sequence[str],
+    thresholds: Thresholds | None = None,
+    ahead: int = 2,
+) -> RunAhead[SegmentedFrame[AnyFrame]]:
+    """Find what phrases name in each frame of a stream, one frame at a time.
+
+    Two threads work at once, beside the caller's: one reads ``frames``, one segments. Phrases are
+    encoded with the first frame and remembered. Each frame stands for itself: objects have no
+    identity across frames.
+
+    Args:
+        segmenter: What ``samforge.load`` gives.
+        frames: RGB arrays (H, W, 3), or objects with an ``image_rgb``: a file's frames, a
+            camera's, a list. It is read in a thread of its own.
+        text: One or more noun phrases.
+        thresholds: What counts as found.
+        ahead: Most frames that wait before the segmenter, and most that wait after it: memory
+            stays the same however long the stream is.
+
+    Returns:
+        An iterator over the frames in order. Leave it early by ``close``, a ``with`` block or by
+        dropping it.
+
+    Raises:
+        PromptError: There is nothing to find.
+        SettingError: ``ahead`` is below 1.
+    """
+    phrases = phrases_from_text(text, has_boxes=False)
+    thresholds = thresholds or Thresholds()
+    read = RunAhead(_timed(frames), ahead=ahead, name="read")
+    return RunAhead(_segmented(segmenter, read, phrases, thresholds), ahead=ahead, name="segment")
+
+
+def _timed(frames: Iterable[AnyFrame]) -> Iterator[tuple[AnyFrame, Timings]]:
+    """Measure how long each frame takes to come."""
+    iterator = iter(frames)
+    try:
+        while True:
+            timings = Timings()
+            start = time.perf_counter()
+            try:
+                frame = next(iterator)
+            except StopIteration:
+                return
+            timings.add("decode", (time.perf_counter() - start) * 1e3)
+            yield frame, timings
+    finally:
+        if close := getattr(iterator, "close", None):
+            close()
+
+
+def _segmented(
+    segmenter: Segmenter,
+    read: RunAhead[tuple[AnyFrame, Timings]],
+    phrases: Sequence[str],
+    thresholds: Thresholds,
+) -> Iterator[SegmentedFrame[AnyFrame]]:
+    with read:
+        for frame, timings in read:
+            detections = segmenter.predict(
+                frame if isinstance(frame, np.ndarray) else frame.image_rgb,
+                text=phrases,
+                threshold=thresholds.score,
+                mask_threshold=thresholds.mask,
+                timings=timings,
+            )
+            yield SegmentedFrame(frame=frame, detections=detections, timings=timings)
