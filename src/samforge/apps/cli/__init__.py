@@ -17,6 +17,7 @@ from samforge.apps.cli.inspect import inspect
 from samforge.core.noise import quiet_third_parties
 from samforge.apps.cli.output import INTERRUPTED, report_error, report_interrupt, shown_warnings
 from samforge.apps.cli.predict import predict
+from samforge.apps.cli.video import video
 
 app = typer.Typer(
     name="samforge",
@@ -24,7 +25,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (demo, build, predict, inspect, compare, doctor):
+for command in (demo, build, predict, video, inspect, compare, doctor):
     app.command()(command)
 
 
