@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -15,10 +16,13 @@ from samforge.apps import cli
 from samforge.apps.cli.data import DataOptions, data_from_text
 from samforge.core.detections import Detections
 from samforge.core.errors import SettingError
+from samforge.core.files import sha256_of
 from samforge.core.images import RgbImage
 from samforge.core.manifest import TextSpec
+from samforge.core.rle import segmentation_from_mask
 from samforge.core.timing import Timings
 from samforge.measure import measure_segmenter
+from samforge.media import write_png
 from samforge.models import tiny
 from samforge.models.tiny.held_out import scene_prompts
 
@@ -49,6 +53,164 @@ def test_people_get_a_table(tiny_bundle: samforge.Bundle, capsys: Capture) -> No
     out = capsys.readouterr().out
     for word in ("Accuracy on scenes:1", "presence", "onnxruntime", "fp32", "MiB", "ms per"):
         assert word in out
+
+
+@pytest.fixture(scope="module")
+def rough_bundle(
+    tiny_bundle: samforge.Bundle, tmp_path_factory: pytest.TempPathFactory
+) -> samforge.Bundle:
+    """The tiny bundle with 7 levels for the weights of its image encoder: it calls itself int8."""
+    import onnx
+    from onnx import numpy_helper
+
+    root = Path(shutil.copytree(tiny_bundle.root, tmp_path_factory.mktemp("rough") / "rough"))
+    name = "parts/vision/vision.onnx"
+    graph = onnx.load(root / name)
+    for weight in graph.graph.initializer:
+        values = numpy_helper.to_array(weight)
+        if values.dtype == np.float32 and values.ndim > 1:
+            step = np.abs(values).max() / 3
+            rounded = (np.round(values / step) * step).astype(np.float32)
+            weight.CopyFrom(numpy_helper.from_array(rounded, weight.name))
+    onnx.save(graph, root / name)
+    manifest = json.loads((root / "manifest.json").read_text())
+    manifest["files"][name] = {
+        "sha256": sha256_of(root / name),
+        "bytes": (root / name).stat().st_size,
+    }
+    manifest["recipe"]["precision"] = "int8"
+    (root / "manifest.json").write_text(json.dumps(manifest))
+    return samforge.open_bundle(root)
+
+
+def test_bundles_are_compared_with_the_reference(
+    tiny_bundle: samforge.Bundle, rough_bundle: samforge.Bundle, capsys: Capture
+) -> None:
+    words = ["compare", str(rough_bundle.root), "--reference", str(tiny_bundle.root)]
+    assert cli.main([*words, "--data", "scenes:3", "--gate", "--json"]) == 7
+    report = json.loads(capsys.readouterr().out)
+    first, second = report["bundles"]
+    assert [row["bundle"] for row in report["bundles"]] == [
+        str(tiny_bundle.root),
+        str(rough_bundle.root),
+    ]
+    assert (first["reference"], second["reference"]) == (True, False)
+    assert first["accuracy"]["fidelity"] is None
+    assert first["cgf1_drop"] is None
+    fidelity, cgf1 = second["accuracy"]["fidelity"], second["accuracy"]["cgf1"]
+    assert fidelity["questions"] == 12
+    assert 0.5 < fidelity["mask_iou"] < 0.98
+    assert fidelity["score_shift_max"] > 0.001
+    assert second["cgf1_drop"] == first["accuracy"]["cgf1"]["cgf1"] - cgf1["cgf1"]
+    assert cgf1["cgf1"] == pytest.approx(cgf1["pmf1"] * cgf1["il_mcc"])
+    assert len(cgf1["pmf1_at"]) == 10
+    # One object for machines also when a gate fails.
+    assert not report["ok"]
+    assert report["error"]["kind"] == "FidelityError"
+    assert report["error"]["exit_code"] == 7
+    assert "Masks of int8 against the reference: mean IoU is 0." in report["failed_gates"][0]
+    assert report["error"]["message"] == "\n".join(report["failed_gates"])
+
+
+def test_a_bundle_that_equals_the_reference_holds_every_gate(
+    tiny_bundle: samforge.Bundle, bundle_copy: Path, capsys: Capture
+) -> None:
+    words = ["compare", str(tiny_bundle.root), str(bundle_copy), "--data", "scenes:3"]
+    assert cli.main([*words, "--gate"]) == 0
+    out = capsys.readouterr().out
+    assert "Fidelity to" in out
+    # Four figures of agreement, then shifts and a drop of nothing.
+    row = next(line for line in out.splitlines() if line.count("1.0000") == 4)
+    assert row.count("0.0000") == 3
+    assert f"Every bundle holds its gates against {tiny_bundle.root}." in out
+
+
+def test_a_failed_gate_shows_the_tables_first(
+    tiny_bundle: samforge.Bundle, rough_bundle: samforge.Bundle, capsys: Capture
+) -> None:
+    words = ["compare", str(tiny_bundle.root), str(rough_bundle.root), "--data", "scenes:2"]
+    assert cli.main([*words, "--gate"]) == 7
+    out, err = capsys.readouterr()
+    assert "Accuracy on scenes:2" in out
+    assert "Fidelity to" in out
+    assert f"FidelityError: {rough_bundle.root}: Masks of int8" in err
+
+
+def test_a_gate_needs_two_bundles(tiny_bundle: samforge.Bundle, capsys: Capture) -> None:
+    assert cli.main(["compare", str(tiny_bundle.root), "--gate"]) == 2
+    assert "--gate compares bundles with a reference, got one bundle" in capsys.readouterr().err
+
+
+@pytest.fixture
+def coco_scenes(tmp_path: Path) -> Path:
+    """Four drawn scenes as a COCO data set: every colour and shape that occurs is a category."""
+    ids: dict[str, int] = {}
+    table: dict[str, list[dict[str, Any]]] = {"images": [], "annotations": []}
+    for number in range(4):
+        scene = tiny.draw_scene(number)
+        write_png(tmp_path / f"{number}.png", scene.image)
+        table["images"].append({"id": number, "file_name": f"{number}.png"})
+        for i, mask in enumerate(scene.masks):
+            name = f"{scene.colours[i]}_{scene.shapes[i]}"
+            table["annotations"].append(
+                {
+                    "image_id": number,
+                    "category_id": ids.setdefault(name, len(ids)),
+                    "segmentation": segmentation_from_mask(mask),
+                }
+            )
+    path = tmp_path / "scenes.json"
+    categories = [{"id": number, "name": name} for name, number in ids.items()]
+    path.write_text(json.dumps(table | {"categories": categories}))
+    return path
+
+
+def test_a_coco_file_is_measured(
+    tiny_bundle: samforge.Bundle, coco_scenes: Path, capsys: Capture
+) -> None:
+    words = ["compare", str(tiny_bundle.root), "--data", f"coco:{coco_scenes}", "--json"]
+    assert cli.main([*words, "--limit", "3"]) == 0
+    accuracy = json.loads(capsys.readouterr().out)["bundles"][0]["accuracy"]
+    assert accuracy["images"] == 3
+    assert accuracy["boxes"]["prompts"] == 3
+    assert accuracy["text"]["f1"] > 0.9, "the phrases are those the model knows"
+    assert accuracy["cgf1"]["mcc_defined"]
+    assert accuracy["cgf1"]["cgf1"] > 0.6
+
+
+def test_words_that_the_tiny_model_does_not_know_are_refused(
+    tiny_bundle: samforge.Bundle, coco_scenes: Path, capsys: Capture
+) -> None:
+    coco_scenes.write_text(coco_scenes.read_text().replace("_circle", " giraffe"))
+    assert cli.main(["compare", str(tiny_bundle.root), "--data", f"coco:{coco_scenes}"]) == 2
+    err = capsys.readouterr().err
+    assert "asks for giraffe and more. Compare it on drawn scenes: --data scenes:1000." in err
+
+
+def test_options_that_do_not_belong_to_the_data(
+    tiny_bundle: samforge.Bundle, tmp_path: Path, capsys: Capture
+) -> None:
+    words = ["compare", str(tiny_bundle.root), "--images", str(tmp_path)]
+    assert cli.main(words) == 2
+    assert "--data is scenes, which are drawn" in capsys.readouterr().err
+    assert cli.main([*words, "--data", "coco:"]) == 2
+    assert "Give a COCO file: coco:annotations.json" in capsys.readouterr().err
+
+
+def test_phrases_that_are_all_present_leave_cgf1_undefined(
+    tiny_bundle: samforge.Bundle, coco_scenes: Path, capsys: Capture
+) -> None:
+    table = json.loads(coco_scenes.read_text())
+    names = {one["id"]: one["name"] for one in table["categories"]}
+    first = table["annotations"][0]
+    table["images"] = [{"id": 0, "file_name": "0.png", "text_input": names[first["category_id"]]}]
+    same = [one for one in table["annotations"] if one["image_id"] == 0]
+    table["annotations"] = [one for one in same if one["category_id"] == first["category_id"]]
+    coco_scenes.write_text(json.dumps(table))
+    assert cli.main(["compare", str(tiny_bundle.root), "--data", f"coco:{coco_scenes}"]) == 0
+    assert "cgF1 is 0: it needs phrases that are present and phrases that are absent" in (
+        capsys.readouterr().err
+    )
 
 
 def test_every_scene_is_asked_two_phrases_and_two_boxes() -> None:

@@ -17,6 +17,12 @@ MASK_IOU = {"fp32": 0.995, "fp16": 0.995, "bf16": 0.995}
 MASK_IOU_8_BIT = 0.98
 """The same for every other precision."""
 
+FEATURE_COSINE = {"fp32": 0.9999, "fp16": 0.999, "bf16": 0.999}
+"""Smallest cosine of a backbone's features with fp32's."""
+
+FEATURE_COSINE_8_BIT = 0.98
+"""The same for every other precision."""
+
 AGREEMENT = 0.95
 """Smallest F1 of the objects against fp32's. The mean IoU of the masks that both find cannot see
 lost objects: the public SAM 3 engines that lose a fifth of them would pass it."""
@@ -27,6 +33,13 @@ def mask_iou_limit(precision: str, gates: Gates) -> float:
     if gates.mask_iou is not None:
         return gates.mask_iou
     return MASK_IOU.get(precision, MASK_IOU_8_BIT)
+
+
+def feature_cosine_limit(precision: str, gates: Gates) -> float:
+    """What ``feature_cosine`` must reach: the recipe's own limit, or else the precision's."""
+    if gates.feature_cosine is not None:
+        return gates.feature_cosine
+    return FEATURE_COSINE.get(precision, FEATURE_COSINE_8_BIT)
 
 
 def check_predictions(fidelity: PredictionFidelity, precision: str, gates: Gates) -> None:
@@ -53,7 +66,11 @@ def check_predictions(fidelity: PredictionFidelity, precision: str, gates: Gates
         f"{fidelity.pairs} the same"
     )
     if fidelity.mask_iou is None or not fidelity.mask_iou >= limit:
-        reached = "no mask is the same" if fidelity.mask_iou is None else f"{fidelity.mask_iou:.4f}"
+        reached = (
+            "not measurable, because no object is found by both"
+            if fidelity.mask_iou is None
+            else f"{fidelity.mask_iou:.4f}"
+        )
         raise FidelityError(
             f"Masks of {precision} against the reference: mean IoU is {reached}, the gate is "
             f"{limit:g} ({objects})."

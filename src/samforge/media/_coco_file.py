@@ -157,15 +157,23 @@ def _image(record: Mapping[str, Any], place: str) -> CocoImage:
         raise SettingError(f"height and width of {place} are pixels, got {size}.")
     height, width = size
     text = record.get("text_input")
-    negative = record.get("neg_category_ids")
     return CocoImage(
         file_name=name,
         size_hw=None if height is None or width is None else (height, width),
         phrase=None if text is None else _phrase(text, f"text_input of {place}"),
         exhaustive=bool(record.get("is_instance_exhaustive", True)),
-        negative=None if negative is None else tuple(negative),
-        partial=tuple(record.get("not_exhaustive_category_ids") or ()),
+        negative=_ids(record, "neg_category_ids", place),
+        partial=_ids(record, "not_exhaustive_category_ids", place) or (),
     )
+
+
+def _ids(record: Mapping[str, Any], key: str, place: str) -> tuple[Any, ...] | None:
+    ids = record.get(key)
+    if ids is None:
+        return None
+    if not isinstance(ids, list) or not all(isinstance(one, (int, str)) for one in ids):
+        raise SettingError(f"{key} of {place} is a list of category ids, got {ids!r:.80}.")
+    return tuple(ids)
 
 
 def _annotation(record: Mapping[str, Any], place: str) -> CocoAnnotation:
