@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Hashable, Mapping
+from itertools import pairwise
 
 NEVER = 10**12
 """Capacity of an edge that must not be cut."""
@@ -36,7 +37,7 @@ def minimum_cut(edges: Edges, source: Hashable, sink: Hashable) -> tuple[int, se
         path = [sink]
         while path[-1] != source:
             path.append(came_from[path[-1]])
-        steps = [(start, end) for end, start in zip(path, path[1:], strict=False)]
+        steps = [(start, end) for end, start in pairwise(path)]
         flow = min(left[start][end] for start, end in steps)
         for start, end in steps:
             left[start][end] -= flow

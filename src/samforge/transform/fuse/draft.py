@@ -97,6 +97,24 @@ class Draft:
         self._seen[node] = _sources(node)
         return node
 
+    def set_tensor(self, node: fx.Node, tensor: Tensor) -> None:
+        """Give a constant other values of the same shape; its only reader must expect them."""
+        old = self._tensors[node]
+        if isinstance(old, nn.Parameter):
+            tensor = nn.Parameter(tensor, requires_grad=False)
+        self._tensors[node] = tensor
+        self._forget(old)
+
+    def equal_constant(self, tensor: Tensor) -> fx.Node | None:
+        """A buffer outside the state dict with the same values, if there is one."""
+        for node, other in self._tensors.items():
+            kind, persistent = self._specs[node].kind, self._specs[node].persistent
+            alike = (other.dtype, other.device) == (tensor.dtype, tensor.device)
+            table = kind is InputKind.BUFFER and not persistent
+            if table and alike and torch.equal(other, tensor):
+                return node
+        return None
+
     def call(
         self,
         target: Callable[..., Any],
@@ -220,7 +238,8 @@ class Draft:
 
 def _stored(program: ExportedProgram, spec: InputSpec) -> Tensor:
     holders: tuple[Mapping[str, Any], ...] = (program.state_dict, program.constants)
-    return next(holder[str(spec.target)] for holder in holders if spec.target in holder)
+    name = str(spec.target)
+    return cast(Tensor, next(holder[name] for holder in holders if name in holder))
 
 
 def _fake_mode(graph: fx.Graph) -> FakeTensorMode:

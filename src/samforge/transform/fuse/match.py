@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, fx
@@ -11,7 +11,7 @@ from torch import Tensor, fx
 aten = torch.ops.aten
 
 
-def is_call(node: object, *targets: Callable[..., Any]) -> bool:
+def is_call(node: object, *targets: Callable[..., Any]) -> TypeGuard[fx.Node]:
     """Whether a node calls one of the operators."""
     return isinstance(node, fx.Node) and node.op == "call_function" and node.target in targets
 
@@ -27,7 +27,7 @@ def result_of(node: fx.Node) -> Any:
     return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
-def is_tensor(node: object) -> bool:
+def is_tensor(node: object) -> TypeGuard[fx.Node]:
     """Whether a node gives one tensor."""
     return isinstance(node, fx.Node) and isinstance(node.meta.get("val"), Tensor)
 
@@ -39,7 +39,7 @@ def expressions(shape: Any) -> tuple[Any, ...]:
 
 def same_size(first: Any, second: Any) -> bool:
     """Whether two sizes are equal for every size of the dynamic axes, told without a guard."""
-    return _expression(first) == _expression(second)
+    return bool(_expression(first) == _expression(second))
 
 
 def same_sizes(first: Any, second: Any) -> bool:
@@ -59,6 +59,11 @@ def same_tensor(first: Any, second: Any) -> bool:
     if isinstance(first, tuple | list) and isinstance(second, tuple | list):
         return len(first) == len(second) and all(map(same_tensor, first, second))
     return type(first) is type(second) and same_size(first, second)
+
+
+def tensor_inputs(node: fx.Node) -> list[fx.Node]:
+    """What a node reads besides sizes."""
+    return [n for n in node.all_input_nodes if not isinstance(value_of(n), int | torch.SymInt)]
 
 
 def argument(node: fx.Node, index: int, name: str, default: Any = None) -> Any:

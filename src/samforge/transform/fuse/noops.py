@@ -107,7 +107,7 @@ def _does_nothing(node: fx.Node, source: fx.Node) -> bool:
     if not same_sizes(given.shape, taken.shape):
         return False
     if is_call(node, aten.dropout.default):
-        return node.args[1] == 0 or not node.args[2]
+        return node.args[1] == 0 or node.args[2] is False
     if is_call(node, *LAYOUTS):
         same_strides = same_sizes(given.stride(), taken.stride())
         return same_strides or all(is_call(user, *RESHAPES) for user in node.users)
@@ -115,7 +115,9 @@ def _does_nothing(node: fx.Node, source: fx.Node) -> bool:
         return order_of(node) == tuple(range(taken.ndim))
     neutral = NEUTRAL.get(node.target)  # type: ignore[arg-type]
     if neutral is not None:
-        return node.args[0] is source and node.args[1] == neutral and not node.kwargs
+        operand = node.args[1]
+        plain = isinstance(operand, int | float) and not node.kwargs
+        return plain and node.args[0] is source and operand == neutral
     return is_call(node, *COPIES, *CASTS, *SAME_SHAPE)
 
 

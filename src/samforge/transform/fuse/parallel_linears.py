@@ -22,7 +22,7 @@ import torch
 from torch import fx
 
 from samforge.transform.fuse.draft import Draft
-from samforge.transform.fuse.match import argument, aten, module_path, place
+from samforge.transform.fuse.match import argument, aten, module_path, value_of
 from samforge.transform.fuse.result import Fusion, Tally
 
 
@@ -48,44 +48,37 @@ def _parent(linear: fx.Node) -> str:
     return module_path(linear).rpartition(".")[0]
 
 
+def _leaf(linear: fx.Node) -> str:
+    return module_path(linear).rpartition(".")[2]
+
+
 def _title(group: Sequence[fx.Node]) -> str:
-    return f"{_parent(group[0])} ({', '.join(place(n).rpartition('.')[2] for n in group)})"
+    return f"{_parent(group[0])} ({', '.join(_leaf(node) or node.name for node in group)})"
 
 
 def _obstacle(draft: Draft, group: Sequence[fx.Node]) -> str | None:
-    weights = [node.args[1] for node in group]
-    biases = [bias for node in group if (bias := argument(node, 2, "bias")) is not None]
-    if any(draft.tensor(constant) is None for constant in (*weights, *biases)):
+    constants = [node for linear in group for node in linear.all_input_nodes[1:]]
+    if any(draft.tensor(node) is None for node in constants):
         return "a weight is computed in the graph"
-    if any(len(weight.users) > 1 for weight in weights if isinstance(weight, fx.Node)):
+    if any(len(node.users) > 1 for node in constants):
         return "a weight is used elsewhere too, and would be stored twice"
-    if len({draft.tensor(weight).dtype for weight in weights}) > 1:  # type: ignore[union-attr]
-        return "the weights differ in type"
+    if len({value_of(linear).dtype for linear in group}) > 1:
+        return "the results differ in type"
     return None
 
 
 def _merge(draft: Draft, group: Sequence[fx.Node]) -> None:
-    """Put one linear where the first stands; the input is there, and so are all constants."""
+    """Put one linear where the first stands: its input is there, and all constants are."""
     first = group[0]
-    weight_nodes = [node.args[1] for node in group]
-    weights = [draft.tensor(node) for node in weight_nodes]
-    sizes = [len(weight) for weight in weights]  # type: ignore[arg-type]
-    module = f"{_parent(first)}.{merged_name([module_path(n).rpartition('.')[2] for n in group])}"
-    module = module.removeprefix(".")
-    arguments = [
-        first.args[0],
-        draft.constant(f"{module}.weight", torch.cat(weights), like=weight_nodes[0]),  # type: ignore[arg-type]
-    ]
-    bias_nodes = [argument(node, 2, "bias") for node in group]
-    given = [node for node in bias_nodes if node is not None]
-    if given:
-        biases = [
-            weight.new_zeros(size) if node is None else draft.tensor(node)  # type: ignore[union-attr]
-            for node, weight, size in zip(bias_nodes, weights, sizes, strict=True)
-        ]
-        arguments.append(draft.constant(f"{module}.bias", torch.cat(biases), like=given[0]))  # type: ignore[arg-type]
+    path = f"{_parent(first)}.{merged_name([_leaf(node) for node in group])}".removeprefix(".")
+    weights = [node.all_input_nodes[1] for node in group]
+    arguments = [first.all_input_nodes[0], _stack(draft, f"{path}.weight", weights, weights)]
+    biases = [argument(node, 2, "bias") for node in group]
+    if any(biases):
+        arguments.append(_stack(draft, f"{path}.bias", biases, weights))
     merged = draft.call(aten.linear.default, *arguments, like=first)
-    _name_layer(merged, module)
+    _name_layer(merged, path)
+    sizes = [value_of(weight).shape[0] for weight in weights]
     pieces = draft.call(aten.split_with_sizes.default, merged, sizes, -1, like=merged, before=first)
     outputs = [
         draft.call(operator.getitem, pieces, index, like=merged, before=first)
@@ -95,8 +88,24 @@ def _merge(draft: Draft, group: Sequence[fx.Node]) -> None:
         draft.replace(node, output)
 
 
+def _stack(
+    draft: Draft, name: str, constants: Sequence[fx.Node | None], weights: Sequence[fx.Node]
+) -> fx.Node:
+    """One constant of several; zeros stand for a bias that is missing."""
+    tensors = []
+    for constant, weight in zip(constants, weights, strict=True):
+        tensor = draft.tensor(constant)
+        if tensor is None:
+            rows = draft.tensor(weight)
+            assert rows is not None  # noqa: S101  # a group without it is left alone
+            tensor = rows.new_zeros(len(rows))
+        tensors.append(tensor)
+    like = next(constant for constant in constants if constant is not None)
+    return draft.constant(name, torch.cat(tensors), like=like)
+
+
 def merged_name(names: Sequence[str]) -> str:
-    """``q_proj``, ``k_proj``, ``v_proj`` -> ``qkv_proj``; ``gate_proj``, ``up_proj`` -> ``gate_up_proj``."""
+    """Name the merged layer: ``qkv_proj`` for q_proj, k_proj and v_proj; else ``gate_up_proj``."""
     stems = [name.removesuffix("_proj") for name in names]
     joined = ("" if all(len(stem) == 1 for stem in stems) else "_").join(stems)
     return joined + ("_proj" if all(name.endswith("_proj") for name in names) else "")

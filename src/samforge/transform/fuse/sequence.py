@@ -7,13 +7,27 @@ from torch.export import ExportedProgram
 from samforge.core.errors import SettingError
 from samforge.core.recipe import TARGETS
 from samforge.core.structure import unknown_names
+from samforge.transform.fuse.attention import ATTENTION
+from samforge.transform.fuse.attention_scale import ATTENTION_SCALE
+from samforge.transform.fuse.constants import CONSTANTS
 from samforge.transform.fuse.draft import Draft
 from samforge.transform.fuse.noops import NOOPS
 from samforge.transform.fuse.parallel_linears import PARALLEL_LINEARS
 from samforge.transform.fuse.result import FusedProgram, Fusion, FusionResult
+from samforge.transform.fuse.rotary import ROTARY
+from samforge.transform.fuse.scales import SCALES
 from samforge.transform.fuse.window_order import WINDOW_ORDER
 
-FUSIONS: tuple[Fusion, ...] = (NOOPS, WINDOW_ORDER, PARALLEL_LINEARS)
+FUSIONS: tuple[Fusion, ...] = (
+    NOOPS,
+    ROTARY,
+    CONSTANTS,
+    ATTENTION,
+    WINDOW_ORDER,
+    SCALES,
+    ATTENTION_SCALE,
+    PARALLEL_LINEARS,
+)
 """In the order they run: each clears the view for those behind it."""
 
 

@@ -32,6 +32,7 @@ from samforge.transform.fuse.match import (
     is_call,
     is_tensor,
     place,
+    same_size,
     value_of,
 )
 from samforge.transform.fuse.noops import PERMUTES, RESHAPES, order_of
@@ -119,7 +120,7 @@ def _chains(draft: Draft) -> Iterator[Chain]:
         first = permute.args[0]
         if not is_call(first, *RESHAPES) or len(first.users) > 1:
             continue
-        source, order = first.args[0], order_of(permute)
+        source, order = first.all_input_nodes[0], order_of(permute)
         shapes = [expressions(value_of(node).shape) for node in (source, first, end)]
         given, between, taken = (shape[:-1] for shape in shapes)
         fixed = order[-1] == len(order) - 1 and len({shape[-1] for shape in shapes}) == 1
@@ -271,16 +272,16 @@ def _padded(draft: Draft) -> Iterator[str]:
         if is_call(chain.source, *PADS):
             before = value_of(chain.source.all_input_nodes[0]).shape
             after = value_of(chain.source).shape
-            sizes = [
-                f"{a} to {b}"
-                for a, b in zip(before, after, strict=True)
-                if a is not b and isinstance(a, int) and a != b
+            grown = [
+                f"{size} to {padded}"
+                for size, padded in zip(before, after, strict=True)
+                if not same_size(size, padded)
             ]
-            found[" and ".join(sizes)].append(chain.source)
+            found[" and ".join(grown)].append(chain.source)
     for sizes, pads in found.items():
         yield (
-            f"{len(pads)} partitions from {place(pads[0])} on: windows are padded ({sizes}), and "
-            "padding must be zero again at each"
+            f"{place(pads[0])} and {len(pads) - 1} more: windows are padded ({sizes} tokens), and "
+            "padding has to be zero again in each layer"
         )
 
 

@@ -1,0 +1,124 @@
+"""What depends on constants alone is computed once, here.
+
+Matches: operators all of whose inputs are parameters, buffers, constants or numbers: tables built
+with ``arange`` and ``meshgrid``, position embeddings tiled to the image, a weight that is reshaped
+before each use.
+
+Becomes: buffers with the results, in the type the graph computes them in.
+
+Why: it is work that repeats with every call, and chains of small operators on shapes are what
+runtimes translate worst.
+
+Exact: the same operators run on the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from samforge.transform.fuse.draft import Draft
+from samforge.transform.fuse.match import is_tensor, module_path, place, value_of
+from samforge.transform.fuse.result import Fusion, Tally
+
+SMALL_BYTES = 4 * 2**20
+"""A result up to this size is stored whatever it was made of; position encodings of 72 x 72 tokens
+take 5 MB at width 256, but those are buffers already."""
+
+
+def fold_constants(draft: Draft) -> Tally:
+    """Store results at the edge between what is constant and what is not."""
+    tally = Tally()
+    constant = constant_nodes(draft)
+    for node in list(constant):
+        if not is_tensor(node) or all(user in constant for user in node.users):
+            continue
+        if reason := _obstacle(draft, node, constant):
+            tally.left.append(f"{place(node)} ({node.name}): {reason}")
+            continue
+        fold(draft, node)
+        tally.fired += 1
+    draft.sweep()
+    return tally
+
+
+def constant_nodes(draft: Draft) -> dict[fx.Node, None]:
+    """Calls whose result is the same in every run, in the graph's order."""
+    found: dict[fx.Node, None] = {}
+    for node in draft.graph.nodes:
+        if node.op == "call_function" and _is_pure(node.target):
+            sources = node.all_input_nodes
+            if all(source in found or draft.tensor(source) is not None for source in sources):
+                found[node] = None
+    return found
+
+
+def fold(draft: Draft, node: fx.Node, name: str = "folded") -> None:
+    """Replace a constant node by a buffer with its value; equal values share one."""
+    value = evaluate(draft, node).contiguous()
+    buffer = draft.equal_constant(value)
+    if buffer is None:
+        buffer = draft.constant(f"{module_path(node)}.{name}_{node.name}".removeprefix("."), value)
+    draft.replace(node, buffer)
+
+
+def evaluate(draft: Draft, node: fx.Node) -> Tensor:
+    """Run a constant subgraph on its tensors."""
+    known: dict[fx.Node, Any] = {}
+
+    def value(source: fx.Node) -> Any:
+        tensor = draft.tensor(source)
+        return known[source] if tensor is None else tensor
+
+    with torch.no_grad():
+        for needed in _ancestors(draft, node):
+            args, kwargs = fx.map_arg((needed.args, dict(needed.kwargs)), value)
+            known[needed] = needed.target(*args, **kwargs)  # type: ignore[operator]
+    result: Tensor = known[node]
+    return result
+
+
+def _ancestors(draft: Draft, node: fx.Node) -> Iterator[fx.Node]:
+    """A node and the calls it depends on, each behind its inputs."""
+    needed, stack = {node}, [node]
+    while stack:
+        for source in stack.pop().all_input_nodes:
+            if draft.tensor(source) is None and source not in needed:
+                needed.add(source)
+                stack.append(source)
+    return (n for n in draft.graph.nodes if n in needed)
+
+
+def _is_pure(target: Callable[..., Any] | str) -> bool:
+    """Whether an operator gives the same for the same, and does nothing else."""
+    schema = getattr(target, "_schema", None)
+    if schema is None:
+        return getattr(target, "__module__", "") == "_operator"
+    tags = getattr(target, "tags", ())
+    return not schema.is_mutable and torch.Tag.nondeterministic_seeded not in tags
+
+
+def _obstacle(draft: Draft, node: fx.Node, constant: dict[fx.Node, None]) -> str | None:
+    if draft.output in node.users:
+        return "it is a result of the program"
+    size = value_of(node).nbytes
+    freed = sum(
+        value_of(source).nbytes
+        for needed in _ancestors(draft, node)
+        for source in needed.all_input_nodes
+        if draft.tensor(source) is not None and all(user in constant for user in source.users)
+    )
+    if size > max(SMALL_BYTES, freed):
+        return f"its {size / 2**20:.1f} MiB would be stored in place of {freed / 2**20:.1f} MiB"
+    return None
+
+
+CONSTANTS = Fusion(
+    name="constants",
+    summary="operators on constants -> their results",
+    exact=True,
+    apply=fold_constants,
+)
