@@ -60,4 +60,6 @@ def session_from_bundle(bundle: Bundle, name: str, *, threads: int | None = None
         )
     entry = bundle.manifest.parts[name]
     backend = backend_from_name(bundle.manifest.target)
-    return backend.session_from_artifact(bundle.path(entry.artifact), entry.spec, threads=threads)
+    return backend.session_from_artifact(
+        bundle.path(entry.artifact), entry.spec, threads=threads, options=entry.options
+    )

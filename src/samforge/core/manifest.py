@@ -41,6 +41,8 @@ class PartEntry:
     """The file to load, relative to the bundle."""
     side_files: tuple[str, ...] = ()
     """What the artifact itself refers to, such as external weights; relative to the bundle."""
+    options: Mapping[str, str] = field(default_factory=dict)
+    """Settings of the runtime that the artifact needs, as its backend names them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

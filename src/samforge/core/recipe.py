@@ -20,7 +20,17 @@ TARGETS = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx", "inductor", "t
 """Where a bundle can be built to run."""
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8", "int8-weights")
-"""Number formats a bundle can be built in; which of them a target takes is its backend's to say."""
+"""Number formats a bundle can be built in."""
+
+TARGET_PRECISIONS = {
+    "onnxruntime": ("fp32", "fp16", "int8", "fp8", "int8-weights"),
+    "openvino": ("fp32", "bf16", "int8", "int8-weights"),
+    "tensorrt": ("fp32", "fp16", "int8", "fp8"),
+    "tensorrt-rtx": ("fp32", "fp16", "int8", "fp8"),
+    "inductor": ("fp32", "bf16", "fp16", "fp8"),
+    "torch": ("fp32", "int8", "fp8"),
+}
+"""What each target takes."""
 
 QUANTIZED = ("int8", "fp8")
 """Precisions whose activations are quantized: they need calibration."""
@@ -99,11 +109,14 @@ class Gates:
     for fp16 and bf16 and 0.98 for the others."""
     cgf1_drop: float = 0.01
     """Largest loss of cgF1 against fp32 on labelled images."""
+    feature_cosine: float | None = None
+    """Smallest cosine of a backbone's features with fp32's; None takes 0.999 for fp16 and bf16 and
+    0.98 for the others."""
 
     def __post_init__(self) -> None:
         for gate in fields(self):
             value = getattr(self, gate.name)
-            if gate.name == "mask_iou" and value is None:
+            if value is None and gate.default is None:
                 continue
             if not _is_number(value) or not value >= 0:
                 raise SettingError(f"gates.{gate.name} wants a number from 0 up, got {value!r}.")
@@ -141,6 +154,11 @@ class Recipe:
     def __post_init__(self) -> None:
         _check_choice("target", self.target, TARGETS)
         _check_choice("precision", self.precision, PRECISIONS)
+        if self.precision not in TARGET_PRECISIONS[self.target]:
+            raise SettingError(
+                f"{self.target} takes {', '.join(TARGET_PRECISIONS[self.target])}, not "
+                f"{self.precision}. Choose one of these, or another target."
+            )
         _check_image_size(self.image_size)
         if not self.model:
             raise SettingError(
@@ -157,7 +175,7 @@ class Recipe:
     def from_toml(cls, path: str | Path) -> Recipe:
         """Read a recipe from a TOML file: one key a field, gates in a ``[gates]`` table.
 
-        A relative ``tokenizer`` is looked for next to the file.
+        A relative ``tokenizer`` or ``calibration.source`` is looked for next to the file.
 
         Raises:
             SettingError: The file cannot be read, or a key or value is not allowed.
@@ -173,9 +191,13 @@ class Recipe:
             recipe = cls.from_dict(table)
         except SettingError as error:
             raise SettingError(f"The recipe {path} is not usable: {error}") from error
-        if recipe.tokenizer is None:
-            return recipe
-        return replace(recipe, tokenizer=path.parent / recipe.tokenizer)
+        source = recipe.calibration.source
+        if source is not None:
+            calibration = replace(recipe.calibration, source=path.parent / source)
+            recipe = replace(recipe, calibration=calibration)
+        if recipe.tokenizer is not None:
+            recipe = replace(recipe, tokenizer=path.parent / recipe.tokenizer)
+        return recipe
 
     @classmethod
     def from_dict(cls, table: Mapping[str, object]) -> Recipe:

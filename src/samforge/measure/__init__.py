@@ -2,7 +2,12 @@
 
 from samforge.measure.accuracy import Accuracy
 from samforge.measure.cgf1 import CgF1
-from samforge.measure.gates import check_cgf1, check_predictions, mask_iou_limit
+from samforge.measure.gates import (
+    check_cgf1,
+    check_predictions,
+    feature_cosine_limit,
+    mask_iou_limit,
+)
 from samforge.measure.packed import PackedDetections
 from samforge.measure.predictions import PredictionFidelity, compare_predictions
 from samforge.measure.segmentation import SegmenterAccuracy, measure_segmenter
@@ -16,6 +21,7 @@ __all__ = [
     "check_cgf1",
     "check_predictions",
     "compare_predictions",
+    "feature_cosine_limit",
     "mask_iou_limit",
     "measure_segmenter",
 ]

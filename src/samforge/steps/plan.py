@@ -6,10 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from samforge.core.recipe import Recipe
+from samforge.core.recipe import QUANTIZED, Recipe
+from samforge.steps.calibrate import calibrate_parts
 from samforge.steps.convert import convert_part
 from samforge.steps.export import export_part
 from samforge.steps.fuse import fuse_part
+from samforge.steps.quantize import quantize_part
+from samforge.steps.verify import verify_bundle
 from samforge.steps.workshop import Made, Workshop
 
 PartStep: TypeAlias = Callable[[Workshop, str], Made]
@@ -17,20 +20,28 @@ BundleStep: TypeAlias = Callable[[Workshop], Made]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Step:
-    """One step, for one part or for all of them together."""
+class Kind:
+    """What a step does, whichever part it does it to."""
 
     name: str
     """``export``, ``onnx``, …"""
     make: PartStep | BundleStep
     """Does it."""
-    part: str | None
-    """The part it works on; None for the whole bundle."""
     settings: tuple[str, ...] = ()
     """Fields of the recipe that decide its result, besides the model, the seed and the gates."""
 
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """One step, for one part or for all of them together."""
+
+    kind: Kind
+    """What it does."""
+    part: str | None
+    """The part it works on; None for the whole bundle."""
+
     def __str__(self) -> str:
-        return self.name if self.part is None else f"{self.name}/{self.part}"
+        return self.kind.name if self.part is None else f"{self.kind.name}/{self.part}"
 
 
 Chain: TypeAlias = tuple[Step, ...]
@@ -38,27 +49,40 @@ Chain: TypeAlias = tuple[Step, ...]
 Stage: TypeAlias = tuple[Chain, ...]
 """Chains that know nothing of one another; the next stage waits for all of them."""
 
-EXPORT = ("export", export_part, ())
-FUSE = ("fuse", fuse_part, ("target",))
-ONNX = ("onnx", convert_part, ("target", "precision"))
-CHAINS: dict[str, tuple[tuple[str, PartStep, tuple[str, ...]], ...]] = {
-    "torch": (EXPORT,),
-    "onnxruntime": (EXPORT, FUSE, ONNX),
-}
+EXPORT = Kind(name="export", make=export_part)
+FUSE = Kind(name="fuse", make=fuse_part, settings=("target",))
+CALIBRATE = Kind(name="calibrate", make=calibrate_parts, settings=("calibration",))
+QUANTIZE = Kind(
+    name="quantize", make=quantize_part, settings=("target", "precision", "quantization")
+)
+ONNX = Kind(name="onnx", make=convert_part, settings=("target", "precision"))
+VERIFY = Kind(name="verify", make=verify_bundle, settings=("target", "precision", "calibration"))
 
 
 def stages(recipe: Recipe, parts: Sequence[str]) -> tuple[Stage, ...]:
     """The steps of a recipe: stages in order, in each the chains that may run side by side."""
-    chain = CHAINS[recipe.target]
-    return (
-        tuple(
-            tuple(
-                Step(name=name, make=make, part=part, settings=settings)
-                for name, make, settings in chain
-            )
-            for part in parts
-        ),
-    )
+    before, after, together = _kinds(recipe)
+    planned: list[Stage] = []
+    if recipe.precision in QUANTIZED:
+        planned += [_each(parts, before), ((Step(kind=CALIBRATE, part=None),),)]
+        planned.append(_each(parts, (QUANTIZE, *after)))
+    else:
+        planned.append(_each(parts, (*before, *after)))
+    return (*planned, *(((Step(kind=kind, part=None),),) for kind in together))
+
+
+def _kinds(recipe: Recipe) -> tuple[tuple[Kind, ...], tuple[Kind, ...], tuple[Kind, ...]]:
+    """What is done to every part before and after quantization, and to all of them at the end."""
+    exact = recipe.precision == "fp32"
+    if recipe.target == "torch":
+        return ((EXPORT,), (), ()) if exact else ((EXPORT, FUSE), (), (VERIFY,))
+    # In fp32 every tensor is compared with the part's own: there is nothing more to lose.
+    proven = exact and recipe.target == "onnxruntime"
+    return (EXPORT, FUSE), (ONNX,), () if proven else (VERIFY,)
+
+
+def _each(parts: Sequence[str], kinds: Sequence[Kind]) -> Stage:
+    return tuple(tuple(Step(kind=kind, part=part) for kind in kinds) for part in parts)
 
 
 def steps_of(planned: Sequence[Stage]) -> tuple[Step, ...]:

@@ -13,6 +13,7 @@ from samforge.core.staging import StepRecord
 from samforge.core.version import __version__
 from samforge.models.family import Model
 from samforge.models.sam3.byte_tokenizer import byte_tokenizer
+from samforge.steps.options import options_of
 from samforge.steps.plan import Stage
 from samforge.steps.workshop import Workshop
 
@@ -108,7 +109,10 @@ def _entries(
                 made = [path for path in records[str(step)].outputs if path.startswith("parts/")]
                 if step.part is not None and made:
                     entries[step.part] = PartEntry(
-                        spec=shop.spec(step.part), artifact=made[0], side_files=tuple(made[1:])
+                        spec=shop.spec(step.part),
+                        artifact=made[0],
+                        side_files=tuple(made[1:]),
+                        options=options_of(shop.recipe),
                     )
     return entries
 

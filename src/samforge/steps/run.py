@@ -107,7 +107,7 @@ class Run:
                 "seed": recipe.seed,
                 "gates": recipe.gates,
                 "before": list(before),
-                **{name: getattr(recipe, name) for name in step.settings},
+                **{name: getattr(recipe, name) for name in step.kind.settings},
             },
             versions=self.origin["versions"],
         )
@@ -150,7 +150,7 @@ class Run:
 
     def _started(self, step: Step, places: Mapping[Step, int]) -> None:
         if self.progress:
-            self.progress.started(step.name, step.part or "", places[step], len(places))
+            self.progress.started(step.kind.name, step.part or "", places[step], len(places))
 
     def _record(self, step: Step, made: Made, result: StepResult) -> None:
         record = self.staging.record(str(step), self.keys[step], made.outputs, result)
@@ -165,12 +165,12 @@ class Run:
 def _made(shop: Workshop, step: Step) -> tuple[Made, StepResult]:
     start = time.perf_counter()
     if step.part is None:
-        made = cast(BundleStep, step.make)(shop)
+        made = cast(BundleStep, step.kind.make)(shop)
     else:
-        made = cast(PartStep, step.make)(shop, step.part)
+        made = cast(PartStep, step.kind.make)(shop, step.part)
     gc.collect()
     result = StepResult(
-        name=step.name,
+        name=step.kind.name,
         part=step.part,
         seconds=round(time.perf_counter() - start, 3),
         bytes=sum(

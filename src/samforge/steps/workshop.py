@@ -79,12 +79,23 @@ class Workshop:
         return f"work/{part}/fused.pt2"
 
     def quantized(self, part: str) -> str:
-        """The program with Q/DQ."""
-        return f"parts/{part}/{part}.qdq.pt2"
+        """The program with int8 Q/DQ."""
+        return f"work/{part}/qdq.pt2"
 
     def onnx(self, part: str) -> str:
         """The ONNX graph in the precision of the target."""
         return f"parts/{part}/{part}.onnx"
+
+    def artifact(self, part: str) -> str:
+        """What the target runs."""
+        if self.recipe.target == "torch":
+            precision = self.recipe.precision
+            return self.exported(part) if precision == "fp32" else f"parts/{part}/{precision}.pt2"
+        if self.recipe.target == "inductor":
+            return f"parts/{part}/{part}.package.pt2"
+        if self.recipe.target.startswith("tensorrt"):
+            return f"parts/{part}/{part}.engine"
+        return self.onnx(part)
 
     def samples(self, part: str) -> tuple[str, ...]:
         """Inputs and outputs of the part, one file for each of ``sample_sizes``."""

@@ -1,0 +1,161 @@
+"""Fused program -> Q/DQ program: as little in half as the gate allows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
+
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from samforge.backends import backend_from_name
+from samforge.core.errors import FidelityError
+from samforge.core.files import atomic_write_json
+from samforge.core.session import Session
+from samforge.measure import (
+    PackedDetections,
+    check_predictions,
+    feature_cosine_limit,
+    measure_segmenter,
+)
+from samforge.measure.fidelity import compare_outputs
+from samforge.steps.calibrate import calibration_samples, float_sessions, segmenter_of
+from samforge.steps.images import calibration_images
+from samforge.steps.workshop import SMALL_IMAGE, Made, Workshop
+from samforge.transform.export import exported_from_file, save_exported
+from samforge.transform.quantize import (
+    Calibrated,
+    GroupDamage,
+    LayerFidelity,
+    Quantized,
+    calibrate,
+    choose_kept,
+    e4m3_program,
+    layer_fidelity,
+    quantized_from_calibrated,
+    sensitivity,
+)
+
+Samples = Callable[[], Iterable[Mapping[str, Tensor]]]
+FEW = 2
+"""Samples on which every group of layers is tried alone."""
+TRIED_IMAGES = 8
+"""Images on which the gate is asked while groups are chosen; 2 of a large model."""
+
+
+def quantize_part(shop: Workshop, name: str) -> Made:
+    """Quantize a part; where the gate does not hold, keep the worst groups in half.
+
+    Raises:
+        FidelityError: It does not hold with as much in half as the recipe allows.
+    """
+    samples = calibration_samples(shop, name)
+    floating = exported_from_file(shop.path(shop.fused(name)))
+    settings = shop.recipe.quantization
+    calibrated = calibrate(floating, samples, part=name, settings=settings)
+    table = _mixed(shop, calibrated, samples)
+    quantized = quantized_from_calibrated(calibrated, precision=shop.recipe.precision, table=table)
+    layers = _layers(shop, calibrated, samples, table)
+    report = f"report/{name}/quantization.json"
+    if shop.recipe.target == "torch":
+        artifact, program = shop.artifact(name), _computing(shop, quantized)
+    else:
+        artifact, program = shop.quantized(name), quantized.program
+    save_exported(program, shop.path(artifact))
+    atomic_write_json(shop.path(report), {"report": quantized.report, "layers": layers})
+    share = {
+        "part": name,
+        "quantized_share": quantized.report.quantized_share,
+        "kept_share": quantized.report.kept_share,
+    }
+    return Made(outputs=(artifact, report), figures=(share,))
+
+
+def _mixed(shop: Workshop, calibrated: Calibrated, samples: Samples) -> tuple[GroupDamage, ...]:
+    """The sensitivity table, with what is kept.
+
+    Measuring it runs the part once for every group: of a large model, only where it is needed.
+    """
+    if shop.recipe.random_weights or not shop.recipe.quantization.mixed:
+        return ()
+    holds = _gate(shop, calibrated)
+    everything = holds(())
+    if everything and shop.model.image.size > SMALL_IMAGE:
+        return ()
+    few: Samples = lambda: islice(samples(), FEW)  # noqa: E731
+    table = sensitivity(calibrated, few, precision=shop.recipe.precision)
+    if everything:
+        return table
+    return choose_kept(table, holds, max_kept=shop.recipe.quantization.max_kept)
+
+
+def _layers(
+    shop: Workshop, calibrated: Calibrated, samples: Samples, table: Iterable[GroupDamage]
+) -> tuple[LayerFidelity, ...]:
+    """Signal to noise behind every quantized layer, on one sample."""
+    kept = [row.group for row in table if row.kept]
+    one: Samples = lambda: islice(samples(), 1)  # noqa: E731
+    return layer_fidelity(calibrated, one, precision=shop.recipe.precision, kept=kept)
+
+
+def _gate(shop: Workshop, calibrated: Calibrated) -> Callable[[tuple[str, ...]], bool]:
+    """Whether detections hold with this part quantized and the others in float."""
+    if shop.model.text is None:
+        return _feature_gate(shop, calibrated)
+    sessions = float_sessions(shop)
+    count = 2 if shop.model.image.size > SMALL_IMAGE else TRIED_IMAGES
+    images = list(islice(calibration_images(shop), count))
+    boxes = "detector_boxes" in shop.parts
+    answers: dict[tuple[int, int], PackedDetections] = {}
+    measure_segmenter(segmenter_of(shop, sessions), images, boxes=boxes, record=answers)
+
+    def holds(kept: tuple[str, ...]) -> bool:
+        trial = _trial(shop, calibrated, kept)
+        segmenter = segmenter_of(shop, {**sessions, calibrated.part: trial})
+        measured = measure_segmenter(segmenter, images, boxes=boxes, reference=answers)
+        trial.close()
+        if measured.fidelity is None:
+            return True
+        try:
+            check_predictions(measured.fidelity, shop.recipe.precision, shop.recipe.gates)
+        except FidelityError:
+            return False
+        return True
+
+    return holds
+
+
+def _feature_gate(shop: Workshop, calibrated: Calibrated) -> Callable[[tuple[str, ...]], bool]:
+    part, recipe = calibrated.part, shop.recipe
+    limit = feature_cosine_limit(recipe.precision, recipe.gates)
+    session = float_sessions(shop)[part]
+    first = next(iter(calibration_samples(shop, part)()))
+    sample = {name: tensor.numpy() for name, tensor in first.items()}
+    reference = session.run(sample)
+
+    def holds(kept: tuple[str, ...]) -> bool:
+        trial = _trial(shop, calibrated, kept)
+        figures = compare_outputs(reference, trial.run(sample))
+        trial.close()
+        return min(figure.cosine for figure in figures) >= limit
+
+    return holds
+
+
+def _trial(shop: Workshop, calibrated: Calibrated, kept: tuple[str, ...]) -> Session:
+    """The part with some groups kept, run by PyTorch."""
+    table = [
+        GroupDamage(group=group, share=0, sqnr_db=0, damage=0, kept=True, reason="trial")
+        for group in kept
+    ]
+    quantized = quantized_from_calibrated(calibrated, precision=shop.recipe.precision, table=table)
+    path = shop.path(f"work/{calibrated.part}/trial.pt2")
+    save_exported(_computing(shop, quantized), path)
+    return backend_from_name("torch").session_from_artifact(path, shop.spec(calibrated.part))
+
+
+def _computing(shop: Workshop, quantized: Quantized) -> ExportedProgram:
+    """The program in the number format of the recipe; Q/DQ is int8, other flavours follow it."""
+    if shop.recipe.precision == "fp8":
+        return e4m3_program(quantized.program, quantized.report.part)
+    return quantized.program

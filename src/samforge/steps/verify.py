@@ -1,0 +1,156 @@
+"""What a bundle finds against what fp32 finds: the proof that nothing was lost."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from samforge.backends import backend_from_name
+from samforge.core.errors import FidelityError
+from samforge.core.files import atomic_write_json
+from samforge.core.session import Session
+from samforge.measure import (
+    CgF1,
+    PackedDetections,
+    SegmenterAccuracy,
+    check_cgf1,
+    check_predictions,
+    feature_cosine_limit,
+    mask_iou_limit,
+    measure_segmenter,
+)
+from samforge.measure.fidelity import TensorFidelity, compare_outputs
+from samforge.runtime import image_bchw_from_rgb
+from samforge.steps.calibrate import float_sessions, segmenter_of
+from samforge.steps.images import DRAWN, verification_images, verified_on_others
+from samforge.steps.options import options_of
+from samforge.steps.workshop import Made, Workshop
+
+REPORT = "report/verification.json"
+"""What was compared, and the figures; written before the gates are asked."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verified:
+    """Two segmenters on the same images."""
+
+    reference: SegmenterAccuracy
+    """fp32, run by PyTorch."""
+    measured: SegmenterAccuracy
+    """What was built, with its fidelity to the reference."""
+    labelled: bool
+    """Whether the images have labels, so that accuracy means something."""
+
+
+def verify_bundle(shop: Workshop) -> Made:
+    """Ask the built parts and the float parts the same questions, and hold the gates.
+
+    Raises:
+        FidelityError: Masks differ, or objects are lost or made up; the figures are kept.
+    """
+    notes = []
+    if not verified_on_others(shop):
+        notes.append(
+            "Verified on the calibration's own images: there were fewer than two for each sample."
+        )
+    if shop.recipe.random_weights:
+        notes.append("Weights are random: figures of fidelity have no meaning and hold no gate.")
+    if "text" not in shop.parts or "detector" not in shop.parts:
+        return _features(shop, notes)
+    verified = _asked(shop)
+    atomic_write_json(shop.path(REPORT), verified)
+    gates = {} if shop.recipe.random_weights else _held(shop, verified)
+    return Made(outputs=(REPORT,), figures=_figures(verified), gates=gates, notes=tuple(notes))
+
+
+def built_sessions(shop: Workshop) -> dict[str, Session]:
+    """The built parts, run by the target."""
+    backend = backend_from_name(shop.recipe.target)
+    options = options_of(shop.recipe)
+    return {
+        part: backend.session_from_artifact(
+            shop.path(shop.artifact(part)), shop.spec(part), options=options
+        )
+        for part in shop.parts
+    }
+
+
+def _asked(shop: Workshop) -> Verified:
+    answers: dict[tuple[int, int], PackedDetections] = {}
+    boxes = "detector_boxes" in shop.parts
+    sessions = float_sessions(shop)
+    reference = measure_segmenter(
+        segmenter_of(shop, sessions), verification_images(shop), boxes=boxes, record=answers
+    )
+    for session in sessions.values():
+        session.close()
+    sessions = built_sessions(shop)
+    measured = measure_segmenter(
+        segmenter_of(shop, sessions), verification_images(shop), boxes=boxes, reference=answers
+    )
+    for session in sessions.values():
+        session.close()
+    labelled = shop.recipe.model in DRAWN and shop.recipe.calibration.source is None
+    return Verified(reference=reference, measured=measured, labelled=labelled)
+
+
+def _held(shop: Workshop, verified: Verified) -> dict[str, float]:
+    recipe, fidelity = shop.recipe, verified.measured.fidelity
+    if fidelity is None:
+        raise FidelityError("Verification asked nothing. Give at least one phrase or image.")
+    check_predictions(fidelity, recipe.precision, recipe.gates)
+    gates = {"mask_iou": mask_iou_limit(recipe.precision, recipe.gates)}
+    wanted, found = _cgf1(verified)
+    if verified.labelled and wanted is not None and found is not None:
+        check_cgf1(wanted, found, recipe.precision, recipe.gates)
+        gates["cgf1_drop"] = recipe.gates.cgf1_drop
+    return gates
+
+
+def _figures(verified: Verified) -> tuple[dict[str, Any], ...]:
+    fidelity = verified.measured.fidelity
+    figures: dict[str, Any] = {"images": verified.measured.images}
+    if fidelity is not None:
+        figures |= fidelity.to_dict()
+    wanted, found = _cgf1(verified)
+    if verified.labelled and wanted is not None and found is not None:
+        figures |= {"cgf1": found.cgf1, "cgf1_reference": wanted.cgf1}
+    return (figures,)
+
+
+def _cgf1(verified: Verified) -> tuple[CgF1 | None, CgF1 | None]:
+    return verified.reference.cgf1, verified.measured.cgf1
+
+
+def _features(shop: Workshop, notes: list[str]) -> Made:
+    """Of parts that give features and no detections: how close the features are."""
+    parts = [part for part in shop.parts if len(shop.spec(part).inputs) == 1]
+    images = [
+        image_bchw_from_rgb(one.image_rgb, shop.model.image)
+        for one in verification_images(shop)
+        if "images" in {tensor.name for part in parts for tensor in shop.spec(part).inputs}
+    ]
+    reference, built = float_sessions(shop), built_sessions(shop)
+    worst: list[TensorFidelity] = []
+    for part in parts:
+        names = [tensor.name for tensor in shop.spec(part).inputs]
+        if names != ["images"]:
+            continue
+        for image in images:
+            tensors = {"images": np.ascontiguousarray(image)}
+            worst += compare_outputs(reference[part].run(tensors), built[part].run(tensors))
+    figures = tuple(asdict(one) for one in worst)
+    atomic_write_json(shop.path(REPORT), {"features": figures})
+    gates = {}
+    if worst and not shop.recipe.random_weights:
+        limit = feature_cosine_limit(shop.recipe.precision, shop.recipe.gates)
+        low = min(worst, key=lambda one: one.cosine)
+        if low.cosine < limit:
+            raise FidelityError(
+                f"Features of {shop.recipe.precision} against fp32: the cosine of {low.tensor} is "
+                f"{low.cosine:.4f}, the gate is {limit:g}. Nothing was published."
+            )
+        gates = {"feature_cosine": limit}
+    return Made(outputs=(REPORT,), figures=figures, gates=gates, notes=tuple(notes))
