@@ -111,8 +111,9 @@ class VideoReader:
                 )
         if count == 0:
             raise VideoError(
-                f"{self._path} holds no frames that can be decoded"
-                f"{': all of its data is damaged' if self._damaged else ''}. Give another video."
+                f"{self._path} holds no frames"
+                f"{' that can be decoded: it is damaged' if self._damaged else ''}. "
+                "Give another video."
             )
         self.problem = self._shortfall(count, last - start)
 
@@ -148,6 +149,10 @@ class VideoReader:
         try:
             # "file:" keeps FFmpeg from reading a name such as a:b.mp4 as a protocol.
             return self._av.open(f"file:{path.absolute()}", options=options)
+        except self._av.error.EOFError as error:
+            raise VideoError(
+                f"{path} holds no frames: it ends after its header. Give another video."
+            ) from error
         except (self._av.error.FFmpegError, OSError, ValueError) as error:
             # An MP4's index may stand at its end, so half a file cannot even be opened.
             if head[4:8] == b"ftyp" or head[:4] == b"\x1aE\xdf\xa3":
@@ -170,7 +175,9 @@ class VideoReader:
                         "Convert it to H.264 first."
                     )
                 return stream
-        kinds = sorted({stream.type for stream in self._container.streams}) or ["nothing"]
+        kinds = sorted({stream.type for stream in self._container.streams})
+        if not kinds:
+            raise VideoError(f"{self._path} holds no frames: it has no tracks. Give another video.")
         raise VideoError(
             f"{self._path} has no video track, it holds {', '.join(kinds)}. Give a video."
         )

@@ -1,0 +1,88 @@
+"""A bundle that runs anywhere at once: real files, real types, made-up numbers."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import samforge
+from samforge.core.files import atomic_write_json, sha256_of
+from samforge.core.images import ImageSpec
+from samforge.core.manifest import FileEntry, Manifest, PartEntry, TextSpec
+from samforge.core.session import PartSpec, TensorSpec
+from samforge.models import tiny
+
+CONTEXT, WIDTH, QUERIES = 32, 4, 3
+
+_PYRAMID = tuple(
+    TensorSpec(name=f"fpn_{i}", dtype="float32", shape=("batch", WIDTH, side, side))
+    for i, side in enumerate((8, 4, 2))
+)
+_TEXT = (
+    TensorSpec(name="text_features", dtype="float32", shape=("prompts", CONTEXT, WIDTH)),
+    TensorSpec(name="text_mask", dtype="bool", shape=("prompts", CONTEXT)),
+)
+_PREDICTIONS = (
+    TensorSpec(name="pred_logits", dtype="float32", shape=("batch", "prompts", QUERIES)),
+    TensorSpec(name="pred_boxes", dtype="float32", shape=("batch", "prompts", QUERIES, 4)),
+    TensorSpec(name="pred_masks", dtype="float32", shape=("batch", "prompts", QUERIES, 8, 8)),
+    TensorSpec(name="presence_logit", dtype="float32", shape=("batch", "prompts")),
+)
+_IMAGES = (TensorSpec(name="images", dtype="float32", shape=("batch", 3, 28, 28)),)
+_IDS = (TensorSpec(name="input_ids", dtype="int64", shape=("prompts", CONTEXT)),)
+FAKE_PARTS = (
+    PartSpec(name="vision", inputs=_IMAGES, outputs=_PYRAMID),
+    PartSpec(name="text", inputs=_IDS, outputs=_TEXT),
+    PartSpec(name="detector", inputs=(*_PYRAMID, *_TEXT), outputs=_PREDICTIONS),
+)
+"""The parts of a segmenter, of the smallest sizes."""
+
+
+@pytest.fixture
+def fake_bundle(manifest: Manifest, tmp_path: Path) -> Callable[..., samforge.Bundle]:
+    """Makes a bundle of the backend ``fake``, whose answers depend on the picture alone."""
+
+    def make(
+        name: str = "fake",
+        *,
+        precision: str = "fp32",
+        parts: tuple[PartSpec, ...] = FAKE_PARTS,
+        text: bool = True,
+    ) -> samforge.Bundle:
+        root = tmp_path / name
+        (root / "tokenizer").mkdir(parents=True)
+        shutil.copy(tiny.TOKENIZER_PATH, root / "tokenizer" / "tokenizer.json")
+        for part in parts:
+            file = root / "parts" / part.name / f"{part.name}.onnx"
+            file.parent.mkdir(parents=True)
+            file.write_bytes(bytes(1 << 20))
+        files = [path for path in root.rglob("*") if path.is_file()]
+        own = replace(
+            manifest,
+            target="fake",
+            recipe={"model": "tiny", "precision": precision},
+            image=ImageSpec(size=28),
+            text=TextSpec(
+                context=CONTEXT, pad_id=0, tokenizer="tokenizer/tokenizer.json", synthetic=False
+            )
+            if text
+            else None,
+            parts={
+                part.name: PartEntry(spec=part, artifact=f"parts/{part.name}/{part.name}.onnx")
+                for part in parts
+            },
+            files={
+                path.relative_to(root).as_posix(): FileEntry(
+                    sha256=sha256_of(path), bytes=path.stat().st_size
+                )
+                for path in files
+            },
+        )
+        atomic_write_json(root / "manifest.json", own)
+        return samforge.open_bundle(root)
+
+    return make
