@@ -1,0 +1,82 @@
+"""Calibrated -> ExportedProgram with Q/DQ pairs and int8 weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch.export import ExportedProgram
+from torch.fx import GraphModule
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+from samforge.transform.quantize.calibration import Calibrated, smoothed
+from samforge.transform.quantize.quantizer import FixedScale, FrozenWeight, SiteQuantizer
+from samforge.transform.quantize.reexport import exported_again
+from samforge.transform.quantize.sites import constant, replace_constant
+from samforge.transform.quantize.smooth import divide_norm
+
+
+def program_from_calibrated(calibrated: Calibrated, *, kept: Iterable[str] = ()) -> ExportedProgram:
+    """Quantize all sites but those of some groups.
+
+    Args:
+        calibrated: Ranges of every site.
+        kept: Groups that stay float.
+
+    Returns:
+        A program with the float one's inputs, outputs and dynamic axes: per-tensor int8 Q/DQ in
+        front of each operator (zero point 0), weights as int8 with one scale an output channel.
+
+    Raises:
+        ExportError: The changed graph cannot be exported again.
+    """
+    left = set(kept)
+    sites = tuple(site for site in calibrated.sites if site.group not in left)
+    graph = calibrated.program.module()
+    _smooth(graph, calibrated, {site.node for site in sites})
+    prepared = prepare_pt2e(
+        graph,
+        SiteQuantizer(
+            sites,
+            {site.input: FixedScale(calibrated.input_scale[site.input]) for site in sites},
+            {site.node: FrozenWeight(site, calibrated.weight_scale[site.node]) for site in sites},
+        ),
+    )
+    quantized = convert_pt2e(prepared, fold_quantize=False)
+    drop_unused(quantized)
+    return exported_again(quantized, calibrated.program, calibrated.part)
+
+
+def smoothed_program(calibrated: Calibrated) -> ExportedProgram:
+    """The float program with its LayerNorms evened out: the same function, to the last bit.
+
+    For backends that quantize by themselves and take only the scales.
+
+    Raises:
+        ExportError: The changed graph cannot be exported again.
+    """
+    graph = calibrated.program.module()
+    _smooth(graph, calibrated, {site.node for site in calibrated.sites})
+    return exported_again(graph, calibrated.program, calibrated.part)
+
+
+def _smooth(graph: GraphModule, calibrated: Calibrated, quantized: set[str]) -> None:
+    """Fold the factors in, for every LayerNorm with a quantized linear behind it."""
+    for smoothing in calibrated.smoothings:
+        if not quantized & set(smoothing.norm.linears):
+            continue
+        divide_norm(graph, smoothing.norm, smoothing.factors)
+        for name in smoothing.norm.linears.values():
+            replace_constant(graph, name, smoothed(constant(graph, name), smoothing.factors))
+
+
+def drop_unused(graph: GraphModule) -> None:
+    """Remove constants that no operator reads: float weights whose int8 form is in the graph."""
+    for node in list(graph.graph.nodes):
+        if node.op == "get_attr" and not node.users:
+            graph.graph.erase_node(node)
+    used = {str(node.target) for node in graph.graph.nodes if node.op == "get_attr"}
+    for name, _ in [*graph.named_parameters(), *graph.named_buffers()]:
+        if name not in used:
+            owner, _, leaf = name.rpartition(".")
+            delattr(graph.get_submodule(owner), leaf)
+    graph.recompile()

@@ -1,0 +1,131 @@
+"""What quantization did to one part, as it goes into the bundle's report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from samforge.transform.quantize.calibration import Calibrated
+from samforge.transform.quantize.observers import HALF_STEPS
+from samforge.transform.quantize.placement import LeftFloat
+from samforge.transform.quantize.sensitivity import GroupDamage
+from samforge.transform.quantize.smooth import NotSmoothed
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QuantizedLayer:
+    """One operator that computes in 8 bits."""
+
+    path: str
+    """Module path."""
+    operator: str
+    """``linear``, ``conv2d`` or ``conv_transpose2d``."""
+    group: str
+    """What it is kept or quantized with."""
+    share: float
+    """Of the part's multiplications, 0 to 1."""
+    activation_range: float
+    """Largest magnitude of its input that is represented."""
+    smoothed: bool
+    """Whether the LayerNorm before it is evened out."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SmoothedNorm:
+    """One LayerNorm whose channels are evened out."""
+
+    norm: str
+    """Module path."""
+    smallest: float
+    """Smallest factor."""
+    largest: float
+    """Largest factor: what the most prominent channel is divided by."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QuantizeReport:
+    """What quantization did to one part."""
+
+    part: str
+    """Name of the part."""
+    precision: str
+    """``int8`` or ``fp8``."""
+    observer: str
+    """How ranges were chosen."""
+    samples: int
+    """How many samples set them."""
+    moving: tuple[str, ...]
+    """Layers whose range the last sample widened noticeably."""
+    quantized_share: float
+    """Of the part's multiplications, 0 to 1."""
+    kept_share: float
+    """Of the part's multiplications, kept in half for fidelity."""
+    layers: tuple[QuantizedLayer, ...]
+    """What computes in 8 bits."""
+    left: tuple[LeftFloat, ...]
+    """What does not, with the reason."""
+    smoothed: tuple[SmoothedNorm, ...]
+    """LayerNorms that are evened out."""
+    not_smoothed: tuple[NotSmoothed, ...]
+    """LayerNorms before quantized linears that are not, with the reason."""
+    groups: tuple[GroupDamage, ...]
+    """The sensitivity table; empty where it was not measured."""
+
+
+def report_from_calibrated(
+    calibrated: Calibrated, *, precision: str, table: Iterable[GroupDamage] = ()
+) -> QuantizeReport:
+    """Say what is quantized, what is not and why.
+
+    Args:
+        calibrated: The part.
+        precision: ``int8`` or ``fp8``.
+        table: From ``choose_kept``; what it keeps is not quantized.
+    """
+    rows = tuple(table)
+    kept = {row.group: row.reason for row in rows if row.kept}
+    behind = calibrated.factors()
+    total = calibrated.products
+    quantized = {site.node for site in calibrated.sites if site.group not in kept}
+    layers = tuple(
+        QuantizedLayer(
+            path=site.path,
+            operator=site.operator,
+            group=site.group,
+            share=site.products / total,
+            activation_range=calibrated.input_scale[site.input] * HALF_STEPS,
+            smoothed=site.node in behind,
+        )
+        for site in calibrated.sites
+        if site.group not in kept
+    )
+    in_half = tuple(
+        LeftFloat(
+            path=site.path,
+            operator=site.operator,
+            share=site.products / total,
+            reason=f"kept in half for fidelity: {kept[site.group]}",
+        )
+        for site in calibrated.sites
+        if site.group in kept
+    )
+    return QuantizeReport(
+        part=calibrated.part,
+        precision=precision,
+        observer=calibrated.settings.observer,
+        samples=calibrated.samples,
+        moving=calibrated.moving,
+        quantized_share=sum(layer.share for layer in layers),
+        kept_share=sum(layer.share for layer in in_half),
+        layers=layers,
+        left=(*calibrated.left, *in_half),
+        smoothed=tuple(
+            SmoothedNorm(
+                norm=s.norm.norm, smallest=float(s.factors.min()), largest=float(s.factors.max())
+            )
+            for s in calibrated.smoothings
+            if quantized & set(s.norm.linears)
+        ),
+        not_smoothed=calibrated.not_smoothed,
+        groups=rows,
+    )

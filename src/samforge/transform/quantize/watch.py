@@ -1,0 +1,96 @@
+"""Observers as they stand in the graph during calibration: named, and alert to NaN."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchao.quantization.pt2e.observer import ObserverBase
+
+from samforge.transform.quantize.observers import (
+    observer_from_name,
+    quick_range,
+    range_from_observer,
+)
+
+
+class NotFinite(Exception):  # caught where the part and the sample are known
+    """An observed tensor holds NaN or infinity."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self.path = path
+
+
+class Watch(ObserverBase):  # type: ignore[misc]  # torchao has no types
+    """Watches one tensor."""
+
+    def __init__(self, paths: tuple[str, ...]) -> None:
+        super().__init__(dtype=torch.int8)
+        self.paths = paths
+        self.history: list[float] = []
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Look at one tensor and pass it on.
+
+        Raises:
+            NotFinite: It holds NaN or infinity.
+        """
+        low, high = torch.aminmax(values.detach())
+        if not bool(torch.isfinite(low) & torch.isfinite(high)):
+            raise NotFinite(self.paths[0])
+        self.see(values.detach())
+        return values
+
+    def see(self, values: Tensor) -> None:
+        """Take in one tensor."""
+        raise NotImplementedError
+
+    def now(self) -> float:
+        """The range so far, cheap to read."""
+        raise NotImplementedError
+
+    def finish_sample(self) -> None:
+        """Remember the range after another sample."""
+        self.history.append(self.now())
+
+    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
+        """Nothing is converted from here: the scales go into a graph of their own."""
+        raise NotImplementedError
+
+
+class RangeWatch(Watch):
+    """Feeds an observer, with each channel divided by its smoothing factor first."""
+
+    def __init__(self, paths: tuple[str, ...], observer: str, factors: Tensor | None) -> None:
+        super().__init__(paths)
+        self.observer = observer_from_name(observer)
+        self._factors = factors
+
+    def see(self, values: Tensor) -> None:
+        """See :meth:`Watch.see`."""
+        self.observer(values if self._factors is None else values / self._factors)
+
+    def now(self) -> float:
+        """See :meth:`Watch.now`."""
+        return quick_range(self.observer)
+
+    def range(self) -> float:
+        """Largest magnitude to represent."""
+        return range_from_observer(self.observer)
+
+
+class ChannelWatch(Watch):
+    """Keeps the largest magnitude of each channel, the last axis."""
+
+    def __init__(self, paths: tuple[str, ...]) -> None:
+        super().__init__(paths)
+        self.maxima = torch.zeros(0)
+
+    def see(self, values: Tensor) -> None:
+        """See :meth:`Watch.see`."""
+        found = values.flatten(0, -2).abs().amax(0)
+        self.maxima = torch.maximum(self.maxima, found) if self.maxima.numel() else found
+
+    def now(self) -> float:
+        """See :meth:`Watch.now`."""
+        return float(self.maxima.max())
