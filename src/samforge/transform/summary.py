@@ -33,6 +33,31 @@ class ExternalFile:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """A rule of :mod:`samforge.transform.onnx.hazards` that fired on a graph."""
+
+    rule: str
+    """Id of the rule: ``cumsum-axes``."""
+    severity: str
+    """``wrong``, ``refused`` or ``slow``."""
+    places: tuple[str, ...]
+    """Where, in words."""
+    explanation: str
+    """What happens and what to do instead."""
+    reference: str
+    """The issue or page it is known from."""
+
+    def __str__(self) -> str:
+        return f"[{self.rule}] {self.severity}: {self.place}. {self.explanation} ({self.reference})"
+
+    @property
+    def place(self) -> str:
+        """The first place, and how many more there are."""
+        first, *rest = self.places
+        return f"{first} and {len(rest)} more" if rest else first
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class GraphSummary:
     """What one graph file holds."""
 
@@ -52,6 +77,8 @@ class GraphSummary:
     """Weights kept beside the graph."""
     hazards: tuple[str, ...]
     """Operators that targets miscompile or refuse, with the reason."""
+    findings: tuple[Finding, ...] = ()
+    """Patterns that TensorRT miscompiles, refuses or runs slowly."""
 
 
 def weights_by_type(weights: Iterable[tuple[str, int]]) -> tuple[WeightBytes, ...]:

@@ -146,7 +146,13 @@ def _print_operators(summary: GraphSummary) -> None:
         print_line(f"… and {rest} rarer kinds; --json lists them.")
     for hazard in summary.hazards:
         print_line(f"Hazard: {hazard}", style="yellow")
-    if summary.kind == "ONNX" and not summary.hazards:
+    for finding in summary.findings:
+        print_line(
+            f"Finding {finding.rule} ({finding.severity}): {finding.place}.",
+            style="red" if finding.severity == "wrong" else "yellow",
+        )
+        print_line(f"  {finding.explanation} ({finding.reference})")
+    if summary.kind == "ONNX" and not summary.hazards and not summary.findings:
         print_line("No operator that TensorRT and others stumble over.", style="green")
 
 

@@ -103,7 +103,7 @@ class Context:
 
     def close(self) -> None:
         """Give the context back."""
-        if self._handle:
+        if self._handle.value:
             call("cuDevicePrimaryCtxRelease_v2", self._device)
             self._handle = ctypes.c_void_p()
 
@@ -139,7 +139,7 @@ class Stream:
 
     def close(self) -> None:
         """Destroy the stream."""
-        if self._handle:
+        if self._handle.value:
             call("cuStreamDestroy_v2", self._handle)
             self._handle = ctypes.c_void_p()
 
@@ -158,7 +158,7 @@ class Graph:
 
     def close(self) -> None:
         """Free it."""
-        if self._handle:
+        if self._handle.value:
             call("cuGraphExecDestroy", self._handle)
             self._handle = ctypes.c_void_p()
 

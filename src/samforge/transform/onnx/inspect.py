@@ -11,6 +11,7 @@ from samforge.transform.summary import ExternalFile, GraphSummary, weights_by_ty
 try:
     import onnx_ir as ir
 
+    from samforge.transform.onnx.hazards import lint
     from samforge.transform.onnx.operators import FORBIDDEN, operator_counts
 except ModuleNotFoundError as error:
     raise MissingExtra("onnx-ir", "build") from error
@@ -46,6 +47,7 @@ def summary_from_onnx(path: Path) -> GraphSummary:
             for operator, reason in FORBIDDEN.items()
             if operator in counts
         ),
+        findings=lint(model),
     )
 
 

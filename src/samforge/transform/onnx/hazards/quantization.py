@@ -1,0 +1,86 @@
+"""Rules about QuantizeLinear and DequantizeLinear."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+from samforge.transform.onnx.hazards.rule import Rule, named
+
+PAIR = {"QuantizeLinear", "DequantizeLinear"}
+FUSABLE = {"MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum", "Attention"}
+"""What TensorRT fuses with the DequantizeLinear in front of it."""
+MOVES = {"Transpose", "Reshape", "Squeeze", "Unsqueeze", "MaxPool"}
+"""What commutes with quantization, so that TensorRT looks through it."""
+UNSIGNED = {ir.DataType.UINT8, ir.DataType.UINT4}
+
+
+def _zero_point(model: ir.Model) -> Iterator[str]:
+    for node in model.graph.all_nodes():
+        if node.op_type not in PAIR or len(node.inputs) < 3:
+            continue
+        value = node.inputs[2]
+        if value is None or value.dtype in UNSIGNED:
+            continue  # the rule of unsigned types says it
+        tensor = ir.convenience.get_const_tensor(value)
+        if tensor is None:
+            yield f"{named(node)} computes its zero point"
+        elif tensor.numpy().astype("float32").any():
+            yield named(node)
+
+
+def _unsigned(model: ir.Model) -> Iterator[str]:
+    for node in model.graph.all_nodes():
+        if node.op_type not in PAIR:
+            continue
+        zero = node.inputs[2] if len(node.inputs) > 2 else None
+        values = (zero, node.outputs[0] if node.op_type == "QuantizeLinear" else node.inputs[0])
+        if any(value is not None and value.dtype in UNSIGNED for value in values):
+            yield named(node)
+
+
+def _lonely_dequantize(model: ir.Model) -> Iterator[str]:
+    for node in model.graph.all_nodes():
+        if node.op_type == "DequantizeLinear" and not _reaches_product(node):
+            yield named(node)
+
+
+def _reaches_product(node: ir.Node) -> bool:
+    waiting = list(node.outputs)
+    while waiting:
+        for user in waiting.pop().consumers():
+            if user.op_type in FUSABLE:
+                return True
+            if user.op_type in MOVES:
+                waiting.extend(user.outputs)
+    return False
+
+
+RULES = (
+    Rule(
+        id="zero-point",
+        severity="refused",
+        explanation="TensorRT quantizes symmetrically: a zero point other than 0 is refused. "
+        "Calibrate symmetric ranges.",
+        reference="TensorRT documentation: explicit quantization",
+        find=_zero_point,
+    ),
+    Rule(
+        id="asymmetric-activations",
+        severity="refused",
+        explanation="Unsigned activations are a form for processors (ONNX Runtime, VNNI); "
+        "TensorRT wants signed ones. Build the graph for a TensorRT target.",
+        reference="TensorRT documentation: explicit quantization",
+        find=_unsigned,
+    ),
+    Rule(
+        id="dequantize-alone",
+        severity="slow",
+        explanation="A DequantizeLinear that reaches no product or convolution is a kernel of its "
+        "own, and so is the QuantizeLinear before it. Quantize the inputs of products only.",
+        reference="TensorRT documentation: Q/DQ placement",
+        find=_lonely_dequantize,
+    ),
+)
+"""Rules of this file."""
