@@ -31,13 +31,17 @@ MAY_IMPORT = {
     "measure": {"measure", "core", "runtime"},
     "steps": LIBRARY,
     "pipeline": LIBRARY | {"steps"},
+    # Sessions inside other people's pipelines.
+    "integrations": LIBRARY | {"assembly"},
     # session_from_bundle for `samforge.load`: a second file that puts layers together.
     "assembly": LIBRARY,
 }
 
 BUILDERS = {"models", "transform", "steps", "pipeline", "backends/torch.py", "backends/inductor.py"}
+# Upstream's models are torch modules, and what takes the place of their backbone is one too.
+TORCH = BUILDERS | {"integrations/sam3d_body.py"}
 ONLY_IN = {
-    "torch": BUILDERS,
+    "torch": TORCH,
     "torchao": BUILDERS,
     "transformers": BUILDERS,
     "onnx": BUILDERS,

@@ -36,9 +36,9 @@ _LIGHTS = (
 _AMBIENT = 0.30
 _NEAREST = 1e-3  # metres before the camera: what is nearer is not drawn
 _MOST_COLORS = 255
-# Blue to red over light grey: readable without colour vision, and dark at both ends.
+# Grey over yellow to red, darker all the way: readable without colour vision.
 _SCALE = np.array(
-    [(49, 84, 150), (112, 160, 200), (222, 225, 222), (240, 160, 110), (180, 30, 40)], np.float64
+    [(205, 212, 220), (250, 219, 128), (242, 142, 60), (206, 52, 44), (126, 6, 48)], np.float64
 )
 
 
@@ -189,7 +189,7 @@ def write_gif(
 
 
 def colors_from_values(values: Floats, high: float) -> npt.NDArray[np.uint8]:
-    """Colour of each vertex by a value: blue at 0, grey in the middle, red from ``high`` up.
+    """Colour of each vertex by a value: grey at 0, dark red from ``high`` up.
 
     Args:
         values: (V,), from 0.
@@ -242,8 +242,8 @@ def _check_mesh(vertices: Floats, colors: npt.NDArray[np.uint8] | None) -> None:
 
 def _shaded(
     raster: Raster, vertices: Floats, faces: Faces, colors: npt.NDArray[np.uint8] | None
-) -> Floats:
-    """Colour of every pixel of the raster, (H, W, 3) from 0 to 255; black where nothing is."""
+) -> npt.NDArray[np.float32]:
+    """Colour of every covered pixel of the raster in row order, (N, 3) from 0 to 255."""
     normals = raster.interpolate(vertex_normals(vertices, faces), faces)
     length = np.linalg.norm(normals, axis=-1, keepdims=True)
     normals /= np.where(length > 0, length, 1.0)
@@ -256,21 +256,27 @@ def _shaded(
         color = np.broadcast_to(np.array(BASE, np.float64), normals.shape)
     else:
         color = raster.interpolate(colors.astype(np.float64), faces)
-    shaded = np.zeros((*raster.face.shape, 3))
-    shaded[raster.covered] = np.clip(color * light[:, None], 0, 255)
+    shaded: npt.NDArray[np.float32] = np.clip(color * light[:, None], 0, 255).astype(np.float32)
     return shaded
 
 
-def _composed(shaded: Floats, opacity: float, raster: Raster, ground: RgbImage) -> RgbImage:
+def _composed(
+    shaded: npt.NDArray[np.float32], opacity: float, raster: Raster, ground: RgbImage
+) -> RgbImage:
     """Lay a raster over a picture of half its size; its edges become smooth."""
-    cover = np.where(raster.covered, opacity, 0.0)
-    share = _halved(cover[:, :, None])
-    color = _halved(shaded * cover[:, :, None])  # weighted by cover: black outside adds nothing
-    return np.rint(color + ground * (1 - share)).clip(0, 255).astype(np.uint8)
-
-
-def _halved(values: Floats) -> Floats:
-    height, width, channels = values.shape
-    blocks = values.reshape(height // _SMOOTH, _SMOOTH, width // _SMOOTH, _SMOOTH, channels)
-    mean: Floats = blocks.mean(axis=(1, 3))
-    return mean
+    picture = ground.copy()
+    covered = raster.covered
+    rows, columns = np.flatnonzero(covered.any(axis=1)), np.flatnonzero(covered.any(axis=0))
+    if not len(rows):
+        return picture
+    # Only the mesh's own box, in whole pixels of the picture.
+    top, left = rows[0] // _SMOOTH, columns[0] // _SMOOTH
+    bottom, right = rows[-1] // _SMOOTH + 1, columns[-1] // _SMOOTH + 1
+    inside = covered[top * _SMOOTH : bottom * _SMOOTH, left * _SMOOTH : right * _SMOOTH]
+    layers = np.zeros((*inside.shape, 4), np.float32)  # colour and cover: black adds nothing
+    layers[inside, :3], layers[inside, 3] = shaded, 1.0
+    height, width = bottom - top, right - left
+    mean = layers.reshape(height, _SMOOTH, width, _SMOOTH, 4).mean(axis=(1, 3)) * opacity
+    view = picture[top:bottom, left:right]
+    view[...] = np.rint(mean[:, :, :3] + view * (1 - mean[:, :, 3:])).clip(0, 255)
+    return picture

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from scipy.linalg import eigh
 
 from samforge.core.errors import FidelityError, SettingError, ShapeError
 from samforge.core.images import RgbImage
@@ -154,6 +153,8 @@ def _components(centred: Floats, count: int) -> tuple[Floats, tuple[float, float
 
     The largest entry of each direction is positive, so that signs do not depend on the solver.
     """
+    from scipy.linalg import eigh  # 0.2 s to import, and only this picture needs it
+
     size = centred.shape[1]
     covariance = centred.T @ centred
     values, vectors = eigh(covariance, subset_by_index=(size - count, size - 1))

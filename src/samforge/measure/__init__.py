@@ -8,20 +8,40 @@ from samforge.measure.gates import (
     feature_cosine_limit,
     mask_iou_limit,
 )
+from samforge.measure.mesh import (
+    BodyMesh,
+    Deviation,
+    MeshComparison,
+    Regions,
+    compare_meshes,
+    mesh_from_file,
+    regions_from_file,
+    root_relative_mm,
+    save_people,
+)
 from samforge.measure.packed import PackedDetections
 from samforge.measure.predictions import PredictionFidelity, compare_predictions
 from samforge.measure.segmentation import SegmenterAccuracy, measure_segmenter
 
 __all__ = [
     "Accuracy",
+    "BodyMesh",
     "CgF1",
+    "Deviation",
+    "MeshComparison",
     "PackedDetections",
     "PredictionFidelity",
+    "Regions",
     "SegmenterAccuracy",
     "check_cgf1",
     "check_predictions",
+    "compare_meshes",
     "compare_predictions",
     "feature_cosine_limit",
     "mask_iou_limit",
     "measure_segmenter",
+    "mesh_from_file",
+    "regions_from_file",
+    "root_relative_mm",
+    "save_people",
 ]

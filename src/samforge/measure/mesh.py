@@ -204,7 +204,7 @@ def mesh_from_file(path: str | os.PathLike[str], *, person: int = 0) -> BodyMesh
     if "pred_vertices" not in arrays:
         raise MeshError(
             f"{path} has no pred_vertices; it holds {', '.join(arrays) or 'nothing'}. Save "
-            "upstream's output with samforge.measure.mesh.save_people."
+            "upstream's output with samforge.measure.save_people."
         )
     vertices = _of_person(arrays, "pred_vertices", 2, person, path)
     if vertices is None or vertices.shape[1] != 3 or not len(vertices):

@@ -1,5 +1,6 @@
 """From sessions to detections: preprocessing, prompting, post-processing. No torch."""
 
+from samforge.runtime.features import FeatureExtractor, Features, FeatureStatistics
 from samforge.runtime.postprocess import RawDetections, Thresholds, detections_from_raw
 from samforge.runtime.preprocess import image_bchw_from_rgb
 from samforge.runtime.segmenter import EncodedImage, Segmenter
@@ -7,6 +8,9 @@ from samforge.runtime.tokenize import PhraseTokenizer
 
 __all__ = [
     "EncodedImage",
+    "FeatureExtractor",
+    "FeatureStatistics",
+    "Features",
     "PhraseTokenizer",
     "RawDetections",
     "Segmenter",

@@ -12,10 +12,9 @@ from samforge.assembly import session_from_bundle
 from samforge.core.errors import ForeignBundle
 from samforge.core.files import writable_folder
 from samforge.core.images import RgbImage
-from samforge.draw import grid
-from samforge.draw.pca import pca_pictures
+from samforge.draw import grid, pca_pictures
 from samforge.media import read_image, write_png
-from samforge.runtime.features import FeatureExtractor, FeatureStatistics
+from samforge.runtime import FeatureExtractor, FeatureStatistics
 
 PARTS = ("backbone", "vision")
 """Parts that turn images into features, the first that a bundle has is taken."""

@@ -16,7 +16,7 @@ from samforge.apps.cli.output import (
 )
 
 if TYPE_CHECKING:
-    from samforge.measure.mesh import Deviation, MeshComparison
+    from samforge.measure import Deviation, MeshComparison
 
 FIGURES = ("mean", "median", "p95", "max")
 
@@ -47,10 +47,10 @@ def mesh_compare(  # noqa: PLR0913  every argument is an option that a user type
     """Compare two recovered bodies vertex by vertex, in millimetres.
 
     Root-relative deviation tells pose and shape, camera-space deviation placement as well. The
-    files are what samforge.measure.mesh.save_people writes of SAM 3D Body's results.
+    files are what samforge.measure.save_people writes of SAM 3D Body's results.
     """
     from samforge.core.errors import FidelityError, SettingError
-    from samforge.measure.mesh import compare_meshes, mesh_from_file, regions_from_file
+    from samforge.measure import compare_meshes, mesh_from_file, regions_from_file
 
     if image is not None and out is None:
         raise SettingError("--image is drawn into a folder: add --out DIR.")

@@ -6,28 +6,33 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from samforge.core.errors import MeshError
 from samforge.core.files import writable_folder
 from samforge.core.images import RgbImage
-from samforge.draw import grid
-from samforge.draw.mesh import (
+from samforge.draw import (
     Camera,
+    Tag,
     colors_from_values,
+    draw_tags,
     frame_of,
+    grid,
     mesh_view,
     overlay_mesh,
     turntable,
     write_gif,
 )
-from samforge.measure.mesh import BodyMesh, root_relative_mm
+from samforge.measure import BodyMesh, root_relative_mm
 from samforge.media import read_image, write_png
 
 TURNS = (("front", 0.0), ("three-quarter", 45.0), ("side", 90.0))
 """Name and angle of each view."""
 VIEW_PX = 420
+OVERLAY_PX = 800
+TAG = (235, 235, 235)
 LEAST_MM = 1.0
-"""Deviations below it are all drawn blue: noise would fill the scale otherwise."""
+"""Deviations below it are all drawn grey: noise would fill the scale otherwise."""
 
 
 def write_views(
@@ -52,7 +57,7 @@ def write_views(
     if faces is None:
         raise MeshError(
             "Neither file has faces, and points alone make no picture. Save them with "
-            "samforge.measure.mesh.save_people(path, people, estimator.faces)."
+            "samforge.measure.save_people(path, people, estimator.faces)."
         )
     out = writable_folder(out)
     deviation = root_relative_mm(reference, other)
@@ -83,7 +88,7 @@ def _write_views(
     for row, vertices, tints in (
         ("A", ours, None),
         ("B", theirs, None),
-        (f"B: blue 0, red {high:.1f} mm", theirs, colors),
+        (f"B: grey 0, red {high:.1f} mm", theirs, colors),
     ):
         for name, yaw in TURNS:
             pictures.append(
@@ -101,7 +106,6 @@ def _write_overlay(
     deviation: tuple[npt.NDArray[np.uint8], float],
 ) -> Path:
     colors, high = deviation
-    titles = ["photo", "A", "B", f"B: blue 0, red {high:.1f} mm"]
     pictures = [photo]
     for mesh, tints in ((meshes[0], None), (meshes[1], None), (meshes[1], colors)):
         placed = mesh.in_camera
@@ -111,7 +115,22 @@ def _write_overlay(
             )
         camera = _camera(photo, mesh.focal_px)
         pictures.append(overlay_mesh(photo, placed, faces, camera, colors=tints))
-    return write_png(out / "overlay.png", grid(pictures, titles, columns=2, cell=640))
+    titles = ("photo", "A", "B", f"B: grey 0, red {high:.1f} mm")
+    tagged = [_tagged(rgb, title) for rgb, title in zip(pictures, titles, strict=True)]
+    # Two by two where the photo is wide, in one row where it is tall: about square either way.
+    columns = 2 if photo.shape[1] > photo.shape[0] else len(tagged)
+    sheet = [
+        np.concatenate(tagged[i : i + columns], axis=1) for i in range(0, len(tagged), columns)
+    ]
+    return write_png(out / "overlay.png", np.concatenate(sheet))
+
+
+def _tagged(rgb: RgbImage, title: str) -> RgbImage:
+    """A picture of a sheet: not larger than it can be seen, its title in the corner."""
+    picture = Image.fromarray(rgb)
+    picture.thumbnail((OVERLAY_PX, OVERLAY_PX), Image.Resampling.LANCZOS)
+    draw_tags(picture, [Tag(text=title, color=TAG, anchor=(0, 0, 1, 1))])
+    return np.asarray(picture)
 
 
 def _camera(photo: RgbImage, focal_px: float | None) -> Camera:
