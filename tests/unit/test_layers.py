@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "steps": LIBRARY,
     "pipeline": LIBRARY | {"steps"},
     # Sessions inside other people's pipelines.
-    "integrations": LIBRARY | {"assembly"},
+    "integrations": LIBRARY | {"integrations", "assembly"},
     # session_from_bundle for `samforge.load`: a second file that puts layers together.
     "assembly": LIBRARY,
 }
