@@ -32,6 +32,7 @@ class TorchSession:
     def __init__(self, path: Path, spec: PartSpec) -> None:
         try:
             import torch
+            import torch.ao.quantization.fx._decomposed  # registers the operators of Q/DQ graphs
         except ImportError as error:
             raise MissingExtra("PyTorch", "build") from error
         try:

@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
 import torch
+
+# Registers quantize and dequantize: a .pt2 that holds them does not load without.
+import torch.ao.quantization.fx._decomposed
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
 

@@ -44,6 +44,7 @@ def summary_from_exported(path: Path) -> GraphSummary:
     """
     try:
         import torch
+        import torch.ao.quantization.fx._decomposed  # registers the operators of Q/DQ graphs
     except ModuleNotFoundError as error:
         raise MissingExtra("PyTorch", "build") from error
     try:
