@@ -19,13 +19,9 @@ from samforge.core.recipe import Recipe
 from samforge.core.staging import Staging
 from samforge.models.family import Model
 from samforge.models.loading import model_from_name
+from samforge.steps.assets import write_tokenizer_and_license
 from samforge.steps.plan import stages
-from samforge.steps.publish import (
-    manifest_of,
-    origin_of,
-    published_files,
-    write_tokenizer_and_license,
-)
+from samforge.steps.publish import manifest_of, origin_of, published_files
 from samforge.steps.run import Progress, Run
 from samforge.steps.workshop import Workshop
 

@@ -18,8 +18,8 @@ from samforge.core.timing import Timings
 from samforge.measure.asking import ask
 from samforge.media import read_image
 from samforge.runtime import PhraseTokenizer, Segmenter, image_bchw_from_rgb
+from samforge.steps.assets import TOKENIZER_NAME, write_tokenizer_and_license
 from samforge.steps.images import DRAWN, calibration_images
-from samforge.steps.publish import TOKENIZER_NAME, write_tokenizer_and_license
 from samforge.steps.workshop import Made, Workshop
 
 FOLDER = "work/calibration"

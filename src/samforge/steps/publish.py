@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -12,14 +11,11 @@ from samforge.core.manifest import SCHEMA_VERSION, Manifest, PartEntry, TextSpec
 from samforge.core.staging import StepRecord
 from samforge.core.version import __version__
 from samforge.models.family import Model
-from samforge.models.sam3.byte_tokenizer import byte_tokenizer
+from samforge.steps.assets import LICENSE_NAME, TOKENIZER_NAME
 from samforge.steps.options import options_of
 from samforge.steps.plan import Stage
 from samforge.steps.workshop import Workshop
 
-LICENSE_NAME = "LICENSE-weights.txt"
-"""Licence of the weights, in every bundle."""
-TOKENIZER_NAME = "tokenizer/tokenizer.json"
 PACKAGES = (
     *("numpy", "torch", "torchao", "transformers", "onnx", "onnxscript", "onnx-ir"),
     *("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx-cu13"),
@@ -34,23 +30,6 @@ def origin_of(model: Model) -> dict[str, dict[str, str]]:
         "parents": {"weights": model.source.digest()},
         "versions": {"python": sys.version.split()[0], "samforge": __version__, **packages},
     }
-
-
-def write_tokenizer_and_license(shop: Workshop) -> tuple[str, ...]:
-    """Put the tokenizer, if the model reads text, and the licence into the staging folder.
-
-    Returns:
-        The files.
-    """
-    shop.path(LICENSE_NAME).write_text(shop.model.license_text, encoding="utf-8")
-    text = shop.model.text
-    if text is None:
-        return (LICENSE_NAME,)
-    if text.tokenizer is None:
-        byte_tokenizer(text.vocabulary).save(str(shop.path(TOKENIZER_NAME)))
-    else:
-        shutil.copyfile(text.tokenizer, shop.path(TOKENIZER_NAME))
-    return (LICENSE_NAME, TOKENIZER_NAME)
 
 
 def manifest_of(
