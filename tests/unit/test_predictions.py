@@ -24,6 +24,7 @@ from samforge.measure.predictions import (
     compare_detections,
     compare_predictions,
     fidelity_from_answers,
+    in_reference_order,
 )
 
 Span = tuple[int, int, float]
@@ -102,6 +103,15 @@ def test_two_copies_of_one_object_are_not_the_same_objects() -> None:
 def test_the_best_admitted_score_counts_where_no_other_is_known() -> None:
     answer = compare_detections(bars((0, 4, 0.75)), bars((0, 4, 0.5)))
     assert answer.best_score_shift == -0.25
+
+
+def test_detections_take_the_order_of_the_reference() -> None:
+    reference = bars((0, 4, 0.9), (4, 8, 0.8))
+    found = bars((8, 10, 0.95), (4, 8, 0.9), (0, 3, 0.7))
+    ordered = in_reference_order(reference, found)
+    assert ordered.boxes_xyxy[:, 0].tolist() == [0, 4, 8]
+    assert ordered.scores.tolist() == pytest.approx([0.7, 0.9, 0.95])
+    assert len(in_reference_order(reference, bars())) == 0
 
 
 def test_images_of_two_sizes_and_no_question_are_refused() -> None:

@@ -20,7 +20,14 @@ from samforge.measure.mesh import (
     save_people,
 )
 from samforge.measure.packed import PackedDetections
-from samforge.measure.predictions import PredictionFidelity, compare_predictions
+from samforge.measure.predictions import (
+    PredictionFidelity,
+    compare_detections,
+    compare_predictions,
+    in_reference_order,
+)
+from samforge.measure.report import report_html, write_report
+from samforge.measure.report_data import ReportData
 from samforge.measure.segmentation import SegmenterAccuracy, measure_segmenter
 
 __all__ = [
@@ -32,16 +39,21 @@ __all__ = [
     "PackedDetections",
     "PredictionFidelity",
     "Regions",
+    "ReportData",
     "SegmenterAccuracy",
     "check_cgf1",
     "check_predictions",
+    "compare_detections",
     "compare_meshes",
     "compare_predictions",
     "feature_cosine_limit",
+    "in_reference_order",
     "mask_iou_limit",
     "measure_segmenter",
     "mesh_from_file",
     "regions_from_file",
+    "report_html",
     "root_relative_mm",
     "save_people",
+    "write_report",
 ]

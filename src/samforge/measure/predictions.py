@@ -11,6 +11,7 @@ from itertools import tee
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
 from samforge.core.errors import SettingError
@@ -97,10 +98,7 @@ def compare_detections(reference: Detections, found: Detections) -> AnswerFideli
         ShapeError: They are of images of different sizes.
     """
     iou = mask_iou(reference.masks, found.masks)
-    iou = np.where(iou >= SAME_OBJECT, iou, 0.0)
-    rows, columns = linear_sum_assignment(iou, maximize=True)
-    same = iou[rows, columns] > 0
-    rows, columns = rows[same], columns[same]
+    rows, columns = _pairs(iou)
     shifts = found.scores[columns].astype(np.float64) - reference.scores[rows]
     return AnswerFidelity(
         ious=tuple(iou[rows, columns].tolist()),
@@ -109,6 +107,17 @@ def compare_detections(reference: Detections, found: Detections) -> AnswerFideli
         objects=len(found),
         best_score_shift=_best_score(found) - _best_score(reference),
     )
+
+
+def in_reference_order(reference: Detections, found: Detections) -> Detections:
+    """Put detections in the order of the reference's, new ones last: drawn, they keep its colours.
+
+    Raises:
+        ShapeError: They are of images of different sizes.
+    """
+    _, columns = _pairs(mask_iou(reference.masks, found.masks))
+    others = np.setdiff1d(np.arange(len(found)), columns)
+    return found[np.concatenate([columns, others])]
 
 
 def fidelity_from_answers(answers: Iterable[AnswerFidelity]) -> PredictionFidelity:
@@ -176,6 +185,16 @@ def compare_predictions(
         compare_detections(one.found, other.found)
         for one, other in zip(wanted, answers, strict=True)
     )
+
+
+def _pairs(
+    iou: npt.NDArray[np.float64],
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Rows and columns of the masks that are the same object, by row."""
+    iou = np.where(iou >= SAME_OBJECT, iou, 0.0)
+    rows, columns = linear_sum_assignment(iou, maximize=True)
+    same = iou[rows, columns] > 0
+    return rows[same], columns[same]
 
 
 def _best_score(found: Detections) -> float:
