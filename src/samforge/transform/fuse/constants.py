@@ -14,14 +14,14 @@ Exact: the same operators run on the same numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from samforge.transform.fuse.draft import Draft
-from samforge.transform.fuse.match import is_tensor, module_path, place, value_of
+from samforge.transform.fuse.match import is_pure, is_tensor, module_path, place, value_of
 from samforge.transform.fuse.result import Fusion, Tally
 
 SMALL_BYTES = 4 * 2**20
@@ -49,7 +49,7 @@ def constant_nodes(draft: Draft) -> dict[fx.Node, None]:
     """Calls whose result is the same in every run, in the graph's order."""
     found: dict[fx.Node, None] = {}
     for node in draft.graph.nodes:
-        if node.op == "call_function" and _is_pure(node.target):
+        if node.op == "call_function" and is_pure(node.target):
             sources = node.all_input_nodes
             if all(source in found or draft.tensor(source) is not None for source in sources):
                 found[node] = None
@@ -90,15 +90,6 @@ def _ancestors(draft: Draft, node: fx.Node) -> Iterator[fx.Node]:
                 needed.add(source)
                 stack.append(source)
     return (n for n in draft.graph.nodes if n in needed)
-
-
-def _is_pure(target: Callable[..., Any] | str) -> bool:
-    """Whether an operator gives the same for the same, and does nothing else."""
-    schema = getattr(target, "_schema", None)
-    if schema is None:
-        return getattr(target, "__module__", "") == "_operator"
-    tags = getattr(target, "tags", ())
-    return not schema.is_mutable and torch.Tag.nondeterministic_seeded not in tags
 
 
 def _obstacle(draft: Draft, node: fx.Node, constant: dict[fx.Node, None]) -> str | None:

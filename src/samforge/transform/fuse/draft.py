@@ -50,6 +50,20 @@ class Draft:
         self._seen = {node: _sources(node) for node in self.graph.nodes}
 
     @property
+    def obstacle(self) -> str | None:
+        """Why nothing may be rewritten, or None.
+
+        What is changed in place has two values under one name, and rules would take one for the
+        other; sub-graphs would have to be rewritten with everything around them.
+        """
+        mutating = {str(n.target) for n in self.graph.nodes if _mutates(n)}
+        if mutating:
+            return f"tensors are changed in place ({', '.join(sorted(mutating))})"
+        if self.graph.find_nodes(op="get_attr"):
+            return "there are graphs inside the graph"
+        return None
+
+    @property
     def output(self) -> fx.Node:
         """The node that returns the results."""
         return self.graph.output_node()
@@ -143,12 +157,9 @@ class Draft:
         return node
 
     def replace(self, old: fx.Node, new: fx.Node) -> None:
-        """Let every reader of ``old`` read ``new``; an output keeps its name."""
-        is_output = self.output in old.users
+        """Let every reader of ``old`` read ``new``."""
         old.replace_all_uses_with(new)
         self.graph.erase_node(old)
-        if is_output and new.op == "call_function":
-            new.name = old.name
 
     def refresh(self, node: fx.Node) -> None:
         """Bring a node's recorded value up to date after its inputs changed."""
@@ -194,13 +205,19 @@ class Draft:
         )
 
     def _output_specs(self) -> list[OutputSpec]:
+        """The program's outputs under the names they had."""
         results = cast("Sequence[fx.Node]", self.output.args[0])
-        return [
-            OutputSpec(spec.kind, TensorArgument(node.name), spec.target)
-            if isinstance(spec.arg, TensorArgument)
-            else spec
-            for spec, node in zip(self._program.graph_signature.output_specs, results, strict=True)
-        ]
+        taken = {node.name for node in self.graph.nodes}
+        specs = []
+        for spec, node in zip(self._program.graph_signature.output_specs, results, strict=True):
+            if not isinstance(spec.arg, TensorArgument):
+                specs.append(spec)
+                continue
+            if node.op == "call_function" and spec.arg.name not in taken:
+                node.name = spec.arg.name
+                taken.add(node.name)
+            specs.append(OutputSpec(spec.kind, TensorArgument(node.name), spec.target))
+        return specs
 
     def _is_constant(self, node: fx.Node) -> bool:
         return self._specs[node].kind in CONSTANTS
@@ -253,6 +270,12 @@ def _fake_mode(graph: fx.Graph) -> FakeTensorMode:
 def _sources(node: fx.Node) -> tuple[object, ...]:
     """What a node's value follows from, comparable."""
     return (node.target, *(id(source.meta.get("val")) for source in node.all_input_nodes))
+
+
+def _mutates(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    # Detaching in place changes no value.
+    return schema is not None and schema.is_mutable and node.target is not aten.detach_.default
 
 
 def _numbered(name: str) -> Any:

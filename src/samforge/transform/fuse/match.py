@@ -16,6 +16,15 @@ def is_call(node: object, *targets: Callable[..., Any]) -> TypeGuard[fx.Node]:
     return isinstance(node, fx.Node) and node.op == "call_function" and node.target in targets
 
 
+def is_pure(target: Callable[..., Any] | str) -> bool:
+    """Whether an operator gives the same for the same, and does nothing else."""
+    schema = getattr(target, "_schema", None)
+    if schema is None:
+        return getattr(target, "__module__", "") == "_operator"
+    tags = getattr(target, "tags", ())
+    return not schema.is_mutable and torch.Tag.nondeterministic_seeded not in tags
+
+
 def value_of(node: fx.Node) -> Any:
     """The recorded value of a node: a fake tensor, a tuple of them or a symbolic integer."""
     return node.meta["val"]

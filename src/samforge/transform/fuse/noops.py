@@ -55,10 +55,9 @@ SAME_SHAPE = (
     aten.expand.default,
     aten.expand_as.default,
     aten.slice.Tensor,
-    aten.constant_pad_nd.default,
-    aten.pad.default,
 )
 """These do nothing if they give the shape they got."""
+PADS = (aten.pad.default, aten.constant_pad_nd.default)
 LAYOUTS = (aten.contiguous.default, aten.clone.default)
 ASSERTIONS = (aten._assert_tensor_metadata.default,)  # noqa: SLF001  # the operator's name
 
@@ -66,10 +65,6 @@ ASSERTIONS = (aten._assert_tensor_metadata.default,)  # noqa: SLF001  # the oper
 def remove_noops(draft: Draft) -> Tally:
     """Remove them until none is left."""
     tally = Tally()
-    if mutating := [node for node in draft.graph.nodes if _mutates(node)]:
-        names = ", ".join(sorted({str(node.target) for node in mutating}))
-        tally.left.append(f"whole program: it changes tensors in place ({names})")
-        return tally
     before = -1
     for node in draft.calls(*ASSERTIONS):
         draft.graph.erase_node(node)
@@ -82,11 +77,6 @@ def remove_noops(draft: Draft) -> Tally:
             tally.fired += _bypass(draft, node) or _join(draft, node)
         draft.sweep()
     return tally
-
-
-def _mutates(node: fx.Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    return schema is not None and schema.is_mutable and not is_call(node, *COPIES)
 
 
 def _bypass(draft: Draft, node: fx.Node) -> bool:
@@ -102,23 +92,23 @@ def _bypass(draft: Draft, node: fx.Node) -> bool:
 
 def _does_nothing(node: fx.Node, source: fx.Node) -> bool:
     given, taken = value_of(node), value_of(source)
-    if given.dtype != taken.dtype or given.device != taken.device:
+    alike = (given.dtype, given.device) == (taken.dtype, taken.device)
+    if not alike or not same_sizes(given.shape, taken.shape):
         return False
-    if not same_sizes(given.shape, taken.shape):
-        return False
+    if is_call(node, *COPIES, *SAME_SHAPE):
+        return True
+    if is_call(node, *CASTS, *LAYOUTS):
+        read_as_list = all(is_call(user, *RESHAPES) for user in node.users)
+        return read_as_list or same_sizes(given.stride(), taken.stride())
     if is_call(node, aten.dropout.default):
-        return node.args[1] == 0 or node.args[2] is False
-    if is_call(node, *LAYOUTS):
-        same_strides = same_sizes(given.stride(), taken.stride())
-        return same_strides or all(is_call(user, *RESHAPES) for user in node.users)
+        return not node.args[1] or node.args[2] is False
+    if is_call(node, *PADS):
+        return not any(argument(node, 1, "pad"))
     if is_call(node, *PERMUTES):
         return order_of(node) == tuple(range(taken.ndim))
     neutral = NEUTRAL.get(node.target)  # type: ignore[arg-type]
-    if neutral is not None:
-        operand = node.args[1]
-        plain = isinstance(operand, int | float) and not node.kwargs
-        return plain and node.args[0] is source and operand == neutral
-    return is_call(node, *COPIES, *CASTS, *SAME_SHAPE)
+    plain = len(node.args) == 2 and not node.kwargs and node.args[0] is source
+    return plain and neutral is not None and bool(node.args[1] == neutral)
 
 
 NEUTRAL: dict[Callable[..., Any], int] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from torch.export import ExportedProgram
@@ -65,3 +65,20 @@ class FusedProgram:
     def exact(self) -> bool:
         """Whether the program gives the same results to the last bit."""
         return all(result.exact for result in self.results if result.fired)
+
+    def rows(self) -> list[dict[str, object]]:
+        """One row a fusion, ready for a table, a report or JSON."""
+        return rows_from_results(self.results)
+
+
+def rows_from_results(results: Iterable[FusionResult]) -> list[dict[str, object]]:
+    """One row a fusion: its name, how often it fired, whether it is exact, what it left and why."""
+    return [
+        {
+            "fusion": result.name,
+            "fired": result.fired,
+            "exact": result.exact,
+            "left": list(result.left),
+        }
+        for result in results
+    ]

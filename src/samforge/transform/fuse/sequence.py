@@ -11,9 +11,10 @@ from samforge.transform.fuse.attention import ATTENTION
 from samforge.transform.fuse.attention_scale import ATTENTION_SCALE
 from samforge.transform.fuse.constants import CONSTANTS
 from samforge.transform.fuse.draft import Draft
+from samforge.transform.fuse.duplicates import DUPLICATES
 from samforge.transform.fuse.noops import NOOPS
 from samforge.transform.fuse.parallel_linears import PARALLEL_LINEARS
-from samforge.transform.fuse.result import FusedProgram, Fusion, FusionResult
+from samforge.transform.fuse.result import FusedProgram, Fusion, FusionResult, Tally
 from samforge.transform.fuse.rotary import ROTARY
 from samforge.transform.fuse.scales import SCALES
 from samforge.transform.fuse.window_order import WINDOW_ORDER
@@ -22,6 +23,7 @@ FUSIONS: tuple[Fusion, ...] = (
     NOOPS,
     ROTARY,
     CONSTANTS,
+    DUPLICATES,
     ATTENTION,
     WINDOW_ORDER,
     SCALES,
@@ -53,12 +55,12 @@ def fuse(program: ExportedProgram, *, target: str, consume: bool = False) -> Fus
     if problem := unknown_names([target], TARGETS):
         raise SettingError(f"target is {problem}.")
     draft = Draft(program, consume=consume)
+    obstacle = draft.obstacle
     results = []
     for fusion in FUSIONS:
         if target not in fusion.targets:
             continue
-        tally = fusion.apply(draft)
-        draft.sweep()
+        tally = Tally(left=[f"whole program: {obstacle}"]) if obstacle else fusion.apply(draft)
         results.append(
             FusionResult(
                 name=fusion.name, fired=tally.fired, left=tuple(tally.left), exact=fusion.exact

@@ -35,7 +35,7 @@ from samforge.transform.fuse.match import (
     same_size,
     value_of,
 )
-from samforge.transform.fuse.noops import PERMUTES, RESHAPES, order_of
+from samforge.transform.fuse.noops import PADS, PERMUTES, RESHAPES, order_of
 from samforge.transform.fuse.result import Fusion, Tally
 
 PER_TOKEN = (
@@ -56,7 +56,6 @@ PER_TOKEN = (
 """Operators that compute each token from the same token alone."""
 WINDOWS, IMAGE = "windows", "image"
 """The two orders, and the two ends of the cut's graph."""
-PADS = (aten.pad.default, aten.constant_pad_nd.default)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,9 +104,12 @@ def keep_window_order(draft: Draft) -> Tally:
         pair = next(pairs, None)
         if pair is None:
             break
-        done |= {pair[0][0].key, pair[1][0].key}
+        chain = pair[0][0]
+        done |= {chain.key, chain.inverse_key}
+        if max(map(_dynamic, (chain.given, chain.between, chain.taken))) > 1:
+            tally.left.append(f"{place(chain.source)}: more than one axis is dynamic")
+            continue
         tally.fired += _Reorder(draft, *pair).apply()
-        draft.sweep()
     tally.left.extend(_padded(draft))
     return tally
 
@@ -149,8 +151,6 @@ class _Reorder:
 
     def apply(self) -> int:
         """Rewrite; how many chains fewer there are."""
-        if max(map(_dynamic, (self.image, self.into.between, self.into.taken))) > 1:
-            return 0
         before = self._count()
         for end, source in self.source_by_end.items():
             self._bypass(end, source)
