@@ -46,9 +46,10 @@ def explicit_attention(  # noqa: PLR0913, PLR0917  # the signature of the aten o
             "attention with dropout, causal flag, grouped heads or without a scale has no explicit "
             f"form here (dropout {dropout_p}, causal {is_causal}, grouped {enable_gqa})."
         )
-    factor: Any = op.Constant(value_float=scale)
-    factor = op.CastLike(factor, query)
-    scores = op.MatMul(op.Mul(query, factor), op.Transpose(key, perm=[0, 1, 3, 2]))
+    if scale != 1:  # fused programs carry the scale in the weights
+        factor: Any = op.Constant(value_float=scale)
+        query = op.Mul(query, op.CastLike(factor, query))
+    scores = op.MatMul(query, op.Transpose(key, perm=[0, 1, 3, 2]))
     if attn_mask is not None:
         scores = op.Add(scores, attn_mask)
     return op.MatMul(op.Softmax(scores, axis=-1), value)
