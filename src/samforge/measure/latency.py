@@ -43,6 +43,18 @@ class Latency:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class StageLatency:
+    """Time of one stage."""
+
+    stage: str
+    """``preprocess``, ``vision``, …"""
+    processor: str
+    """Where it ran."""
+    latency: Latency
+    """Of one call."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Budget:
     """How long to measure.
 
@@ -92,6 +104,17 @@ class Samples:
         for stage in timings.stages():
             self.stages_ms.setdefault(stage.stage, []).append(stage.milliseconds)
             self.processors[stage.stage] = stage.processor
+
+    def stages(self) -> tuple[StageLatency, ...]:
+        """Figures of every stage, in the order of first use."""
+        return tuple(
+            StageLatency(
+                stage=stage,
+                processor=self.processors[stage],
+                latency=latency_from_samples(values),
+            )
+            for stage, values in self.stages_ms.items()
+        )
 
 
 def latency_from_samples(milliseconds: Iterable[float]) -> Latency:

@@ -18,7 +18,7 @@ from samforge.apps.cli.interrupts import interrupts_held
 from samforge.core.timing import Timings
 from samforge.draw import overlay
 from samforge.draw.readout import draw_readout
-from samforge.measure.latency import Latency, latency_from_samples
+from samforge.measure.latency import StageLatency, latency_from_samples
 from samforge.media.video import VideoFrame, VideoInfo, VideoReader, VideoWriter
 from samforge.runtime import Thresholds
 from samforge.runtime.stream import SegmentedFrame, segment_video
@@ -58,18 +58,6 @@ class Film:
             return self.max_frames
         count = -(-info.frames // self.every)
         return count if self.max_frames is None else min(count, self.max_frames)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StageLatency:
-    """Time of one stage over the frames."""
-
-    stage: str
-    """``decode``, ``vision``, …, ``draw``, ``encode``."""
-    processor: str
-    """Where it ran."""
-    latency: Latency
-    """For one frame."""
 
 
 @dataclass(kw_only=True, slots=True)

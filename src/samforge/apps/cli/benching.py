@@ -1,0 +1,264 @@
+"""Measures bundles against each other: the work behind ``samforge bench``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+
+from samforge import Bundle
+from samforge.apps.cli.weigh import Weight, weigh
+from samforge.assembly import session_from_bundle
+from samforge.backends import backend_from_name
+from samforge.core.errors import SettingError
+from samforge.core.images import RgbImage
+from samforge.core.session import Session
+from samforge.measure.batches import PIPELINE, PartsAlone, SegmentingBatch
+from samforge.measure.latency import (
+    Budget,
+    Latency,
+    StageLatency,
+    Subject,
+    latency_from_samples,
+    measure_in_turn,
+)
+from samforge.models import tiny
+from samforge.runtime import PhraseTokenizer
+
+WHOLE, TEXT = "whole", "text"
+"""What is measured of a bundle: the way from images to masks, and encoding the phrases."""
+
+_NOISE_HW = (720, 1280)
+# For models that read any word.
+_NOUNS = ("person", "car", "dog", "tree", "chair", "bottle", "bicycle", "house")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Case:
+    """One size of input."""
+
+    batch: int
+    """Images in a call."""
+    prompts: int
+    """Phrases asked of each."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BenchRow:
+    """One bundle at one size."""
+
+    bundle: str
+    """Its folder's name, longer where two are alike."""
+    model: str
+    """What it was built from."""
+    target: str
+    """Runtime."""
+    runtime: str
+    """Version of the runtime."""
+    precision: str
+    """As in the recipe."""
+    batch: int
+    """Images in a call."""
+    prompts: int
+    """Phrases asked of each."""
+    total: Latency
+    """From the images to the masks, phrases known; without ``text``."""
+    images_per_second: float
+    """Batch size through the mean."""
+    speed_up: float
+    """Median of the baseline through its own."""
+    stages: tuple[StageLatency, ...]
+    """Pre-processing, each part, post-processing."""
+    size_bytes: int
+    """Files of its parts."""
+    weight: Weight | None
+    """Memory, at the largest of the sizes; None where it was not measured."""
+
+
+Key: TypeAlias = tuple[Case, str]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class BenchPlan:
+    """What to measure."""
+
+    bundles: tuple[Bundle, ...]
+    """All of them are loaded at once, to run in turn."""
+    cases: tuple[Case, ...]
+    """Sizes of input."""
+    budget: Budget
+    """How long."""
+    baseline: int
+    """Which of the bundles has a speed-up of 1."""
+    image: RgbImage | None = None
+    """Input, or None for drawn scenes (tiny) or noise (others)."""
+    threads: int | None = None
+    """Processor threads, or None for each runtime's own choice."""
+    memory: bool = True
+    """Whether to measure memory too, for which each bundle is loaded once more."""
+
+
+def bench(
+    plan: BenchPlan, *, done: Callable[[], None], note: Callable[[str], None]
+) -> tuple[BenchRow, ...]:
+    """Measure bundles in turn, in one process, and their memory in processes of their own.
+
+    Args:
+        plan: What to measure.
+        done: Called after each round.
+        note: Told what could not be measured.
+
+    Returns:
+        For each case, a row for each bundle.
+
+    Raises:
+        ShapeError: A bundle was built for other sizes.
+    """
+    subjects: dict[tuple[int, Case, str], Subject] = {}
+    weights = [_weight(bundle, plan, note) for bundle in plan.bundles]
+    for number, bundle in enumerate(plan.bundles):
+        own = subjects_from_bundle(bundle, plan.cases, plan.image, threads=plan.threads)
+        subjects |= {(number, *key): subject for key, subject in own.items()}
+    samples = measure_in_turn(subjects, plan.budget, done=done)
+    rows = []
+    for case in plan.cases:
+        base = latency_from_samples(samples[plan.baseline, case, WHOLE].total_ms)
+        for number, bundle in enumerate(plan.bundles):
+            whole = samples[number, case, WHOLE]
+            text = samples.get((number, case, TEXT))
+            total = latency_from_samples(whole.total_ms)
+            rows.append(
+                BenchRow(
+                    **_described(bundle),
+                    bundle=_names(plan.bundles)[number],
+                    batch=case.batch,
+                    prompts=case.prompts,
+                    total=total,
+                    images_per_second=case.batch * 1e3 / total.mean_ms,
+                    speed_up=base.median_ms / total.median_ms,
+                    stages=whole.stages() + (text.stages() if text is not None else ()),
+                    size_bytes=size_of_parts(bundle),
+                    weight=weights[number],
+                )
+            )
+    return tuple(rows)
+
+
+def _weight(bundle: Bundle, plan: BenchPlan, note: Callable[[str], None]) -> Weight | None:
+    if not plan.memory:
+        return None
+    largest = max(plan.cases, key=lambda case: (case.batch * case.prompts, case.batch))
+    weight = weigh(bundle.root, batch=largest.batch, prompts=largest.prompts, threads=plan.threads)
+    if isinstance(weight, str):
+        note(f"The memory of {bundle.root.name} is not known: {weight}")
+        return None
+    return weight
+
+
+def subjects_from_bundle(
+    bundle: Bundle,
+    cases: Sequence[Case],
+    image: RgbImage | None,
+    *,
+    threads: int | None = None,
+) -> dict[Key, Subject]:
+    """Load a bundle and prepare what is measured of it.
+
+    A bundle with the parts of a segmenter is taken from images to masks; of others, each part runs
+    by itself on made-up inputs.
+
+    Raises:
+        MissingExtra: Its runtime is not installed.
+    """
+    manifest = bundle.manifest
+    whole = manifest.text is not None and set(PIPELINE) <= set(manifest.parts)
+    names = PIPELINE if whole else tuple(manifest.parts)
+    sessions: dict[str, Session] = {
+        name: session_from_bundle(bundle, name, threads=threads) for name in names
+    }
+    subjects: dict[Key, Subject] = {}
+    for case in cases:
+        if manifest.text is None or not whole:
+            alone = PartsAlone(sessions, batch=case.batch, prompts=case.prompts)
+            subjects[case, WHOLE] = alone.run
+            continue
+        tokenizer = PhraseTokenizer(
+            bundle.path(manifest.text.tokenizer), manifest.text.context, manifest.text.pad_id
+        )
+        pipeline = SegmentingBatch(
+            sessions,
+            manifest.image,
+            tokenizer,
+            images=images_for(manifest.model, case.batch, image),
+            phrases=phrases_for(manifest.model, case.prompts),
+        )
+        subjects[case, WHOLE], subjects[case, TEXT] = pipeline.segment, pipeline.encode_text
+    return subjects
+
+
+def images_for(model: str, count: int, image: RgbImage | None) -> list[RgbImage]:
+    """The batch: the given image, drawn scenes for the tiny model, noise for others."""
+    if image is not None:
+        return [image] * count
+    if model == "tiny":
+        return [tiny.draw_scene(number, split="demo").image for number in range(count)]
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, (*_NOISE_HW, 3), np.uint8) for _ in range(count)]
+
+
+def input_words(models: Sequence[str], image: Path | None) -> str:
+    """Say what ``images_for`` gives."""
+    if image is not None:
+        return image.name
+    drawn = {model == "tiny" for model in models}
+    height, width = _NOISE_HW
+    size = tiny.draw_scene(0).image.shape[0]
+    scenes, noise = f"drawn scenes of {size} x {size}", f"noise of {width} x {height}"
+    if len(drawn) == 2:
+        return f"{scenes} (tiny), {noise} (others)"
+    return scenes if True in drawn else noise
+
+
+def phrases_for(model: str, count: int) -> list[str]:
+    """Distinct phrases that the model can read."""
+    known = list(tiny.vocabulary()) if model == "tiny" else list(_NOUNS)
+    if model == "tiny" and count > len(known):
+        raise SettingError(
+            f"The tiny model knows {len(known)} phrases, {count} were asked for. Give fewer."
+        )
+    return [*known, *(f"object {number}" for number in range(len(known), count))][:count]
+
+
+def size_of_parts(bundle: Bundle) -> int:
+    """Bytes of the files that run a bundle's parts."""
+    manifest = bundle.manifest
+    files = {path for part in manifest.parts.values() for path in (part.artifact, *part.side_files)}
+    return sum(manifest.files[path].bytes for path in files)
+
+
+def baseline_among(bundles: Sequence[Bundle]) -> int:
+    """The first bundle of full precision, or the first."""
+    precisions = [bundle.manifest.recipe.get("precision") for bundle in bundles]
+    return precisions.index("fp32") if "fp32" in precisions else 0
+
+
+def _described(bundle: Bundle) -> Mapping[str, str]:
+    manifest = bundle.manifest
+    return {
+        "model": manifest.model,
+        "target": manifest.target,
+        "runtime": backend_from_name(manifest.target).version() or "?",
+        "precision": str(manifest.recipe.get("precision", "?")),
+    }
+
+
+def _names(bundles: Sequence[Bundle]) -> list[str]:
+    """The shortest ends of their paths that tell them apart."""
+    for depth in range(1, max(len(bundle.root.parts) for bundle in bundles) + 1):
+        names = ["/".join(bundle.root.parts[-depth:]) for bundle in bundles]
+        if len(set(names)) == len(names):
+            return names
+    return [bundle.root.name for bundle in bundles]
