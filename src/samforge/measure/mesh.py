@@ -280,9 +280,10 @@ def save_people(
 
 def _arrays(path: str | os.PathLike[str]) -> dict[str, npt.NDArray[Any]]:
     try:
-        with np.load(path, allow_pickle=False) as loaded:
-            if isinstance(loaded, np.ndarray):
-                raise MeshError(f"{path} is a single array. Give an .npz with named arrays.")
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            raise MeshError(f"{path} is a single array. Give an .npz with named arrays.")
+        with loaded:
             return {name: loaded[name] for name in loaded.files}
     except FileNotFoundError as error:
         raise MeshError(f"{path} does not exist.") from error
