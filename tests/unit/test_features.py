@@ -106,7 +106,7 @@ def test_a_part_without_maps_is_refused() -> None:
         outputs=(TensorSpec(name="text_features", dtype="float32", shape=("prompts", 32, 8)),),
     )
     with pytest.raises(
-        SettingError, match=r"text takes input_ids\. Give the session of the part b"
+        SettingError, match=r"text takes input_ids\. Give the session of"
     ):
         FeatureExtractor(Blocks(text), SPEC, read_image)
 
