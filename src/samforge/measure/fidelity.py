@@ -72,7 +72,7 @@ def compare_tensor(name: str, reference: Array, actual: Array) -> TensorFidelity
         max_abs=float(np.abs(error).max(initial=0.0)),
         scale=scale,
         cosine=float(wanted @ found) / product if product else float(noise == 0.0),
-        sqnr_db=_decibel(signal, noise),
+        sqnr_db=decibel(signal, noise),
         std_ratio=found_deviation / deviation if deviation else float(not found_deviation),
     )
 
@@ -97,7 +97,8 @@ def _deviation(values: Array) -> float:
     return float(values.std()) if values.size else 0.0
 
 
-def _decibel(signal: float, noise: float) -> float:
+def decibel(signal: float, noise: float) -> float:
+    """Signal to noise ratio in dB from the two energies; infinite without noise."""
     if noise == 0.0:
         return math.inf
     return 10.0 * math.log10(signal / noise) if signal else -math.inf
