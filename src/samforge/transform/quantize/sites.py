@@ -30,7 +30,7 @@ PRODUCTS: dict[Any, str] = {
 OPERATORS = ("linear", "conv2d", "conv_transpose2d", "matmul")
 """Names that ``Quantization.skip_operators`` may hold."""
 BLOCK = re.compile(r"^(?P<block>.*?\.\d+)\.(?P<inner>attention|\w*attn|mlp)\.")
-INDEXED = re.compile(r"^(?P<block>.*?\.\d+)\.")
+INDEXED = re.compile(r"^(?P<block>.*?\.\d+)(?:\.|$)")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
