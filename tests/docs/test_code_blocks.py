@@ -120,7 +120,7 @@ def test_commands(command: str, workplace: Path, capsys: pytest.CaptureFixture[s
 
 def test_there_are_commands_of_every_kind() -> None:
     shown = {str(param.values[0]).split()[0] for param in COMMANDS}
-    assert shown == {command.callback.__name__ for command in cli.app.registered_commands}
+    assert shown == {command.name for command in cli.app.registered_commands}
 
 
 def _parse(words: list[str]) -> None:

@@ -9,11 +9,14 @@ from typing import Annotated
 import typer
 
 import samforge
+from samforge.apps.cli.bench import bench
 from samforge.apps.cli.build import build
 from samforge.apps.cli.compare import compare
 from samforge.apps.cli.demo import demo
 from samforge.apps.cli.doctor import doctor
+from samforge.apps.cli.features import features
 from samforge.apps.cli.inspect import inspect
+from samforge.apps.cli.mesh_compare import mesh_compare
 from samforge.core.noise import quiet_third_parties
 from samforge.apps.cli.output import INTERRUPTED, report_error, report_interrupt, shown_warnings
 from samforge.apps.cli.predict import predict
@@ -25,8 +28,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (demo, build, predict, video, inspect, compare, doctor):
-    app.command()(command)
+for command in (
+    *(demo, build, predict, video, features, inspect, compare, mesh_compare, bench, doctor),
+):
+    app.command(command.__name__.replace("_", "-"))(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
