@@ -4,6 +4,7 @@ from samforge.runtime.features import FeatureExtractor, Features, FeatureStatist
 from samforge.runtime.postprocess import RawDetections, Thresholds, detections_from_raw
 from samforge.runtime.preprocess import image_bchw_from_rgb
 from samforge.runtime.segmenter import EncodedImage, Segmenter
+from samforge.runtime.stream import SegmentedFrame, segment_video
 from samforge.runtime.tokenize import PhraseTokenizer
 
 __all__ = [
@@ -13,8 +14,10 @@ __all__ = [
     "Features",
     "PhraseTokenizer",
     "RawDetections",
+    "SegmentedFrame",
     "Segmenter",
     "Thresholds",
     "detections_from_raw",
     "image_bchw_from_rgb",
+    "segment_video",
 ]
