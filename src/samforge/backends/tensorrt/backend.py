@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from samforge.backends.tensorrt.session import EngineSession
 from samforge.backends.tensorrt.settings import EngineSettings
 from samforge.core.computation import Computation
 from samforge.core.errors import SettingError
-from samforge.core.session import PartSpec, Session
+from samforge.core.session import PartSpec, Session, checked_options
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,7 +67,12 @@ class TensorRTBackend:
         )
 
     def session_from_artifact(
-        self, path: Path, spec: PartSpec, *, threads: int | None = None
+        self,
+        path: Path,
+        spec: PartSpec,
+        *,
+        threads: int | None = None,
+        options: Mapping[str, str] | None = None,
     ) -> Session:
         """Load an engine.
 
@@ -74,8 +80,9 @@ class TensorRTBackend:
             MissingExtra: The library is not installed.
             DamagedBundle: The file is missing, truncated, changed, or another part's.
             ForeignBundle: It was built for another GPU or version, or there is no GPU.
-            SettingError: ``threads`` is given.
+            SettingError: ``threads`` is given, or an option.
         """
+        checked_options(self.name, options, {})
         if threads is not None:
             raise SettingError(
                 f"{self.flavour.title} runs on the GPU: it has no processor threads to count. "

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from samforge.core.computation import Computation
 from samforge.transform.onnx.attention_pattern import attentions
 
-PRODUCTS = {"MatMul", "Gemm"}
+PRODUCTS = {"MatMul", "Gemm", "Einsum"}
 CONVOLUTIONS = {"Conv", "ConvTranspose"}
 NAMES = {
     ir.DataType.FLOAT: "fp32",
