@@ -22,6 +22,7 @@ from samforge.models.loading import model_from_name
 from samforge.steps.assets import write_tokenizer_and_license
 from samforge.steps.plan import stages
 from samforge.steps.publish import manifest_of, origin_of, published_files
+from samforge.steps.report import report_of
 from samforge.steps.run import Progress, Run
 from samforge.steps.workshop import Workshop
 
@@ -78,7 +79,7 @@ def build(
         run = Run(shop=shop, staging=staging, origin=origin, progress=progress)
         records = run.all(planned, jobs=jobs)
         manifest = manifest_of(shop, planned, records, origin)
-        extra = write_tokenizer_and_license(shop)
+        extra = (*write_tokenizer_and_license(shop), report_of(shop, manifest))
         return open_bundle(staging.publish(manifest, published_files(manifest, extra)))
 
 

@@ -1,45 +1,76 @@
-"""``.pt2`` -> ONNX in the precision of the target, run by ONNX Runtime and compared."""
+"""``.pt2`` -> ONNX in the precision of the target, run and compared."""
 
 from __future__ import annotations
 
 import gc
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 
 from samforge.backends import backend_from_name
+from samforge.core.recipe import QUANTIZED
 from samforge.measure.fidelity import TensorFidelity, compare_outputs, rows
+from samforge.steps.flavours import flavoured
+from samforge.steps.options import options_of
 from samforge.steps.workshop import Made, Workshop, check_gate
 from samforge.transform.export import exported_from_file, release
 from samforge.transform.onnx.convert import onnx_from_exported, release_model, save_onnx
+from samforge.transform.onnx.integer_kernels import (
+    IntendedLayer,
+    check_integer_kernels,
+    integer_layers,
+    integer_nodes,
+    intended_layers,
+)
+
+CHECKED_BY = {"onnxruntime": "onnxruntime", "openvino": "openvino"}
+"""The runtime that a target's graph is compared with the part by; ONNX Runtime for the others."""
 
 
 def convert_part(shop: Workshop, name: str) -> Made:
-    """Convert a part to ONNX; ONNX Runtime must give what the part gave."""
-    exported = exported_from_file(shop.path(shop.fused(name)))
-    model = onnx_from_exported(exported, shop.spec(name))
+    """Convert a part to ONNX and compare what the graph gives with what the part gave.
+
+    In fp32 every tensor holds a gate. In fewer bits the figures are kept, and what is found in
+    images is compared by the step that verifies the bundle.
+
+    Raises:
+        FidelityError: A tensor of an fp32 graph strays too far.
+        BuildError: Quantized layers would run in float.
+    """
+    recipe = shop.recipe
+    source = shop.quantized(name) if recipe.precision in QUANTIZED else shop.fused(name)
+    exported = exported_from_file(shop.path(source))
+    model = flavoured(onnx_from_exported(exported, shop.spec(name)), recipe)
     artifact = shop.onnx(name)
     sides = save_onnx(model, shop.path(artifact))
+    intended = intended_layers(model) if recipe.precision == "int8" else ()
     release_model(model)
     release([*exported.state_dict.values(), *exported.constants.values()])
     del model, exported
     gc.collect()
-    figures = compared_with_samples(shop, name, shop.path(artifact), "onnxruntime")
-    limit = shop.recipe.gates.onnx_max_abs
-    gates = check_gate("onnx", name, figures, "onnx_max_abs", limit)
+    notes = _kernels(shop, name, intended) if intended else ()
+    figures = compared_with_samples(shop, name, shop.path(artifact))
+    gates = {}
+    if recipe.precision == "fp32":
+        gates = check_gate("onnx", name, figures, "onnx_max_abs", recipe.gates.onnx_max_abs)
     return Made(
         outputs=(artifact, *(f"parts/{name}/{side.name}" for side in sides)),
         figures=rows(figures),
         gates=gates,
+        notes=notes,
     )
 
 
 def compared_with_samples(
-    shop: Workshop, name: str, artifact: Path, backend: str
+    shop: Workshop, name: str, artifact: Path
 ) -> dict[str, tuple[TensorFidelity, ...]]:
-    """Run an artifact on the part's samples and compare with what the part gave in eager mode."""
-    spec = shop.spec(name)
-    session = backend_from_name(backend).session_from_artifact(artifact, spec)
+    """Run a graph on the part's samples and compare with what the part gave in eager mode."""
+    spec, checker = shop.spec(name), CHECKED_BY.get(shop.recipe.target, "onnxruntime")
+    options = options_of(shop.recipe) if checker == shop.recipe.target else {}
+    session = backend_from_name(checker).session_from_artifact(artifact, spec, options=options)
     figures = {}
     for words, path in zip(shop.sizes_in_words(), shop.samples(name), strict=True):
         with np.load(shop.path(path)) as sample:
@@ -49,3 +80,26 @@ def compared_with_samples(
         figures[words] = compare_outputs(reference, actual)
     session.close()
     return figures
+
+
+def _kernels(shop: Workshop, name: str, intended: Sequence[IntendedLayer]) -> tuple[str, ...]:
+    """Read back what the runtime makes of the graph: quantized layers must multiply integers."""
+    target = shop.recipe.target
+    artifact = shop.path(shop.onnx(name))
+    if target == "onnxruntime":
+        from samforge.backends.onnxruntime import optimized_from_onnx
+
+        with tempfile.TemporaryDirectory(dir=artifact.parent) as folder:
+            optimized = Path(folder) / "optimized.onnx"
+            optimized_from_onnx(artifact, optimized)
+            found = integer_nodes(ir.load(optimized))
+    elif target == "openvino":
+        from samforge.backends.openvino import OpenVinoSession
+
+        session = OpenVinoSession(artifact, shop.spec(name), options=options_of(shop.recipe))
+        found = integer_layers((one.precision, one.names) for one in session.layers())
+        session.close()
+    else:
+        return ()
+    count = check_integer_kernels(name, target, intended, found)
+    return (f"{count} layers of {name} multiply integers, as intended.",)

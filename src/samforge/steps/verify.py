@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -26,6 +27,7 @@ from samforge.runtime import image_bchw_from_rgb
 from samforge.steps.calibrate import float_sessions, segmenter_of
 from samforge.steps.images import DRAWN, verification_images, verified_on_others
 from samforge.steps.options import options_of
+from samforge.steps.pictures import FOLDER, Answers, write_pictures
 from samforge.steps.workshop import Made, Workshop
 
 REPORT = "report/verification.json"
@@ -50,19 +52,24 @@ def verify_bundle(shop: Workshop) -> Made:
     Raises:
         FidelityError: Masks differ, or objects are lost or made up; the figures are kept.
     """
+    if shop.recipe.random_weights:
+        note = "Weights are random: what is found has no meaning and was not compared."
+        return Made(outputs=(), figures=(), notes=(note,))
     notes = []
     if not verified_on_others(shop):
         notes.append(
             "Verified on the calibration's own images: there were fewer than two for each sample."
         )
-    if shop.recipe.random_weights:
-        notes.append("Weights are random: figures of fidelity have no meaning and hold no gate.")
     if "text" not in shop.parts or "detector" not in shop.parts:
         return _features(shop, notes)
-    verified = _asked(shop)
+    verified, pictures = _asked(shop)
     atomic_write_json(shop.path(REPORT), verified)
-    gates = {} if shop.recipe.random_weights else _held(shop, verified)
-    return Made(outputs=(REPORT,), figures=_figures(verified), gates=gates, notes=tuple(notes))
+    return Made(
+        outputs=(REPORT, *pictures),
+        figures=_figures(verified),
+        gates=_held(shop, verified),
+        notes=tuple(notes),
+    )
 
 
 def built_sessions(shop: Workshop) -> dict[str, Session]:
@@ -77,23 +84,30 @@ def built_sessions(shop: Workshop) -> dict[str, Session]:
     }
 
 
-def _asked(shop: Workshop) -> Verified:
-    answers: dict[tuple[int, int], PackedDetections] = {}
-    boxes = "detector_boxes" in shop.parts
-    sessions = float_sessions(shop)
-    reference = measure_segmenter(
-        segmenter_of(shop, sessions), verification_images(shop), boxes=boxes, record=answers
-    )
-    for session in sessions.values():
-        session.close()
-    sessions = built_sessions(shop)
-    measured = measure_segmenter(
-        segmenter_of(shop, sessions), verification_images(shop), boxes=boxes, reference=answers
-    )
-    for session in sessions.values():
-        session.close()
+def _asked(shop: Workshop) -> tuple[Verified, list[str]]:
+    """The figures, and files of a few answers drawn twice."""
+    reference, wanted = _answers(shop, float_sessions(shop), None)
+    measured, found = _answers(shop, built_sessions(shop), wanted)
+    files = write_pictures(shop.root / FOLDER, verification_images(shop), wanted, found)
     labelled = shop.recipe.model in DRAWN and shop.recipe.calibration.source is None
-    return Verified(reference=reference, measured=measured, labelled=labelled)
+    verified = Verified(reference=reference, measured=measured, labelled=labelled)
+    return verified, [file.relative_to(shop.root).as_posix() for file in files]
+
+
+def _answers(
+    shop: Workshop, sessions: Mapping[str, Session], reference: Answers | None
+) -> tuple[SegmenterAccuracy, Answers]:
+    answers: dict[tuple[int, int], PackedDetections] = {}
+    measured = measure_segmenter(
+        segmenter_of(shop, sessions),
+        verification_images(shop),
+        boxes="detector_boxes" in shop.parts,
+        reference=reference,
+        record=answers,
+    )
+    for session in sessions.values():
+        session.close()
+    return measured, answers
 
 
 def _held(shop: Workshop, verified: Verified) -> dict[str, float]:
@@ -144,7 +158,7 @@ def _features(shop: Workshop, notes: list[str]) -> Made:
     figures = tuple(asdict(one) for one in worst)
     atomic_write_json(shop.path(REPORT), {"features": figures})
     gates = {}
-    if worst and not shop.recipe.random_weights:
+    if worst:
         limit = feature_cosine_limit(shop.recipe.precision, shop.recipe.gates)
         low = min(worst, key=lambda one: one.cosine)
         if low.cosine < limit:

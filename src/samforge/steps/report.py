@@ -1,0 +1,166 @@
+"""What the steps left behind -> the bundle's report, one HTML page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from samforge.core.manifest import Manifest, StepResult
+from samforge.core.structure import value_from_json
+from samforge.measure.report import write_report
+from samforge.measure.report_data import (
+    FusionRow,
+    GateRow,
+    GroupRow,
+    LayerRow,
+    PartRow,
+    ReportData,
+)
+from samforge.steps.assets import LICENSE_NAME
+from samforge.steps.pictures import FOLDER, pictures_from_folder
+from samforge.steps.verify import REPORT, Verified
+from samforge.steps.workshop import Workshop
+
+PAGE = "report/report.html"
+
+Reached = Callable[[StepResult], float]
+
+
+def report_of(shop: Workshop, manifest: Manifest) -> str:
+    """Write the page from the manifest and what the steps wrote.
+
+    Returns:
+        The file, relative to the staging folder.
+    """
+    verified = _verified(shop.root / REPORT)
+    measured = None if verified is None else verified.measured
+    labelled = verified is not None and verified.labelled
+    data = ReportData(
+        model=manifest.model,
+        family=manifest.family,
+        target=manifest.target,
+        precision=shop.recipe.precision,
+        image_size=manifest.image.size,
+        created=manifest.created,
+        samforge=manifest.samforge,
+        steps=manifest.steps,
+        gates=tuple(gate_rows(manifest.steps)),
+        parts=tuple(_parts(shop, manifest)),
+        versions=manifest.versions,
+        weights_license=manifest.weights_license,
+        license_text=shop.path(LICENSE_NAME).read_text(encoding="utf-8"),
+        random_weights=shop.recipe.random_weights,
+        fidelity=None if measured is None else measured.fidelity,
+        fidelity_data="" if measured is None else f"{measured.images} images",
+        accuracy=measured if labelled else None,
+        reference_accuracy=verified.reference if verified is not None and labelled else None,
+        layers=tuple(_layers(shop)),
+        groups=tuple(_groups(shop)),
+        fusions=tuple(_fusions(shop)),
+        overlays=pictures_from_folder(shop.root / FOLDER),
+        prompts=shop.recipe.calibration.prompts,
+        recipe=manifest.recipe,
+        notes=tuple(dict.fromkeys(note for step in manifest.steps for note in step.notes)),
+    )
+    write_report(data, shop.path(PAGE))
+    return PAGE
+
+
+GATES: dict[str, tuple[str, bool, Reached]] = {
+    "export_max_abs": (
+        "exported part against eager, largest difference",
+        False,
+        lambda step: _worst(step, "gated", max),
+    ),
+    "fuse_max_abs": (
+        "fused part against eager, largest difference",
+        False,
+        lambda step: _worst(step, "gated", max),
+    ),
+    "onnx_max_abs": (
+        "ONNX graph against eager, largest difference",
+        False,
+        lambda step: _worst(step, "gated", max),
+    ),
+    "mask_iou": ("mask IoU against fp32", True, lambda step: _worst(step, "mask_iou", min)),
+    "cgf1_drop": (
+        "cgF1 lost against fp32",
+        False,
+        lambda step: _worst(step, "cgf1_reference", max) - _worst(step, "cgf1", min),
+    ),
+    "feature_cosine": (
+        "cosine of features with fp32's",
+        True,
+        lambda step: _worst(step, "cosine", min),
+    ),
+}
+"""What each gate limits, whether it is a floor, and how to find what was reached."""
+
+
+def gate_rows(steps: tuple[StepResult, ...]) -> Iterator[GateRow]:
+    """One row a gate: the step that came closest to its limit."""
+    for gate, (name, at_least, reached) in GATES.items():
+        held = [(reached(step), step) for step in steps if gate in step.gates]
+        if held:
+            choose = min if at_least else max
+            figure, step = choose(held, key=lambda one: one[0])
+            yield GateRow(
+                name=name,
+                limit=step.gates[gate],
+                reached=figure,
+                at_least=at_least,
+                where=step.part or "",
+            )
+
+
+def _worst(step: StepResult, figure: str, choose: Callable[[list[float]], float]) -> float:
+    return choose([float(row[figure]) for row in step.fidelity if row.get(figure) is not None])
+
+
+def _parts(shop: Workshop, manifest: Manifest) -> Iterator[PartRow]:
+    for name, entry in manifest.parts.items():
+        files = (entry.artifact, *entry.side_files)
+        exported = shop.root / shop.exported(name)
+        yield PartRow(
+            name=name,
+            artifact=entry.artifact,
+            bytes=sum(shop.path(file).stat().st_size for file in files),
+            reference_bytes=exported.stat().st_size if exported.is_file() else None,
+        )
+
+
+def _reports(shop: Workshop, file: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for part in shop.parts:
+        path = shop.root / "report" / part / file
+        if path.is_file():
+            yield part, json.loads(path.read_text(encoding="utf-8"))
+
+
+def _fusions(shop: Workshop) -> Iterator[FusionRow]:
+    for part, report in _reports(shop, "fusions.json"):
+        for row in report["fusions"]:
+            if row["fired"] or row["left"]:
+                yield FusionRow(
+                    part=part, name=row["name"], fired=row["fired"], left=tuple(row["left"])
+                )
+
+
+def _groups(shop: Workshop) -> Iterator[GroupRow]:
+    for part, report in _reports(shop, "quantization.json"):
+        for row in report["report"]["groups"]:
+            yield value_from_json(GroupRow, {"part": part, **row})
+
+
+def _layers(shop: Workshop) -> Iterator[LayerRow]:
+    for part, report in _reports(shop, "quantization.json"):
+        for row in report["layers"]:
+            yield LayerRow(part=part, path=row["path"], sqnr_db=float(row["sqnr_db"]))
+
+
+def _verified(path: Path) -> Verified | None:
+    if not path.is_file():
+        return None
+    table = json.loads(path.read_text(encoding="utf-8"))
+    return value_from_json(Verified, table) if "measured" in table else None
