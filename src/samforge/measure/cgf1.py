@@ -2,8 +2,8 @@
 
 Defined in the SAM 3 paper (https://arxiv.org/abs/2511.16719, section 3) and computed as its
 evaluator does (``sam3/eval/cgf1_eval.py`` of facebookresearch/sam3), but without the small numbers
-that it adds to denominators: perfect answers score exactly 1, and other figures lie at most 2e-4
-above the evaluator's. Figures here are fractions; the paper multiplies by 100.
+that it adds to denominators: perfect answers score exactly 1, and other figures differ from the
+evaluator's by at most 2e-4. Figures here are fractions; the paper multiplies by 100.
 """
 
 from __future__ import annotations
