@@ -316,6 +316,13 @@ def test_without_pyav(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         VideoWriter(tmp_path / "a.mp4", (64, 96))
 
 
+def test_a_pyav_that_gets_colours_wrong(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(av, "__version__", "16.1.0")
+    message = r"PyAV 17 or newer \(here is 16.1.0\) is not installed. Run: pip install 'samforge\["
+    with pytest.raises(MissingExtra, match=message):
+        VideoReader(tmp_path / "a.mp4")
+
+
 def test_a_failure_leaves_the_earlier_file(tmp_path: Path) -> None:
     path = tmp_path / "out.mp4"
     path.write_bytes(b"mine")
