@@ -78,8 +78,8 @@ def graph(part: str, precision: str, folder: Path) -> Path:
     """Write the ONNX graph of a part in a precision, unless it is there."""
     import onnx_ir as ir
 
-    from samforge.models.sam3.parts import part_spec
     from samforge.models.sam3.loading import checkpoint_from_name
+    from samforge.models.sam3.parts import part_spec
     from samforge.transform.export import exported_from_file
     from samforge.transform.onnx.convert import onnx_from_exported, save_onnx
     from samforge.transform.onnx.half import cast_half

@@ -64,7 +64,12 @@ class _Generations:
     SM75 = SM80 = SM86 = SM89 = SM120 = SM121 = NONE = CURRENT = 0
 
 
-RTX_17 = _library(RTX, "1.7.1.116", NetworkDefinitionCreationFlag=_Flags, ComputeCapability=_Generations)  # fmt: skip
+RTX_17 = _library(
+    RTX,
+    "1.7.1.116",
+    NetworkDefinitionCreationFlag=_Flags,
+    ComputeCapability=_Generations,
+)
 
 
 @pytest.mark.parametrize(
@@ -175,10 +180,10 @@ def test_rtx_builds_for_named_generations_or_the_gpu_at_hand() -> None:
     named = EngineSettings(compute_capabilities=("86", "120"))
     assert target_capabilities(RTX_17, named, None) == ("86", "120")
     assert target_capabilities(RTX_17, EngineSettings(), L4) == ("89",)
-    with pytest.raises(SettingError, match="There is no GPU here to build for.*75, 80, 86, 89"):
+    with pytest.raises(SettingError, match=r"There is no GPU here to build for.*75, 80, 86, 89"):
         target_capabilities(RTX_17, EngineSettings(), None)
     hopper = replace(L4, name="NVIDIA H200", compute_capability="90")
-    with pytest.raises(SettingError, match="does not build for compute capability 90. It builds"):
+    with pytest.raises(SettingError, match=r"does not build for compute capability 90\. It builds"):
         target_capabilities(RTX_17, EngineSettings(), hopper)
     with pytest.raises(SettingError, match="does not run on compute capability 90"):
         target_capabilities(RTX_17, EngineSettings(compute_capabilities=("90",)), None)
@@ -204,7 +209,7 @@ def test_shapes_of_a_part() -> None:
 
 
 def test_a_profile_without_an_axis() -> None:
-    with pytest.raises(SettingError, match="detector has the dynamic axis prompts .* no range"):
+    with pytest.raises(SettingError, match=r"detector has the dynamic axis prompts .* no range"):
         shapes_from_spec(SPEC, {"batch": AxisRange()})
 
 
@@ -246,7 +251,8 @@ def test_the_exact_line_of_trtexec() -> None:
     settings = EngineSettings(precision="fp32", axes=axes, workspace_gib=4, optimization_level=4)
     settings = replace(settings, timing_cache=Path("t.cache"))
     lib = _library(TENSORRT, "10.16.0", NetworkDefinitionCreationFlag=_Flags)
-    line = command_line(lib, Path("d.onnx"), Path("d.engine"), shapes_from_spec(SPEC, axes), settings)  # fmt: skip
+    shapes = shapes_from_spec(SPEC, axes)
+    line = command_line(lib, Path("d.onnx"), Path("d.engine"), shapes, settings)
     assert line == (
         "trtexec --onnx=d.onnx --saveEngine=d.engine --stronglyTyped "
         "--minShapes=fpn:1x8x4x4,text:1x32x8 --optShapes=fpn:1x8x4x4,text:2x32x8 "
@@ -269,5 +275,45 @@ def test_the_exact_line_for_rtx() -> None:
 def test_an_unwritable_cache(place: str, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match="The timing cache .*(is no file|cannot be used)"):
+    with pytest.raises(OutputError, match=r"The timing cache .*(is no file|cannot be used)"):
         TimingCache(tmp_path / place)
+
+
+class _Config:
+    """What TensorRT's builder configuration does with caches; it cannot be installed here."""
+
+    def __init__(self, own: bytes) -> None:
+        self.own = own
+        self.content: bytes | None = None
+
+    def create_timing_cache(self, content: bytes) -> bytes:
+        return content
+
+    def set_timing_cache(self, cache: bytes, ignore_mismatch: bool) -> bool:
+        assert not ignore_mismatch
+        fits = cache == b"" or cache.startswith(self.own)
+        self.content = cache if fits else self.content
+        return fits
+
+    def get_timing_cache(self) -> _Config:
+        return self
+
+    def serialize(self) -> bytes:
+        return self.own + b" timings"
+
+
+def test_a_timing_cache_is_shared_and_a_foreign_one_is_ignored(tmp_path: Path) -> None:
+    path = tmp_path / "caches" / "timing.cache"
+    for expected in ("new", "used"):
+        config, cache = _Config(b"L4"), TimingCache(path)
+        assert cache.attach(config) == expected
+        cache.save(config)
+        assert path.read_bytes() == b"L4 timings"
+    config, cache = _Config(b"H100"), TimingCache(path)
+    assert cache.attach(config) == (
+        "ignored: timing.cache is of another GPU or version, and was begun anew"
+    )
+    assert config.content == b""
+    cache.save(config)
+    assert path.read_bytes() == b"H100 timings"
+    assert TimingCache(None).attach(config) == "none"

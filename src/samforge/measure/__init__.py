@@ -8,6 +8,7 @@ from samforge.measure.gates import (
     feature_cosine_limit,
     mask_iou_limit,
 )
+from samforge.measure.latency import Latency, latency_from_samples
 from samforge.measure.mesh import (
     BodyMesh,
     Deviation,
@@ -26,6 +27,13 @@ from samforge.measure.predictions import (
     compare_predictions,
     in_reference_order,
 )
+from samforge.measure.proof import (
+    PROOF_NAME,
+    ProvenTensor,
+    check_proof,
+    proven_tensors,
+    write_proof,
+)
 from samforge.measure.report import report_html, write_report
 from samforge.measure.report_data import ReportData
 from samforge.measure.segmentation import SegmenterAccuracy, measure_segmenter
@@ -35,25 +43,32 @@ __all__ = [
     "BodyMesh",
     "CgF1",
     "Deviation",
+    "Latency",
     "MeshComparison",
+    "PROOF_NAME",
     "PackedDetections",
     "PredictionFidelity",
+    "ProvenTensor",
     "Regions",
     "ReportData",
     "SegmenterAccuracy",
     "check_cgf1",
     "check_predictions",
+    "check_proof",
     "compare_detections",
     "compare_meshes",
     "compare_predictions",
     "feature_cosine_limit",
     "in_reference_order",
+    "latency_from_samples",
     "mask_iou_limit",
     "measure_segmenter",
     "mesh_from_file",
+    "proven_tensors",
     "regions_from_file",
     "report_html",
     "root_relative_mm",
     "save_people",
+    "write_proof",
     "write_report",
 ]

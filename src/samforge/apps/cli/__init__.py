@@ -20,6 +20,7 @@ from samforge.apps.cli.mesh_compare import mesh_compare
 from samforge.core.noise import quiet_third_parties
 from samforge.apps.cli.output import INTERRUPTED, report_error, report_interrupt, shown_warnings
 from samforge.apps.cli.predict import predict
+from samforge.apps.cli.verify import verify
 from samforge.apps.cli.video import video
 
 app = typer.Typer(
@@ -29,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for command in (
-    *(demo, build, predict, video, features, inspect, compare, mesh_compare, bench, doctor),
+    *(demo, build, predict, video, features, inspect, compare, verify, mesh_compare, bench, doctor),
 ):
     app.command(command.__name__.replace("_", "-"))(command)
 

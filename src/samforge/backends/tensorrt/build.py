@@ -86,7 +86,7 @@ def engine_from_onnx(  # noqa: PLR0913  # two files, what they are, and three op
     check_capabilities(flavour, targets, settings.precision)
     shapes = shapes_from_spec(spec, settings.axes)
     writable_folder(engine.parent)
-    cache = TimingCache(settings.timing_cache)
+    cache = TimingCache(settings.timing_cache if flavour.keeps_timings else None)
     logger = new_logger(lib.trt)
     start = time.perf_counter()
     builder = _builder(lib, logger, gpu)
@@ -124,7 +124,9 @@ def engine_from_onnx(  # noqa: PLR0913  # two files, what they are, and three op
         bytes=stamp.bytes,
         layers=layers,
         command=command_line(lib, onnx, engine, shapes, settings),
-        timing_cache=cache_state,
+        timing_cache=cache_state
+        if flavour.keeps_timings or settings.timing_cache is None
+        else f"ignored: {flavour.title} times nothing when it builds",
         computation=computation,
         warnings=texts(logger, "WARNING"),
     )

@@ -33,6 +33,8 @@ class Flavour:
     """Its command line program."""
     targets_generations: bool
     """Whether it builds for named compute capabilities, without a GPU of that kind."""
+    keeps_timings: bool
+    """Whether builds time kernels, so that a timing cache means something."""
     captures_graphs: bool
     """Whether it makes CUDA graphs by itself, so that we must not."""
 
@@ -46,6 +48,7 @@ TENSORRT = Flavour(
     below=(12, 0),
     tool="trtexec",
     targets_generations=False,
+    keeps_timings=True,
     captures_graphs=False,
 )
 RTX = Flavour(
@@ -57,6 +60,7 @@ RTX = Flavour(
     below=(2, 0),
     tool="tensorrt_rtx",
     targets_generations=True,
+    keeps_timings=False,  # "no-ops" since RTX 1.2, and deprecated
     captures_graphs=True,
 )
 
