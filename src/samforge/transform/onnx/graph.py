@@ -94,7 +94,8 @@ def replace(old: Sequence[ir.Node], new: Sequence[ir.Node], output: ir.Value) ->
     output.shape, output.dtype = result.shape, output.dtype or result.dtype
     result.replace_all_uses_with(output, replace_graph_outputs=True)
     for node in new:
-        for key, value in last.metadata_props.items():
+        # The first of the old ones is the layer itself, and its module names it in reports.
+        for key, value in old[0].metadata_props.items():
             node.metadata_props.setdefault(key, value)
     graph.remove(list(reversed(old)), safe=True)
 

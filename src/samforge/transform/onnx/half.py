@@ -232,7 +232,9 @@ def _fit_weight(model: ir.Model, node: ir.Node) -> None:
         shape = [1] * weight.integers.ndim
         if scales.size > 1:
             shape[weight.axis] = -1
-        again = np.rint(weight.floats / scales.reshape(shape)).clip(-127, 127)
+        again = weight.floats / scales.reshape(shape)
+        if weight.integers.dtype == np.int8:
+            again = np.rint(again).clip(-127, 127)
         small = np.broadcast_to((weight.scales < SMALLEST_SCALE).reshape(shape), again.shape)
         integers = np.where(small, again, weight.integers).astype(weight.integers.dtype)
         node.replace_input_with(0, constant(model, f"{layer_path(node)}.weight_fits", integers))

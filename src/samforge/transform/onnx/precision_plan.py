@@ -22,7 +22,8 @@ PRODUCTS = {"MatMul", "Gemm", "Conv", "ConvTranspose"}
 """Computed in half: this is where the time goes."""
 MOVES = {
     *("Reshape", "Transpose", "Slice", "Split", "Concat", "Squeeze", "Unsqueeze", "Expand"),
-    *("Tile", "Pad", "Gather", "Identity", "Flatten", "Where", "Neg", "Relu", "MaxPool", "Resize"),
+    *("Tile", "Pad", "Gather", "Identity", "Flatten", "Where", "Neg", "Relu", "MaxPool"),
+    "Resize",
 }
 """Exact in every type: they take the type that whoever reads them wants."""
 SCORES = {"Add", "Mul", "Div", "Sub", "Where"}
@@ -75,19 +76,21 @@ def planned_type(node: ir.Node, plan: Plan, core: set[ir.Node]) -> ir.DataType |
         return TYPES[plan.softmax]
     if node.op_type in PRODUCTS or _adds_bias(node):
         return ir.DataType.FLOAT16
+    moves = node.op_type in MOVES | {"QuantizeLinear", "DequantizeLinear"}
+    if moves or (node.op_type in {"Mul", "Div"} and _scales(node)):
+        return None
+    return TYPES[_surrounding(node, plan)]
+
+
+def _surrounding(node: ir.Node, plan: Plan) -> str:
+    """Format of what is neither a product nor a move; float where the plan has no word for it."""
     if node.op_type in {"Gelu", "Erf"} or _in_written_gelu(node):
-        return TYPES[plan.gelu]
+        return plan.gelu
     if node.op_type == "LayerNormalization":
-        return TYPES[plan.layer_norm]
-    if node.op_type in MOVES or node.op_type in {"QuantizeLinear", "DequantizeLinear"}:
-        return None
-    if node.op_type in {"Mul", "Div"} and _scales(node):
-        return None
+        return plan.layer_norm
     if _is_rotary(node):
-        return TYPES[plan.rotary]
-    if _is_residual(node):
-        return TYPES[plan.residual]
-    return ir.DataType.FLOAT
+        return plan.rotary
+    return plan.residual if _is_residual(node) else "float"
 
 
 def attention_core(model: ir.Model) -> set[ir.Node]:

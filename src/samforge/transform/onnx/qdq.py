@@ -16,7 +16,6 @@ from samforge.core.session import Array
 from samforge.transform.onnx.graph import (
     array_of,
     constant,
-    consumers,
     layer_path,
     only_consumer,
     producer,
@@ -60,7 +59,7 @@ class QuantizedLayer:
     activation: ir.Node
     """DequantizeLinear of its input."""
     weight: ir.Node
-    """DequantizeLinear of its weight."""
+    """DequantizeLinear of its weight; a Transpose may follow until it is folded."""
     bias_add: ir.Node | None
     """Addition of a constant vector right behind a MatMul, or None."""
 
@@ -95,7 +94,7 @@ def quantized_layers(model: ir.Model) -> tuple[QuantizedLayer, ...]:
         if node.op_type not in WEIGHTED or node.domain:
             continue
         activation = producer(node.inputs[0], "DequantizeLinear")
-        weight = producer(node.inputs[1], "DequantizeLinear")
+        weight = _weight(node.inputs[1])
         if activation is None or weight is None or not is_weight(weight) or is_weight(activation):
             continue
         found.append(
@@ -162,12 +161,24 @@ def fold_weight_transposes(model: ir.Model) -> ir.Model:
     return model
 
 
-def drop_activation_pair(model: ir.Model, layer: QuantizedLayer) -> None:
-    """Give a layer its input as it was before quantization; others may still read the pair."""
+def restore(model: ir.Model, layer: QuantizedLayer) -> None:
+    """Take a layer back to float: half a quantization costs time and accuracy and saves nothing.
+
+    Others may still read its quantized input.
+    """
     quantize = producer(layer.activation.inputs[0], "QuantizeLinear")
-    if quantize is None or quantize.inputs[0] is None:
-        return
-    layer.node.replace_input_with(0, quantize.inputs[0])
+    if quantize is not None and quantize.inputs[0] is not None:
+        layer.node.replace_input_with(0, quantize.inputs[0])
+    weight = layer.read_weight()
+    stored = weight.node.inputs[0]
+    name = stored.name if stored is not None else layer.path
+    layer.node.replace_input_with(1, constant(model, f"{name}_float", weight.floats))
+
+
+def _weight(value: ir.Value | None) -> ir.Node | None:
+    """DequantizeLinear of a weight; the exporter transposes it for a MatMul."""
+    moved = producer(value, "Transpose")
+    return producer(moved.inputs[0] if moved is not None else value, "DequantizeLinear")
 
 
 def _bias_add(node: ir.Node) -> ir.Node | None:
@@ -184,8 +195,3 @@ def _vector(add: ir.Node) -> Array | None:
         if array is not None and array.ndim == 1:
             return array
     return None
-
-
-def readers_of(node: ir.Node) -> list[ir.Node]:
-    """Nodes that read a node's only output."""
-    return consumers(node.outputs[0])

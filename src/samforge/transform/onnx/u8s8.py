@@ -19,13 +19,13 @@ from samforge.transform.onnx.convolution_products import (
     convolution_to_kernel,
     transposed_from_product,
 )
-from samforge.transform.onnx.graph import array_of, constant, note, replace, tidy
+from samforge.transform.onnx.graph import constant, note, replace, tidy
 from samforge.transform.onnx.qdq import (
     QuantizedLayer,
     activation_nodes,
-    drop_activation_pair,
     fold_weight_transposes,
     quantized_layers,
+    restore,
     scale_and_zero,
 )
 
@@ -59,7 +59,7 @@ def to_u8s8(model: ir.Model, *, output_scales: Mapping[str, float] | None = None
         reason = _lower(model, layer, output_scales or {})
         done += reason is None
         if reason is not None:
-            _restore(model, layer)
+            restore(model, layer)
             left.append(f"{layer.path}: {reason}")
     tidy(model)
     model.opset_imports[DOMAIN] = 1
@@ -131,18 +131,3 @@ def _linear(model: ir.Model, layer: QuantizedLayer) -> str | None:
     nodes = [layer.node] if layer.bias_add is None else [layer.node, layer.bias_add]
     replace(nodes, [product], product.outputs[0])
     return None
-
-
-def _restore(model: ir.Model, layer: QuantizedLayer) -> None:
-    """Take a layer back to float: half a quantization costs time and accuracy and saves nothing."""
-    drop_activation_pair(model, layer)
-    weight = layer.read_weight()
-    name = weight.node.inputs[0].name if weight.node.inputs[0] is not None else layer.path
-    layer.node.replace_input_with(1, constant(model, f"{name}_float", weight.floats))
-
-
-def vector_of(value: ir.Value | None, size: int) -> np.ndarray:
-    """A scale as one number a channel."""
-    array = array_of(value)
-    assert array is not None  # noqa: S101  # scales are constants
-    return np.broadcast_to(array.reshape(-1), (size,))
