@@ -13,10 +13,17 @@ from transformers import DINOv3ViTModel
 
 from samforge.backends import backend_from_name
 from samforge.core.errors import ExportError, SettingError, ShapeError
+from samforge.core.recipe import TARGET_PRECISIONS, Recipe
 from samforge.measure.fidelity import compare_tensor
 from samforge.models.dinov3.backbone import Backbone, rope_tables
 from samforge.models.dinov3.checkpoint import Dinov3Checkpoint, state_shapes
-from samforge.models.dinov3.config import ARCHITECTURES, REGISTERS, config_from_settings
+from samforge.models.dinov3.config import (
+    ARCHITECTURES,
+    BODY,
+    BODY_PX,
+    REGISTERS,
+    config_from_settings,
+)
 from samforge.models.dinov3.loading import RandomBackbone, checkpoint_from_name
 from samforge.transform.export import TRACED_SIZES, exported_from_part, run_exported, save_exported
 from samforge.transform.onnx.convert import onnx_from_exported, save_onnx
@@ -24,6 +31,7 @@ from samforge.transform.onnx.convert import onnx_from_exported, save_onnx
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 LIMIT = 1e-5
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 GATED = {**ARCHITECTURES["dinov3-tiny"], "num_register_tokens": REGISTERS}
 CONFIGS = {
     "gated": GATED,
@@ -226,3 +234,13 @@ def test_export_errors_name_the_part() -> None:
     part = checkpoint.part("backbone")
     with pytest.raises(ExportError, match="backbone cannot be exported"):
         exported_from_part(part, {"images": torch.zeros(2, 3, 64)})
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8", "fp8"])
+def test_the_recipes(precision: str) -> None:
+    recipe = Recipe.from_toml(RECIPES / f"sam3d-body-{precision}.toml")
+    assert (recipe.model, recipe.precision) == (BODY, precision)
+    assert recipe.image_size == BODY_PX
+    assert precision in TARGET_PRECISIONS[recipe.target]
+    assert not recipe.quantization.patch_embedding
+    assert recipe.calibration.samples == (16 if precision == "fp16" else 64)

@@ -105,9 +105,7 @@ def test_a_part_without_maps_is_refused() -> None:
         inputs=(TensorSpec(name="input_ids", dtype="int64", shape=("prompts", 32)),),
         outputs=(TensorSpec(name="text_features", dtype="float32", shape=("prompts", 32, 8)),),
     )
-    with pytest.raises(
-        SettingError, match=r"text takes input_ids\. Give the session of"
-    ):
+    with pytest.raises(SettingError, match=r"text takes input_ids\. Give the session of"):
         FeatureExtractor(Blocks(text), SPEC, read_image)
 
 
@@ -181,7 +179,7 @@ def test_the_command_for_machines(
     assert image["statistics"]["mean"] == pytest.approx(float(wanted.mean()), abs=1e-6)
     assert image["statistics"]["std"] == pytest.approx(float(wanted.std()), abs=1e-5)
     assert 0 < image["foreground"] <= 1
-    assert table["latency"]["runs"] == 1
+    assert table["latency"]["samples"] == 1
     assert table["latency"]["median_ms"] > 0
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from samforge.core.errors import ForeignBundle
 from samforge.core.files import writable_folder
 from samforge.core.images import RgbImage
 from samforge.draw import grid, pca_pictures
+from samforge.measure import Latency, latency_from_samples
 from samforge.media import read_image, write_png
 from samforge.runtime import FeatureExtractor, FeatureStatistics
 
@@ -53,22 +53,6 @@ class ImageFeatures:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Latency:
-    """Time of the part alone, milliseconds."""
-
-    runs: int
-    """How many were timed."""
-    median_ms: float
-    """Half of the runs took longer."""
-    mean_ms: float
-    """Average."""
-    min_ms: float
-    """Fastest."""
-    max_ms: float
-    """Slowest."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class FeatureReport:
     """What ``samforge features`` found."""
 
@@ -83,7 +67,7 @@ class FeatureReport:
     images: tuple[ImageFeatures, ...]
     """In the order given."""
     latency: Latency
-    """Of the first image."""
+    """Of the part alone, on the first image."""
     out: Path
     """The picture."""
 
@@ -143,13 +127,7 @@ def feature_report(
             )
             for file, one, picture in zip(files, found, pictures, strict=True)
         ),
-        latency=Latency(
-            runs=runs,
-            median_ms=statistics.median(milliseconds),
-            mean_ms=statistics.fmean(milliseconds),
-            min_ms=min(milliseconds),
-            max_ms=max(milliseconds),
-        ),
+        latency=latency_from_samples(milliseconds),
         out=out,
     )
 

@@ -105,7 +105,7 @@ def _print(report: FeatureReport) -> None:
     )
     latency = report.latency
     print_line(
-        f"{report.part}: {latency.median_ms:.1f} ms (median of {latency.runs} runs, "
+        f"{report.part}: {latency.median_ms:.1f} ms (median of {latency.samples} runs, "
         f"{latency.min_ms:.1f} to {latency.max_ms:.1f})"
     )
     print_line(f"Written to {shown_path(report.out)}", style="green")
