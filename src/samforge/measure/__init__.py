@@ -39,13 +39,13 @@ from samforge.measure.report_data import ReportData
 from samforge.measure.segmentation import SegmenterAccuracy, measure_segmenter
 
 __all__ = [
+    "PROOF_NAME",
     "Accuracy",
     "BodyMesh",
     "CgF1",
     "Deviation",
     "Latency",
     "MeshComparison",
-    "PROOF_NAME",
     "PackedDetections",
     "PredictionFidelity",
     "ProvenTensor",
