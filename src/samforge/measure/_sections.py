@@ -124,15 +124,15 @@ def gates(data: ReportData) -> Markup | None:
     rows = [
         (
             gate.name,
-            tag("span", gate.where) if gate.where else None,
-            f"{'at least' if gate.at_least else 'at most'} {gate.limit:g}",
-            _reached(gate),
             Cell(content="✓ held" if gate.holds else "✗ failed", look=_look(gate)),
+            _reached(gate),
+            f"{'at least' if gate.at_least else 'at most'} {gate.limit:g}",
+            gate.where or None,
         )
         for gate in data.gates
     ]
     hint = "A build publishes only when all of them hold."
-    return _section("Gates", hint, table(("gate", "worst at", "limit#", "reached#", ""), rows))
+    return _section("Gates", hint, table(("gate", "", "reached#", "limit#", "worst at"), rows))
 
 
 def _reached(gate: GateRow) -> str:
