@@ -156,7 +156,7 @@ def test_the_command(bundle: samforge.Bundle, scenes: list[Path], tmp_path: Path
     out = tmp_path / "made" / "pca.png"
     done = run(bundle.root, *scenes, "--out", out, "--shared", "--runs", 2)
     assert done.exit_code == 0, done.output
-    assert "backbone: features on torch" in done.output
+    assert "backbone: features, 4 x 4 cells, on torch" in done.output
     assert "median of 2 runs" in done.output
     assert "has random weights: its features mean nothing" in done.output
     # Two rows of the picture and its features.

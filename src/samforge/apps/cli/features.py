@@ -86,22 +86,22 @@ def features(  # noqa: PLR0913  every argument is an option that a user types
 
 
 def _print(report: FeatureReport) -> None:
+    height, width = report.images[0].cells_hw  # one size: the part has one
     print_table(
-        f"{report.part}: {report.output} on {report.runtime} ({report.processor})",
-        (*("image", "cells", "mean", "std", "norm", "min", "max", "foreground"), "in 3 colours"),
+        f"{report.part}: {report.output}, {height} x {width} cells, on {report.runtime} "
+        f"({report.processor})",
+        ("image", "mean", "std", "norm", "range", "foreground"),
         [
             (
                 one.image.name,
-                f"{one.cells_hw[0]} x {one.cells_hw[1]}",
                 *(f"{figure:.3f}" for figure in (one.statistics.mean, one.statistics.std)),
                 f"{one.statistics.norm:.2f}",
-                *(f"{figure:.3f}" for figure in (one.statistics.min, one.statistics.max)),
+                f"{one.statistics.min:.2f} to {one.statistics.max:.2f}",
                 f"{one.foreground:.0%}",
-                f"{sum(one.explained):.0%}",
             )
             for one in report.images
         ],
-        numbers=("mean", "std", "norm", "min", "max", "foreground", "in 3 colours"),
+        numbers=("mean", "std", "norm", "range", "foreground"),
     )
     latency = report.latency
     print_line(
