@@ -157,3 +157,14 @@ def test_other_shapes_are_refused(maps: list[Any], named: str) -> None:
 def test_thresholds_outside_the_range_are_refused(threshold: float) -> None:
     with pytest.raises(SettingError, match="Give a number from 0 to 1"):
         pca_pictures([disc()[0]], threshold=threshold)
+
+
+def test_things_that_are_cut_off_by_the_rim_are_foreground() -> None:
+    features = np.random.default_rng(0).normal(0, 0.05, (6, 16, 16))
+    inside = np.zeros((16, 16), np.bool_)
+    inside[:4, :5] = inside[:4, 9:13] = True
+    features[0, inside] += 5
+    features[1:4, inside] += np.random.default_rng(1).normal(0, 1, (3, inside.sum()))
+    for sign in (1, -1):
+        (picture,) = pca_pictures([features * sign])
+        assert np.array_equal(picture.foreground, inside)

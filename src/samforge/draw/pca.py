@@ -127,7 +127,7 @@ def _border(shapes: Sequence[tuple[int, ...]]) -> npt.NDArray[np.bool_]:
 def _foreground(
     tokens: Floats, border: npt.NDArray[np.bool_], threshold: float | None
 ) -> npt.NDArray[np.bool_]:
-    """Cells on that side of the first component where fewer of the rim's are.
+    """Cells on the side of the first component that has less of the rim.
 
     Too few of them for three components (fewer than four) means that nothing stands out: all are
     taken.
@@ -137,13 +137,13 @@ def _foreground(
         return everything
     directions, _ = _components(tokens - tokens.mean(axis=0), 1)
     score = tokens @ directions[:, 0]
-    # Things are photographed in the middle: their side of the component is the one off the rim.
-    if not border.all() and score[border].mean() > score[~border].mean():
-        score = -score
     low, high = score.min(), score.max()
     if high <= low:
         return everything
     share = (score - low) / (high - low)
+    # Most of a picture's rim is ground, also where things are cut off by it.
+    if (share > _otsu(share))[border].mean() > 0.5:
+        share = 1 - share
     found = share > (_otsu(share) if threshold is None else threshold)
     return found if found.sum() > COLORS else everything
 
