@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -13,11 +15,13 @@ import pytest
 
 import samforge
 from samforge.apps import cli
+from samforge.apps.cli.comparison import compare_bundles
 from samforge.apps.cli.data import DataOptions, data_from_text
 from samforge.core.detections import Detections
 from samforge.core.errors import SettingError
 from samforge.core.files import sha256_of
 from samforge.core.images import RgbImage
+from samforge.core.labelled import LabelledImage
 from samforge.core.manifest import TextSpec
 from samforge.core.rle import segmentation_from_mask
 from samforge.core.timing import Timings
@@ -110,6 +114,21 @@ def test_bundles_are_compared_with_the_reference(
     assert report["error"]["exit_code"] == 7
     assert "Masks of int8 against the reference: mean IoU is 0." in report["failed_gates"][0]
     assert report["error"]["message"] == "\n".join(report["failed_gates"])
+
+
+def test_every_bundle_runs_once(tiny_bundle: samforge.Bundle) -> None:
+    """The reference too, however many bundles are compared with it."""
+    data = data_from_text("scenes:1")
+    runs: list[None] = []
+
+    def images() -> Iterator[LabelledImage]:
+        runs.append(None)
+        return data.images()
+
+    rows = compare_bundles([tiny_bundle] * 3, replace(data, images=images), done=lambda: None)
+    assert len(runs) == 3
+    assert [row.reference for row in rows] == [True, False, False]
+    assert [row.accuracy.fidelity is None for row in rows] == [True, False, False]
 
 
 def test_a_bundle_that_equals_the_reference_holds_every_gate(
@@ -318,8 +337,6 @@ def test_a_model_of_another_vocabulary_is_refused(
     capsys: Capture,
 ) -> None:
     """Told before anything is measured."""
-    from dataclasses import replace
-
     from samforge.models.sam3.byte_tokenizer import byte_tokenizer
 
     (tmp_path / "tokenizer").mkdir()

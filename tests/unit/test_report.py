@@ -146,6 +146,7 @@ def report(name: str = "tiny") -> ReportData:
         fidelity_data=name,
         accuracy=accuracy(0.9),
         reference_accuracy=accuracy(0.91),
+        reference_name="fp32 in PyTorch",
         layers=tuple(
             LayerRow(part=name, path=f"{name}.{i}", sqnr_db=value, kept=i == 1)
             for i, value in enumerate((math.inf, 43.21, 20.5, -math.inf))
@@ -180,6 +181,7 @@ def test_the_page_says_what_was_measured() -> None:
         "1.5e-06",
         "120.5",
         "1 candidates left",
+        "fp32 in PyTorch in the same run: 12 ms",
     ):
         assert words in page.text, words
     headings = re.findall(r"<h2>(.*?)</h2>", report_html(report()))

@@ -72,7 +72,7 @@ def _tiles(data: ReportData) -> Markup:
     if mine is not None:
         hint = ""
         if theirs is not None:
-            hint = f"fp32 in the same run: {theirs.image_ms:.0f} ms"
+            hint = f"{data.reference_name} in the same run: {theirs.image_ms:.0f} ms"
         tiles.append(_tile("Time an image", f"{mine.image_ms:.0f} ms", hint))
     return tag("dl", tiles, class_="tiles")
 
@@ -176,7 +176,10 @@ def fidelity(data: ReportData) -> Markup | None:
 
 def accuracy(data: ReportData) -> Markup | None:
     """Both on labelled images."""
-    measured = [("fp32", data.reference_accuracy), (data.precision, data.accuracy)]
+    measured = [
+        (data.reference_name, data.reference_accuracy),
+        (f"{data.precision} in {data.target}", data.accuracy),
+    ]
     rows = [_accuracy_row(name, one) for name, one in measured if one is not None]
     if not rows or data.random_weights:
         return None

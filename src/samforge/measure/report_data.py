@@ -152,6 +152,8 @@ class ReportData:
     """This bundle on labelled images."""
     reference_accuracy: SegmenterAccuracy | None = None
     """fp32 on the same."""
+    reference_name: str = "fp32"
+    """What fp32 was run by, where times are compared: ``fp32 in PyTorch``."""
     layers: tuple[LayerRow, ...] = ()
     """In the order of the graph, part by part."""
     groups: tuple[GroupRow, ...] = ()
