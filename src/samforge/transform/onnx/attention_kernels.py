@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from samforge.core.session import Array
 from samforge.transform.onnx.graph import array_of, constant, only_consumer, producer, replace, tidy
+from samforge.transform.onnx.rotary_pattern import rotary_from_add
 
 DOMAIN = "com.microsoft"
 HEADS_FIRST = [0, 2, 1, 3]
@@ -32,7 +33,7 @@ class _Rows:
     tokens: int
     size: int
     """Of a head."""
-    tables: tuple[ir.Value, ir.Value] | None = None
+    tables: tuple[Array, Array] | None = None
     """Cosine and sine of the rotary encoding that is applied to them."""
 
 
@@ -93,7 +94,7 @@ def _turned(model: ir.Model, rows: _Rows, nodes: list[ir.Node]) -> ir.Value:
         nodes.append(
             ir.node(
                 "RotaryEmbedding",
-                [nodes[-1].outputs[0], start, *rows.tables],
+                [nodes[-1].outputs[0], start, *(_stored(model, one) for one in rows.tables)],
                 {"interleaved": 1, "num_heads": rows.heads},
                 domain=DOMAIN,
             )
@@ -118,100 +119,30 @@ def _rows(value: ir.Value | None) -> _Rows | None:
     turned = producer(value, "Add")
     tables = None
     if turned is not None:
-        found = _rotary(turned)
-        if found is None or value is None or value.graph is None:
+        found = rotary_from_add(turned)
+        if found is None:
             return None
-        value, cos, sin = found
-        tables = (_table(value, cos, "cos"), _table(value, sin, "sin"))
-        if None in tables:
-            return None
+        value, tables = found.value, (found.cos, found.sin)
     split = producer(value, "Transpose")
     heads = producer(split.inputs[0], "Reshape") if split is not None else None
     if split is None or heads is None or _perm(split) != HEADS_FIRST:
         return None
-    axes = list(heads.outputs[0].shape or ())
-    if len(axes) != 4 or not all(isinstance(axis, int) for axis in axes[1:]):
+    axes, given = list(heads.outputs[0].shape or ()), heads.inputs[0]
+    fixed = [axis for axis in axes[1:] if isinstance(axis, int)]
+    if given is None or len(axes) != 4 or len(fixed) != 3:
         return None
-    given = heads.inputs[0]
-    if given is None:
-        return None
-    tokens, count, size = (int(axis) for axis in axes[1:])  # type: ignore[call-overload]
-    return _Rows(value=given, heads=count, tokens=tokens, size=size, tables=tables)  # type: ignore[arg-type]
+    tokens, count, size = fixed
+    return _Rows(value=given, heads=count, tokens=tokens, size=size, tables=tables)
 
 
-def _rotary(add: ir.Node) -> tuple[ir.Value, Array, Array] | None:
-    """``x * cos + rotated(x) * sin`` -> x, cos, sin."""
-    products = [producer(value, "Mul") for value in add.inputs]
-    for straight, turned in (products, reversed(products)):
-        if straight is None or turned is None:
-            continue
-        cos, x = _table_and_other(straight)
-        sin, rotated = _table_and_other(turned)
-        if cos is None or sin is None or x is None or _pairs_source(rotated) is not x:
-            continue
-        if np.array_equal(cos[..., 0::2], cos[..., 1::2]) and np.array_equal(
-            sin[..., 0::2], sin[..., 1::2]
-        ):
-            return x, cos, sin
-    return None
-
-
-def _table_and_other(mul: ir.Node) -> tuple[Array | None, ir.Value | None]:
-    for table, other in (mul.inputs, reversed(mul.inputs)):
-        array = array_of(table)
-        if array is not None and array.ndim >= 2:
-            return array, other
-    return None, None
-
-
-def _pairs_source(value: ir.Value | None) -> ir.Value | None:
-    """``(x0, x1) -> (-x1, x0)`` for every pair of channels: the x, or None for anything else."""
-    flat = producer(value, "Reshape")
-    joined = producer(flat.inputs[0], "Concat") if flat is not None else None
-    if joined is None or len(joined.inputs) != 2:
-        return None
-    negated, kept = (producer(part, "Unsqueeze") for part in joined.inputs)
-    negative = producer(negated.inputs[0], "Neg") if negated is not None else None
-    if kept is None or negative is None:
-        return None
-    odd, even = _half(negative.inputs[0]), _half(kept.inputs[0])
-    if odd is None or even is None or odd[0] is not even[0] or (even[1], odd[1]) != (0, 1):
-        return None
-    pairs = producer(odd[0], "Reshape")
-    return pairs.inputs[0] if pairs is not None else None
-
-
-def _half(value: ir.Value | None) -> tuple[ir.Value, int] | None:
-    """Which of the two numbers of each pair a value is."""
-    squeezed = producer(value, "Squeeze")
-    if squeezed is None:
-        return None
-    part = producer(squeezed.inputs[0], "Slice", "Split")
-    if part is None or part.inputs[0] is None:
-        return None
-    axes = list(part.inputs[0].shape or ())
-    if not axes or axes[-1] != 2:
-        return None
-    if part.op_type == "Split":
-        return part.inputs[0], list(part.outputs).index(squeezed.inputs[0])
-    start = array_of(part.inputs[1])
-    return None if start is None else (part.inputs[0], int(start.reshape(-1)[0]))
-
-
-def _table(value: ir.Value, table: Array, name: str) -> ir.Value | None:
-    """Cosine or sine as RotaryEmbedding reads it: (tokens, D / 2)."""
-    graph = value.graph
-    if graph is None or table.size != table.shape[-2] * table.shape[-1]:
-        return None
-    half = np.ascontiguousarray(table.reshape(table.shape[-2:])[:, 0::2])
-    for known in graph.initializers.values():
-        content = array_of(known) if (known.name or "").startswith(f"rotary_{name}") else None
-        if content is not None and np.array_equal(content, half):
-            return known
-    unique = f"rotary_{name}_{len(graph.initializers)}"
-    stored = ir.val(unique, const_value=ir.Tensor(half, name=unique))
-    graph.register_initializer(stored)
-    return stored
+def _stored(model: ir.Model, table: Array) -> ir.Value:
+    """A table, once for all layers that share it."""
+    for known in model.graph.initializers.values():
+        if (known.name or "").startswith("rotary_table"):
+            content = array_of(known)
+            if content is not None and np.array_equal(content, table):
+                return known
+    return constant(model, "rotary_table", table)
 
 
 def _perm(node: ir.Node) -> list[int]:

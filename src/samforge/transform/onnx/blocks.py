@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from samforge.transform.onnx.graph import constant, only_consumer, producer, replace, tidy
+from samforge.transform.onnx.graph import constant, only_consumer, producer, replace, set_type, tidy
 
 QUERIES = 1296
 """Queries in a block, and the number from which attention is divided: a quarter of 5184."""
@@ -57,17 +57,13 @@ def _divide(
         product = ir.node("MatMul", [block.outputs[0], scores.inputs[1]])
         weights = ir.node("Softmax", [product.outputs[0]], dict(softmax.attributes))
         part = ir.node("MatMul", [weights.outputs[0], context.inputs[1]])
-        for new, like in (
-            (block, scores.inputs[0]),
-            (product, None),
-            (weights, None),
-            (part, None),
-        ):
-            _describe(new, like, nodes, end - start)
+        originals = (scores.inputs[0], *(node.outputs[0] for node in nodes))
+        for new, original in zip((block, product, weights, part), originals, strict=True):
+            _describe(new.outputs[0], original, end - start)
         made += [block, product, weights, part]
         parts.append(part.outputs[0])
     made.append(ir.node("Concat", parts, {"axis": 2}))
-    made[-1].outputs[0].dtype = context.outputs[0].dtype
+    set_type(made[-1].outputs[0], context.outputs[0].dtype)
     replace(nodes, made, made[-1].outputs[0])
 
 
@@ -75,7 +71,7 @@ def _describe(value: ir.Value, original: ir.Value | None, queries: int) -> None:
     """Give a block's value the type and shape of what it is a part of."""
     if original is None:
         return
-    value.dtype = original.dtype
+    set_type(value, original.dtype)
     if original.shape is not None:
         axes = list(original.shape)
         axes[2] = queries

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from samforge.core.session import Array
-from samforge.transform.onnx.graph import constant, only_consumer, replace
+from samforge.transform.onnx.graph import constant, only_consumer, replace, set_type
 from samforge.transform.onnx.qdq import QuantizedLayer, scale_and_zero
 
 INT32_MAX = 2**31 - 1
@@ -40,7 +40,7 @@ def convolution_to_kernel(
     if quantize is not None:
         scale, out_zero = quantize.inputs[1:3]
     else:
-        scale, out_zero = constant(model, f"{name}.output_scale", np.float32([known])[0]), zero
+        scale, out_zero = constant(model, f"{name}.output_scale", np.array(known, np.float32)), zero
     inputs = [
         *layer.activation.inputs[:3],
         weight.node.inputs[0],
@@ -56,7 +56,7 @@ def convolution_to_kernel(
             return "its bias does not fit 32 bits"
         inputs.append(constant(model, f"{name}.bias_int32", integers.astype(np.int32)))
     kernel = ir.node("QLinearConv", inputs, dict(node.attributes))
-    kernel.outputs[0].dtype = zero.dtype if zero is not None else None
+    set_type(kernel.outputs[0], zero.dtype if zero is not None else None)
     if quantize is not None:
         replace([node, quantize], [kernel], kernel.outputs[0])
         return None

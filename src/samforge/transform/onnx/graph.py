@@ -75,9 +75,10 @@ def only_consumer(value: ir.Value, *operators: str) -> ir.Node | None:
     return readers[0]
 
 
-def like(value: ir.Value, name: str, dtype: ir.DataType | None = None) -> ir.Value:
-    """A new value with the shape of another, and its type unless one is given."""
-    return ir.val(name, dtype=dtype or value.dtype, shape=value.shape)
+def set_type(value: ir.Value, dtype: ir.DataType | None) -> None:
+    """Set an element type if it is known."""
+    if dtype is not None:
+        value.dtype = dtype
 
 
 def replace(old: Sequence[ir.Node], new: Sequence[ir.Node], output: ir.Value) -> None:
@@ -91,7 +92,8 @@ def replace(old: Sequence[ir.Node], new: Sequence[ir.Node], output: ir.Value) ->
     assert graph is not None  # noqa: S101  # nodes of a model belong to its graph
     graph.insert_before(last, new)
     output.name, result.name = result.name, None
-    output.shape, output.dtype = result.shape, output.dtype or result.dtype
+    output.shape = result.shape
+    set_type(output, output.dtype or result.dtype)
     result.replace_all_uses_with(output, replace_graph_outputs=True)
     for node in new:
         # The first of the old ones is the layer itself, and its module names it in reports.

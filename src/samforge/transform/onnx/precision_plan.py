@@ -110,8 +110,8 @@ def attention_core(model: ir.Model) -> set[ir.Node]:
 
 def _scores_side(node: ir.Node) -> ir.Node | None:
     """The node before, on the way to the product of queries and keys."""
-    before = [value.producer() for value in node.inputs if value is not None]
-    before = [one for one in before if one is not None]
+    makers = [value.producer() for value in node.inputs if value is not None]
+    before = [one for one in makers if one is not None]
     for operators in ({"MatMul"}, SCORES | {"Reshape"}):
         for one in before:
             if one.op_type in operators and _comes_from_product(one):

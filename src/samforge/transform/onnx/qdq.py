@@ -20,6 +20,7 @@ from samforge.transform.onnx.graph import (
     only_consumer,
     producer,
     replace,
+    set_type,
     tidy,
 )
 
@@ -155,7 +156,7 @@ def fold_weight_transposes(model: ir.Model) -> ir.Model:
             [stored, *weight.inputs[1:]],
             {"axis": perm.index(content.axis)} if content.scales.size > 1 else {},
         )
-        folded.outputs[0].dtype = node.outputs[0].dtype
+        set_type(folded.outputs[0], node.outputs[0].dtype)
         replace([node], [folded], folded.outputs[0])
     tidy(model)
     return model

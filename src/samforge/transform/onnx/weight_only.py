@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from samforge.core.session import Array
-from samforge.transform.onnx.graph import array_of, constant, consumers, tidy
+from samforge.transform.onnx.graph import array_of, constant, consumers, set_type, tidy
 
 FEWEST = 1024
 """Smaller weights stay float: their scales would weigh as much as they save."""
@@ -70,7 +70,8 @@ def _store(model: ir.Model, value: ir.Value, array: Array, axis: int) -> None:
         {"axis": axis},
     )
     result = dequantize.outputs[0]
-    result.name, result.dtype, result.shape = f"{value.name}_float", value.dtype, value.shape
+    result.name, result.shape = f"{value.name}_float", value.shape
+    set_type(result, value.dtype)
     readers = consumers(value)
     value.replace_all_uses_with(result)
     model.graph.insert_before(_first(model, readers), dequantize)
