@@ -8,7 +8,6 @@ steps survive a kill; nothing is published before all of them hold. What a step 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +23,7 @@ from samforge.steps.plan import stages
 from samforge.steps.publish import manifest_of, origin_of, published_files
 from samforge.steps.report import report_of
 from samforge.steps.run import Progress, Run
-from samforge.steps.workshop import Workshop
-
-STAGES = {"export": "torch", "onnx": "onnxruntime"}
-"""What ``until`` stops at, and the target that runs what is there by then."""
+from samforge.steps.workshop import STOPS, Workshop
 
 
 def build(
@@ -60,7 +56,11 @@ def build(
         FidelityError: A gate did not hold; nothing was published.
         OutputError: The folder cannot be written.
     """
-    recipe = _recipe(model, until, settings)
+    recipe = _recipe(model, settings)
+    if until is not None and until not in STOPS:
+        raise SettingError(
+            f"until is '{until}'; target {recipe.target} can stop at: {', '.join(STOPS)}."
+        )
     if jobs < 1:
         raise SettingError(f"jobs wants a whole number from 1 up, got {jobs}.")
     checkpoint = model_from_name(
@@ -71,35 +71,29 @@ def build(
         tokenizer=recipe.tokenizer,
     )
     parts = _part_names(recipe, checkpoint)
-    planned = stages(recipe, parts)
+    planned = stages(recipe, parts, until=until)
     require_space(Path(out), _needed_bytes(checkpoint))
     with Staging.open(out) as staging:
-        shop = Workshop(recipe=recipe, model=checkpoint, root=staging.root, parts=parts)
+        shop = Workshop(
+            recipe=recipe, model=checkpoint, root=staging.root, parts=parts, until=until
+        )
         origin = origin_of(checkpoint)
         run = Run(shop=shop, staging=staging, origin=origin, progress=progress)
         records = run.all(planned, jobs=jobs)
         manifest = manifest_of(shop, planned, records, origin)
         extra = (*write_tokenizer_and_license(shop), report_of(shop, manifest))
-        return open_bundle(staging.publish(manifest, published_files(manifest, extra)))
+        return open_bundle(staging.publish(manifest, published_files(manifest, records, extra)))
 
 
-def _recipe(model: str | Recipe, until: str | None, settings: Mapping[str, Any]) -> Recipe:
+def _recipe(model: str | Recipe, settings: Mapping[str, Any]) -> Recipe:
     if isinstance(model, Recipe):
         if settings:
             raise SettingError(
                 f"build got a recipe and {', '.join(sorted(settings))} beside it. "
                 "Put them into the recipe: dataclasses.replace(recipe, …)."
             )
-        recipe = model
-    else:
-        recipe = Recipe.from_dict({"model": model, **settings})
-    if until is None:
-        return recipe
-    if until not in STAGES:
-        raise SettingError(
-            f"until is '{until}'; target {recipe.target} can stop at: {', '.join(STAGES)}."
-        )
-    return replace(recipe, target=STAGES[until])
+        return model
+    return Recipe.from_dict({"model": model, **settings})
 
 
 def _part_names(recipe: Recipe, model: Model) -> tuple[str, ...]:

@@ -95,6 +95,29 @@ class Quantization:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Engine:
+    """How TensorRT builds engines."""
+
+    batch: int = 4
+    """Most images in one call."""
+    prompts: int = 8
+    """Most phrases in one call."""
+    boxes: int = 16
+    """Most exemplar boxes of a phrase."""
+    workspace_gib: float | None = None
+    """Most GPU memory a layer may use for itself; None leaves it to the library."""
+    optimization_level: int | None = None
+    """0 (quick build) to 5 (long search); None takes the library's 3."""
+    timing_cache: Path | None = None
+    """File that remembers timings of kernels across builds; ignored when it is another GPU's."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "prompts", "boxes"):
+            if getattr(self, name) < 1:
+                raise SettingError(f"engine.{name} wants at least 1, got {getattr(self, name)}.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Gates:
     """How far each step may stray from what it was made from before the build stops."""
 
@@ -148,6 +171,8 @@ class Recipe:
     """Where and how int8 and fp8 quantize."""
     compute_capabilities: tuple[str, ...] = ()
     """GPU generations an engine is built for: ``89``, ``86``; empty takes the one at hand."""
+    engine: Engine = field(default_factory=Engine)
+    """How TensorRT builds engines."""
     gates: Gates = field(default_factory=Gates)
     """What must hold for the build to publish."""
 

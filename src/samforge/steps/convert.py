@@ -69,7 +69,7 @@ def compared_with_samples(
 ) -> dict[str, tuple[TensorFidelity, ...]]:
     """Run a graph on the part's samples and compare with what the part gave in eager mode."""
     spec, checker = shop.spec(name), CHECKED_BY.get(shop.recipe.target, "onnxruntime")
-    options = options_of(shop.recipe) if checker == shop.recipe.target else {}
+    options = options_of(shop.recipe, checker)
     session = backend_from_name(checker).session_from_artifact(artifact, spec, options=options)
     figures = {}
     for words, path in zip(shop.sizes_in_words(), shop.samples(name), strict=True):
@@ -96,7 +96,9 @@ def _kernels(shop: Workshop, name: str, intended: Sequence[IntendedLayer]) -> tu
     elif target == "openvino":
         from samforge.backends.openvino import OpenVinoSession
 
-        session = OpenVinoSession(artifact, shop.spec(name), options=options_of(shop.recipe))
+        session = OpenVinoSession(
+            artifact, shop.spec(name), options=options_of(shop.recipe, target)
+        )
         found = integer_layers((one.precision, one.names) for one in session.layers())
         session.close()
     else:

@@ -15,7 +15,7 @@ from samforge.measure.predictions import compare_detections
 from samforge.measure.report_data import OverlayPair
 from samforge.media import read_image, write_png
 
-FOLDER = "report/overlays"
+FOLDER = "work/overlays"
 MOST = 6
 """Answers in the report."""
 SIDE_PX = 320

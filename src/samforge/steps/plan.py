@@ -9,6 +9,7 @@ from typing import TypeAlias
 from samforge.core.recipe import QUANTIZED, Recipe
 from samforge.steps.calibrate import calibrate_parts
 from samforge.steps.convert import convert_part
+from samforge.steps.engine import engine_part
 from samforge.steps.export import export_part
 from samforge.steps.fuse import fuse_part
 from samforge.steps.quantize import quantize_part
@@ -56,14 +57,19 @@ QUANTIZE = Kind(
     name="quantize", make=quantize_part, settings=("target", "precision", "quantization")
 )
 ONNX = Kind(name="onnx", make=convert_part, settings=("target", "precision"))
+ENGINE = Kind(
+    name="engine",
+    make=engine_part,
+    settings=("target", "precision", "engine", "compute_capabilities"),
+)
 VERIFY = Kind(name="verify", make=verify_bundle, settings=("target", "precision", "calibration"))
 
 
-def stages(recipe: Recipe, parts: Sequence[str]) -> tuple[Stage, ...]:
+def stages(recipe: Recipe, parts: Sequence[str], *, until: str | None = None) -> tuple[Stage, ...]:
     """The steps of a recipe: stages in order, in each the chains that may run side by side."""
-    before, after, together = _kinds(recipe)
+    before, after, together = _kinds(recipe, until)
     planned: list[Stage] = []
-    if recipe.precision in QUANTIZED:
+    if recipe.precision in QUANTIZED and until != "export":
         planned += [_each(parts, before), ((Step(kind=CALIBRATE, part=None),),)]
         planned.append(_each(parts, (QUANTIZE, *after)))
     else:
@@ -71,14 +77,18 @@ def stages(recipe: Recipe, parts: Sequence[str]) -> tuple[Stage, ...]:
     return (*planned, *(((Step(kind=kind, part=None),),) for kind in together))
 
 
-def _kinds(recipe: Recipe) -> tuple[tuple[Kind, ...], tuple[Kind, ...], tuple[Kind, ...]]:
+def _kinds(
+    recipe: Recipe, until: str | None
+) -> tuple[tuple[Kind, ...], tuple[Kind, ...], tuple[Kind, ...]]:
     """What is done to every part before and after quantization, and to all of them at the end."""
     exact = recipe.precision == "fp32"
+    if until == "export" or (recipe.target == "torch" and exact):
+        return (EXPORT,), (), ()
     if recipe.target == "torch":
-        return ((EXPORT,), (), ()) if exact else ((EXPORT, FUSE), (), (VERIFY,))
-    # In fp32 every tensor is compared with the part's own: there is nothing more to lose.
-    proven = exact and recipe.target == "onnxruntime"
-    return (EXPORT, FUSE), (ONNX,), () if proven else (VERIFY,)
+        return (EXPORT, FUSE), (), (VERIFY,)
+    if recipe.target.startswith("tensorrt") and until is None:
+        return (EXPORT, FUSE), (ONNX, ENGINE), (VERIFY,)
+    return (EXPORT, FUSE), (ONNX,), (VERIFY,)
 
 
 def _each(parts: Sequence[str], kinds: Sequence[Kind]) -> Stage:

@@ -56,7 +56,7 @@ def manifest_of(
             tokenizer=TOKENIZER_NAME,
             synthetic=text.tokenizer is None,
         ),
-        target=shop.recipe.target,
+        target=shop.runtime,
         parts=_entries(shop, planned, records),
         files={},
         parents=origin["parents"],
@@ -71,10 +71,13 @@ def manifest_of(
     )
 
 
-def published_files(manifest: Manifest, extra: Sequence[str]) -> list[str]:
-    """What of the staging folder goes into the bundle."""
+def published_files(
+    manifest: Manifest, records: Mapping[str, StepRecord], extra: Sequence[str]
+) -> list[str]:
+    """What of the staging folder goes into the bundle: what runs, and what proves it."""
     parts = [path for one in manifest.parts.values() for path in (one.artifact, *one.side_files)]
-    return [*parts, *extra]
+    made = (path for record in records.values() for path in record.outputs)
+    return [*parts, *(path for path in made if path.startswith(("report/", "verify/"))), *extra]
 
 
 def _entries(
@@ -91,7 +94,7 @@ def _entries(
                         spec=shop.spec(step.part),
                         artifact=made[0],
                         side_files=tuple(made[1:]),
-                        options=options_of(shop.recipe),
+                        options=options_of(shop.recipe, shop.runtime),
                     )
     return entries
 

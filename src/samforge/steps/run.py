@@ -145,7 +145,9 @@ class Run:
     ) -> None:
         self._started(chain[0], places)
         shop = self.shop
-        future = pool.submit(_made_elsewhere, shop.recipe, shop.root, shop.parts, chain[0])
+        future = pool.submit(
+            _made_elsewhere, shop.recipe, shop.root, shop.parts, shop.until, chain[0]
+        )
         running[future] = chain
 
     def _started(self, step: Step, places: Mapping[Step, int]) -> None:
@@ -188,7 +190,7 @@ def _made(shop: Workshop, step: Step) -> tuple[Made, StepResult]:
 
 
 @lru_cache(maxsize=1)
-def _workshop(recipe: Recipe, root: Path, parts: tuple[str, ...]) -> Workshop:
+def _workshop(recipe: Recipe, root: Path, parts: tuple[str, ...], until: str | None) -> Workshop:
     """The workshop of a worker process; the model is found once, not once a step."""
     model = model_from_name(
         recipe.model,
@@ -197,13 +199,15 @@ def _workshop(recipe: Recipe, root: Path, parts: tuple[str, ...]) -> Workshop:
         seed=recipe.seed,
         tokenizer=recipe.tokenizer,
     )
-    return Workshop(recipe=recipe, model=model, root=root, parts=parts)
+    return Workshop(recipe=recipe, model=model, root=root, parts=parts, until=until)
 
 
-def _made_elsewhere(recipe: Recipe, root: Path, parts: tuple[str, ...], step: Step) -> _Answer:
+def _made_elsewhere(
+    recipe: Recipe, root: Path, parts: tuple[str, ...], until: str | None, step: Step
+) -> _Answer:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", SamforgeWarning)
-        made, result = _made(_workshop(recipe, root, parts), step)
+        made, result = _made(_workshop(recipe, root, parts, until), step)
     ours = [str(one.message) for one in caught if issubclass(one.category, SamforgeWarning)]
     return made, result, ours
 

@@ -23,15 +23,27 @@ from samforge.measure import (
     measure_segmenter,
 )
 from samforge.measure.fidelity import TensorFidelity, compare_outputs
+from samforge.measure.proof import PROOF_NAME, write_proof
 from samforge.runtime import image_bchw_from_rgb
 from samforge.steps.calibrate import float_sessions, segmenter_of
 from samforge.steps.images import DRAWN, verification_images, verified_on_others
 from samforge.steps.options import options_of
 from samforge.steps.pictures import FOLDER, Answers, write_pictures
-from samforge.steps.workshop import Made, Workshop
+from samforge.steps.workshop import Made, Workshop, arrays
 
 REPORT = "report/verification.json"
 """What was compared, and the figures; written before the gates are asked."""
+
+
+ONE_OF_EACH = {"batch": 1, "prompts": 1, "boxes": 1}
+ELSEWHERE = ("tensorrt", "tensorrt-rtx", "inductor")
+"""Targets whose bundles may run on another machine than the one that built them."""
+RANDOM = "Weights are random: what is found has no meaning and was not compared."
+SAME_IMAGES = "Verified on the calibration's own images: there were fewer than two for each sample."
+NOT_VERIFIED = (
+    "Not verified on hardware: there is no GPU here that can run it. Run samforge verify where it "
+    "will be used."
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,30 +64,48 @@ def verify_bundle(shop: Workshop) -> Made:
     Raises:
         FidelityError: Masks differ, or objects are lost or made up; the figures are kept.
     """
+    proof = _proof(shop) if shop.runtime in ELSEWHERE else ()
+    if backend_from_name(shop.runtime).version() is None:
+        return Made(outputs=proof, figures=(), notes=(NOT_VERIFIED,))
     if shop.recipe.random_weights:
-        note = "Weights are random: what is found has no meaning and was not compared."
-        return Made(outputs=(), figures=(), notes=(note,))
-    notes = []
-    if not verified_on_others(shop):
-        notes.append(
-            "Verified on the calibration's own images: there were fewer than two for each sample."
-        )
-    if "text" not in shop.parts or "detector" not in shop.parts:
-        return _features(shop, notes)
+        return Made(outputs=proof, figures=(), notes=(RANDOM,))
+    notes = () if verified_on_others(shop) else (SAME_IMAGES,)
+    if not {"vision", "text", "detector"} <= set(shop.parts):
+        return _features(shop, proof, notes)
     verified, pictures = _asked(shop)
     atomic_write_json(shop.path(REPORT), verified)
     return Made(
-        outputs=(REPORT, *pictures),
+        outputs=(REPORT, *proof, *pictures),
         figures=_figures(verified),
         gates=_held(shop, verified),
-        notes=tuple(notes),
+        notes=notes,
     )
+
+
+def _proof(shop: Workshop) -> tuple[str, ...]:
+    """Keep what fp32 makes of one image, so that any GPU can be held to it later."""
+    inputs = {
+        name: array
+        for part in shop.parts
+        for name, array in arrays(shop.inputs(part, ONE_OF_EACH, seed=1)).items()
+        if name not in _given(shop)
+    }
+    sessions = float_sessions(shop)
+    write_proof(shop.path(PROOF_NAME), sessions, inputs)
+    for session in sessions.values():
+        session.close()
+    return (PROOF_NAME,)
+
+
+def _given(shop: Workshop) -> set[str]:
+    """Tensors that a part of the bundle gives."""
+    return {tensor.name for part in shop.parts for tensor in shop.spec(part).outputs}
 
 
 def built_sessions(shop: Workshop) -> dict[str, Session]:
     """The built parts, run by the target."""
-    backend = backend_from_name(shop.recipe.target)
-    options = options_of(shop.recipe)
+    backend = backend_from_name(shop.runtime)
+    options = options_of(shop.recipe, shop.runtime)
     return {
         part: backend.session_from_artifact(
             shop.path(shop.artifact(part)), shop.spec(part), options=options
@@ -138,7 +168,7 @@ def _cgf1(verified: Verified) -> tuple[CgF1 | None, CgF1 | None]:
     return verified.reference.cgf1, verified.measured.cgf1
 
 
-def _features(shop: Workshop, notes: list[str]) -> Made:
+def _features(shop: Workshop, proof: tuple[str, ...], notes: tuple[str, ...]) -> Made:
     """Of parts that give features and no detections: how close the features are."""
     parts = [part for part in shop.parts if len(shop.spec(part).inputs) == 1]
     images = [
@@ -167,4 +197,4 @@ def _features(shop: Workshop, notes: list[str]) -> Made:
                 f"{low.cosine:.4f}, the gate is {limit:g}. Nothing was published."
             )
         gates = {"feature_cosine": limit}
-    return Made(outputs=(REPORT,), figures=figures, gates=gates, notes=tuple(notes))
+    return Made(outputs=(REPORT, *proof), figures=figures, gates=gates, notes=notes)

@@ -16,6 +16,8 @@ from samforge.core.staging import staged_path
 from samforge.measure.fidelity import TensorFidelity, worst
 from samforge.models.family import Model
 
+STOPS = {"export": "torch", "onnx": "onnxruntime"}
+"""What ``until`` stops after, and the target that runs what is there by then."""
 SMALL_IMAGE = 448
 """Up to this side in pixels steps are compared on batches too."""
 
@@ -46,6 +48,13 @@ class Workshop:
     """The staging folder: where files are read and written."""
     parts: tuple[str, ...]
     """The parts that are built."""
+    until: str | None = None
+    """The stage to stop after, or None for the last."""
+
+    @property
+    def runtime(self) -> str:
+        """The target that runs what is made: another than the recipe's where the build stops."""
+        return self.recipe.target if self.until is None else STOPS[self.until]
 
     def path(self, relative: str) -> Path:
         """Absolute path of a file in the staging folder; its parents are made."""
@@ -88,12 +97,12 @@ class Workshop:
 
     def artifact(self, part: str) -> str:
         """What the target runs."""
-        if self.recipe.target == "torch":
-            precision = self.recipe.precision
-            return self.exported(part) if precision == "fp32" else f"parts/{part}/{precision}.pt2"
-        if self.recipe.target == "inductor":
+        if self.runtime == "torch":
+            quantized = self.recipe.precision != "fp32" and self.until is None
+            return f"parts/{part}/{self.recipe.precision}.pt2" if quantized else self.exported(part)
+        if self.runtime == "inductor":
             return f"parts/{part}/{part}.package.pt2"
-        if self.recipe.target.startswith("tensorrt"):
+        if self.runtime.startswith("tensorrt"):
             return f"parts/{part}/{part}.engine"
         return self.onnx(part)
 
