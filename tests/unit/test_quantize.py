@@ -24,8 +24,9 @@ from samforge.transform.export import exported_from_file, save_exported
 from samforge.transform.quantize import (
     CalibrationWarning,
     calibrate,
-    check_patterns,
+    check_skips,
     e4m3_program,
+    names_from_program,
     program_from_calibrated,
     quantize,
     smoothed_program,
@@ -384,14 +385,32 @@ def test_a_skip_pattern_that_matches_nothing_names_the_nearest(program: Exported
     )
 
 
-def test_patterns_are_checked_over_all_parts() -> None:
-    paths = {"vision": ("layers.0.mlp.fc1",), "text": ("layers.0.self_attn.q_proj",)}
-    check_patterns("quantization.skip", ("*/layers.0", "vision", "text/*q_proj"), paths)
-    with pytest.raises(SettingError) as error:
-        check_patterns("quantization.skip", ("visoin/layers.0",), paths)
-    assert str(error.value) == (
-        "quantization.skip: 'visoin/layers.0' names no part that is built. Parts: vision."
+def test_patterns_are_checked_over_all_parts(program: ExportedProgram) -> None:
+    names = {"vision": names_from_program(program), "text": names_from_program(program)}
+    check_skips(
+        Quantization(
+            skip=("*/layers.0", "vision", "text/*q_proj"), smooth_skip=("norm", "text/layers.0.*")
+        ),
+        names,
     )
+    wrong = {
+        "quantization.skip: 'visoin/layers.0' names no part that is built. Parts: vision.": (
+            Quantization(skip=("visoin/layers.0",))
+        ),
+        "quantization.smooth_skip: '*/layer_norm' matches no layer of vision, text. Nearest names: "
+        "layers.0.layer_norm2, layers.0.layer_norm1, layers.0.": (
+            Quantization(smooth_skip=("layer_norm",))
+        ),
+    }
+    for message, settings in wrong.items():
+        with pytest.raises(SettingError) as error:
+            check_skips(settings, names)
+        assert str(error.value) == message
+
+
+def test_a_smoothing_pattern_of_this_part_must_match(program: ExportedProgram) -> None:
+    with pytest.raises(SettingError, match="'vision/layer_norm9' matches no layer of vision"):
+        _calibrated(program, smooth_skip=("vision/layer_norm9",))
 
 
 def test_an_unknown_operator_names_the_nearest(program: ExportedProgram) -> None:

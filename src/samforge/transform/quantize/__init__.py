@@ -3,8 +3,7 @@
 from samforge.transform.quantize.calibration import Calibrated, CalibrationWarning, calibrate
 from samforge.transform.quantize.e4m3 import e4m3_program
 from samforge.transform.quantize.emit import program_from_calibrated, smoothed_program
-from samforge.transform.quantize.patterns import check_patterns
-from samforge.transform.quantize.placement import LeftFloat, paths_from_graph
+from samforge.transform.quantize.placement import LeftFloat
 from samforge.transform.quantize.quantized import (
     Quantized,
     StaticScales,
@@ -19,12 +18,14 @@ from samforge.transform.quantize.sensitivity import (
     layer_fidelity,
     sensitivity,
 )
+from samforge.transform.quantize.skips import LayerNames, check_skips, names_from_program
 
 __all__ = [
     "Calibrated",
     "CalibrationWarning",
     "GroupDamage",
     "LayerFidelity",
+    "LayerNames",
     "LeftFloat",
     "QuantizeReport",
     "Quantized",
@@ -32,11 +33,11 @@ __all__ = [
     "SmoothedNorm",
     "StaticScales",
     "calibrate",
-    "check_patterns",
+    "check_skips",
     "choose_kept",
     "e4m3_program",
     "layer_fidelity",
-    "paths_from_graph",
+    "names_from_program",
     "program_from_calibrated",
     "quantize",
     "quantized_from_calibrated",

@@ -19,8 +19,8 @@ from samforge.transform.quantize.patterns import (
 from samforge.transform.quantize.sites import OPERATORS, Site, constant, sites_from_graph
 
 ATTENTION = (
-    "a product of two activations: INT8 attention above 512 tokens falls to slow kernels in "
-    "TensorRT (windows hold 576 tokens, global layers 5184), so attention stays half"
+    "a product of two activations, as attention is: above 512 tokens INT8 attention falls to slow "
+    "kernels in TensorRT (windows hold 576 tokens, global layers 5184), so it stays half"
 )
 COMPUTED = "its weight is computed in the graph"
 PATCHES = "patch embedding: it reads pixels and is a thousandth of the work"
@@ -31,6 +31,7 @@ RULES: tuple[tuple[str, str], ...] = (
     ("*ref_point_head*", "position encoding of the queries"),
     ("*scoring*", "class scores: compared with a threshold"),
     ("geometry.encoder.boxes_*", "coordinates of exemplar boxes"),
+    ("geometry.folded*", "the pixels in exemplar boxes: they say what to look for"),
     ("*mask_embedder*", "its few numbers are multiplied with every pixel of a mask"),
 )
 """Module path patterns that always stay float."""
@@ -87,11 +88,6 @@ def placement(graph: GraphModule, part: str, settings: Quantization) -> Placemen
         ),
         products=total,
     )
-
-
-def paths_from_graph(graph: GraphModule) -> tuple[str, ...]:
-    """Module paths that a skip pattern can name in this part."""
-    return tuple(dict.fromkeys(site.path for site in sites_from_graph(graph)))
 
 
 def _check_own_patterns(patterns: tuple[str, ...], part: str, found: tuple[Site, ...]) -> None:

@@ -18,13 +18,14 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from samforge.core.recipe import Quantization
-from samforge.transform.quantize.patterns import matches, path_pattern
+from samforge.transform.quantize.patterns import check_patterns, matches, path_pattern
 from samforge.transform.quantize.sites import (
     Site,
     arguments,
     aten,
     constant,
     replace_constant,
+    sites_from_graph,
 )
 
 UNCHANGED = {aten.contiguous.default, aten.clone.default, aten.dropout.default, aten.to.dtype}
@@ -69,7 +70,12 @@ class NotSmoothed:
 def smoothable_norms(
     graph: GraphModule, sites: tuple[Site, ...], part: str, settings: Quantization
 ) -> tuple[tuple[Smoothable, ...], tuple[NotSmoothed, ...]]:
-    """Find the LayerNorms that can be smoothed, and those that feed linears but cannot."""
+    """Find the LayerNorms that can be smoothed, and those that feed linears but cannot.
+
+    Raises:
+        SettingError: A pattern of this part matches nothing.
+    """
+    _check_own_patterns(graph, part, settings)
     quantized = {site.node: site.path for site in sites if site.operator == "linear"}
     uses = _uses(graph)
     found: list[Smoothable] = []
@@ -89,6 +95,20 @@ def smoothable_norms(
         else:
             found.append(_smoothable(node, readers))
     return tuple(found), tuple(left)
+
+
+def norm_paths(graph: GraphModule) -> tuple[str, ...]:
+    """Module paths of all LayerNorms."""
+    norms = graph.graph.find_nodes(op="call_function", target=aten.layer_norm.default)
+    return tuple(dict.fromkeys(map(_norm_path, norms)))
+
+
+def _check_own_patterns(graph: GraphModule, part: str, settings: Quantization) -> None:
+    """Patterns that may speak of several parts are checked by the build."""
+    own = [pattern for pattern in settings.smooth_skip if pattern.startswith(f"{part}/")]
+    if own:
+        paths = (*norm_paths(graph), *(site.path for site in sites_from_graph(graph)))
+        check_patterns("quantization.smooth_skip", own, {part: paths})
 
 
 def _smoothable(norm: Node, readers: Sequence[Node]) -> Smoothable:
