@@ -117,6 +117,10 @@ class Engine:
                 raise SettingError(f"engine.{name} wants at least 1, got {getattr(self, name)}.")
 
 
+SHARES = ("mask_iou", "cgf1_drop", "feature_cosine", "agreement")
+"""Gates on figures that lie between 0 and 1."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Gates:
     """How far each step may stray from what it was made from before the build stops."""
@@ -130,6 +134,8 @@ class Gates:
     mask_iou: float | None = None
     """Smallest mean IoU of the masks that a reduced precision and fp32 both find; None takes 0.995
     for fp16 and bf16 and 0.98 for the others."""
+    agreement: float = 0.95
+    """Smallest F1 of the objects found against those that fp32 finds: lost objects count."""
     cgf1_drop: float = 0.01
     """Largest loss of cgF1 against fp32 on labelled images."""
     feature_cosine: float | None = None
@@ -143,6 +149,11 @@ class Gates:
                 continue
             if not _is_number(value) or not value >= 0:
                 raise SettingError(f"gates.{gate.name} wants a number from 0 up, got {value!r}.")
+            if gate.name in SHARES and value > 1:
+                raise SettingError(
+                    f"gates.{gate.name} is {value:g}, and nothing reaches more than 1: a build "
+                    "with it could never publish. Give 0 to 1."
+                )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

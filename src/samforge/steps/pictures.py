@@ -11,7 +11,7 @@ from samforge.core.files import atomic_write_json
 from samforge.core.labelled import LabelledImage, Question
 from samforge.draw import overlay
 from samforge.measure import PackedDetections
-from samforge.measure.predictions import compare_detections
+from samforge.measure.predictions import compare_detections, in_reference_order
 from samforge.measure.report_data import OverlayPair
 from samforge.media import read_image, write_png
 
@@ -52,7 +52,8 @@ def write_pictures(
     for image, question, key in _questions(images):
         if len(index) == MOST:
             break
-        wanted, found = reference[key].unpack(), answers[key].unpack()
+        wanted = reference[key].unpack()
+        found = in_reference_order(wanted, answers[key].unpack())  # one colour, one object
         if not len(wanted) and not len(found):
             continue
         fidelity = compare_detections(wanted, found)

@@ -55,6 +55,7 @@ def report_of(shop: Workshop, manifest: Manifest) -> str:
         fidelity=None if measured is None else measured.fidelity,
         fidelity_data="" if measured is None else f"{measured.images} images",
         accuracy=measured if labelled else None,
+        reference_name="fp32 in PyTorch",
         reference_accuracy=verified.reference if verified is not None and labelled else None,
         layers=tuple(_layers(shop)),
         groups=tuple(_groups(shop)),
@@ -85,6 +86,11 @@ GATES: dict[str, tuple[str, bool, Reached]] = {
         lambda step: _worst(step, "gated", max),
     ),
     "mask_iou": ("mask IoU against fp32", True, lambda step: _worst(step, "mask_iou", min)),
+    "agreement": (
+        "F1 of the objects against fp32's",
+        True,
+        lambda step: _worst(step, "agreement", min),
+    ),
     "cgf1_drop": (
         "cgF1 lost against fp32",
         False,
@@ -156,7 +162,13 @@ def _groups(shop: Workshop) -> Iterator[GroupRow]:
 def _layers(shop: Workshop) -> Iterator[LayerRow]:
     for part, report in _reports(shop, "quantization.json"):
         for row in report["layers"]:
-            yield LayerRow(part=part, path=row["path"], sqnr_db=float(row["sqnr_db"]))
+            kept = {group["group"] for group in report["report"]["groups"] if group["kept"]}
+            yield LayerRow(
+                part=part,
+                path=row["path"],
+                sqnr_db=float(row["sqnr_db"]),
+                kept=row["group"] in kept,
+            )
 
 
 def _verified(path: Path) -> Verified | None:

@@ -145,7 +145,10 @@ def _held(shop: Workshop, verified: Verified) -> dict[str, float]:
     if fidelity is None:
         raise FidelityError("Verification asked nothing. Give at least one phrase or image.")
     check_predictions(fidelity, recipe.precision, recipe.gates)
-    gates = {"mask_iou": mask_iou_limit(recipe.precision, recipe.gates)}
+    gates = {
+        "mask_iou": mask_iou_limit(recipe.precision, recipe.gates),
+        "agreement": recipe.gates.agreement,
+    }
     wanted, found = _cgf1(verified)
     if verified.labelled and wanted is not None and found is not None:
         check_cgf1(wanted, found, recipe.precision, recipe.gates)
