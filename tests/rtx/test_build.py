@@ -186,7 +186,7 @@ def test_optimization_levels(level: int, build: Callable[..., EngineReport]) -> 
 
 
 def test_fp8_for_sm86(build: Callable[..., EngineReport]) -> None:
-    with pytest.raises(SettingError, match="Compute capability 86 .* has no fp8"):
+    with pytest.raises(SettingError, match=r"Compute capability 86 .* has no fp8"):
         build(replace(ADA, precision="fp8", compute_capabilities=("86",)))
 
 
