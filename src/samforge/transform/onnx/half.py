@@ -8,6 +8,7 @@ where it is read once and not behind every branch.
 from __future__ import annotations
 
 from dataclasses import replace as replaced
+from fnmatch import fnmatch
 
 import numpy as np
 import onnx_ir as ir
@@ -15,7 +16,7 @@ from onnx_ir.passes import common
 
 from samforge.core.errors import SettingError
 from samforge.core.session import Array
-from samforge.transform.onnx.graph import array_of, constant, consumers, layer_path, tidy
+from samforge.transform.onnx.graph import array_of, constant, consumers, layer_path, note, tidy
 from samforge.transform.onnx.precision_plan import (
     FLOATS,
     MOVES,
@@ -32,6 +33,11 @@ MASKED = -1e4
 """What half graphs add to a score that must not count: -65504 is the smallest half, and two masks
 may be added up."""
 LARGEST_HALF = 65504.0
+DISABLED_NOTE = "samforge.onnxruntime.disabled"
+"""Read by ``samforge.backends.onnxruntime``."""
+BIAS_OPTIMIZER = "WeightBiasQuantization"
+"""It gives a convolution's bias the product of two half scales, in half: 1e-5 has lost its bits by
+then, and outputs shift (ONNX Runtime 1.31)."""
 SMALLEST_SCALE = 2.0**-14
 """Smallest half with all its bits; below, a scale would lose some, and 6e-8 later all."""
 
@@ -75,6 +81,8 @@ def cast_half(
     _interface_out(model, TYPES[interface], casts)
     _drop_idle_casts(model)
     tidy(model)
+    if any(node.op_type == "QuantizeLinear" for node in model.graph):
+        note(model, [(DISABLED_NOTE, BIAS_OPTIMIZER)])
     return model
 
 
@@ -85,6 +93,8 @@ def _types(model: ir.Model, plan: Plan) -> dict[ir.Node, ir.DataType]:
     for node in model.graph:
         if _is_floating(node):
             planned = planned_type(node, plan, core)
+            if any(_unfit(value) for value in node.inputs):
+                planned = FLOAT
             if planned is not None:
                 types[node] = planned
     for node in reversed(list(model.graph)):
@@ -156,8 +166,6 @@ def _retype(node: ir.Node, dtype: ir.DataType | None, casts: _Casts) -> None:
         first = node.inputs[floating[0]]
         moves = node.op_type in MOVES | {"QuantizeLinear"}
         dtype = first.dtype if moves and first is not None and first.dtype else FLOAT
-    if any(_too_large(node.inputs[index]) for index in floating) and dtype == HALF:
-        dtype = FLOAT
     for index in floating:
         value = node.inputs[index]
         if value is not None:
@@ -173,10 +181,16 @@ def _retype_cast(node: ir.Node, dtype: ir.DataType | None) -> None:
         node.outputs[0].dtype = dtype
 
 
-def _too_large(value: ir.Value | None) -> bool:
-    """A constant above the largest half; very negative ones are masks."""
+def _unfit(value: ir.Value | None) -> bool:
+    """A constant that half cannot hold: too large, or a factor or scale that would lose its bits.
+
+    Very negative ones are masks, and weights may round to zero.
+    """
     array = array_of(value)
-    return array is not None and array.size > 0 and bool(array.max() > LARGEST_HALF)
+    if array is None or value is None or value.dtype not in FLOATS or array.size == 0:
+        return False
+    small = array.size == 1 and 0 < abs(float(array.reshape(-1)[0])) < SMALLEST_SCALE
+    return small or bool(array.max() > LARGEST_HALF)
 
 
 def _drop_idle_casts(model: ir.Model) -> None:
@@ -242,8 +256,6 @@ def _fit_weight(model: ir.Model, node: ir.Node) -> None:
 
 
 def _check_patterns(model: ir.Model, keep: tuple[str, ...]) -> None:
-    from fnmatch import fnmatch
-
     paths = {layer_path(node) for node in model.graph}
     for pattern in keep:
         if not any(fnmatch(path, pattern) for path in paths):
