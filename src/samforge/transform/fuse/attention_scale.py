@@ -13,25 +13,24 @@ Reorders arithmetic; a head of 64 has the scale 1/8, and then it is exact.
 
 from __future__ import annotations
 
-import operator
-
 from torch import fx
 
 from samforge.transform.fuse.draft import Draft
 from samforge.transform.fuse.match import aten, is_call, place, tensor_inputs
 from samforge.transform.fuse.noops import PERMUTES, RESHAPES
 from samforge.transform.fuse.result import Fusion, Tally
+from samforge.transform.fuse.rotary import PARTS
 
 EXPLICIT = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
 """Targets whose graph holds attention written out."""
 KEEPS_FACTOR = (
     *RESHAPES,
     *PERMUTES,
+    *PARTS,
     aten.neg.default,
-    aten.slice.Tensor,
-    aten.unbind.int,
-    aten.split_with_sizes.default,
-    operator.getitem,
+    aten.unsqueeze.default,
+    aten.squeeze.dim,
+    aten.expand.default,
     aten.stack.default,
     aten.cat.default,
 )
@@ -81,7 +80,9 @@ def _linears(draft: Draft, attention: fx.Node) -> list[fx.Node] | str:
     constants = [n for linear in linears for n in linear.all_input_nodes[1:]]
     if any(draft.tensor(n) is None or len(n.users) > 1 for n in constants):
         return "the weight of its queries is shared, or computed in the graph"
-    if any(user not in seen for node in seen - {attention} for user in node.users):
+    scaled = seen - {attention}
+    elsewhere = {user for node in scaled for user in node.users} - seen
+    if elsewhere or any(operand in scaled for operand in attention.args[1:]):
         return "its queries are read elsewhere too, without the scale"
     return linears
 

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import ExportedProgram
 from torch.export.graph_signature import (
@@ -36,6 +37,8 @@ class Draft:
         self._program = program
         self._consume = consume
         self.graph: fx.Graph = copy.deepcopy(program.graph)
+        for old, new in zip(program.graph.nodes, self.graph.nodes, strict=True):
+            new.name = old.name  # a copy renames ``input``, a word of Python's own
         specs = program.graph_signature.input_specs
         self._specs: dict[fx.Node, InputSpec] = dict(
             zip(self.graph.find_nodes(op="placeholder"), specs, strict=True)
@@ -225,9 +228,11 @@ class Draft:
     def _after_state(self) -> fx.Node:
         """The first placeholder behind parameters and buffers."""
         state = (InputKind.PARAMETER, InputKind.BUFFER)
-        return next(
-            n for n in self.graph.nodes if n not in self._specs or self._specs[n].kind not in state
-        )
+        node: fx.Node
+        for node in self.graph.nodes:
+            if node not in self._specs or self._specs[node].kind not in state:
+                break
+        return node
 
     def _forget(self, tensor: Tensor) -> None:
         """Free a tensor that the draft no longer reads, if the program may be used up."""
@@ -239,15 +244,12 @@ class Draft:
     def _compute(self, node: fx.Node) -> None:
         """Record the value (shape, strides, type) of a node, and what it was computed from."""
         if node.op == "call_function":
-            with self._fake_mode, torch.no_grad():
-                try:
-                    value = result_of(node)
-                except (RuntimeError, ValueError):
-                    if node.target is not aten.view.default:
-                        raise
-                    # A view of what is no longer contiguous: reshape copies where it has to.
-                    node.target = aten.reshape.default
-                    value = result_of(node)
+            if node.target is aten.view.default and node in self._seen:
+                # What it views may lie in memory otherwise now; a reshape copies where it has to.
+                node.target = aten.reshape.default
+            # torch 2.11 computes composite operators on symbolic sizes only through this door.
+            with self._fake_mode, torch.no_grad(), enable_python_dispatcher():
+                value = result_of(node)
             if not same_tensor(value, node.meta.get("val")):
                 node.meta["val"] = value
         self._seen[node] = _sources(node)

@@ -34,7 +34,7 @@ from samforge.transform.fuse.result import Fusion, Tally
 
 RESHAPES = (aten.view.default, aten.reshape.default, aten.flatten.using_ints, aten.unflatten.int)
 """Same elements in the same order; the others of the kind are not worth a rule here."""
-PERMUTES = (aten.permute.default, aten.transpose.int)
+PERMUTES = (aten.permute.default, aten.transpose.int, aten.mT.default)
 COPIES = (
     aten.alias.default,
     aten.detach.default,
@@ -161,7 +161,9 @@ def order_of(node: fx.Node) -> tuple[int, ...]:
     if is_call(node, aten.permute.default):
         return tuple(axis % rank for axis in argument(node, 1, "dims"))
     order = list(range(rank))
-    first, second = argument(node, 1, "dim0") % rank, argument(node, 2, "dim1") % rank
+    first, second = rank - 2, rank - 1
+    if is_call(node, aten.transpose.int):
+        first, second = argument(node, 1, "dim0") % rank, argument(node, 2, "dim1") % rank
     order[first], order[second] = order[second], order[first]
     return tuple(order)
 

@@ -53,7 +53,8 @@ def _leaf(linear: fx.Node) -> str:
 
 
 def _title(group: Sequence[fx.Node]) -> str:
-    return f"{_parent(group[0])} ({', '.join(_leaf(node) or node.name for node in group)})"
+    names = ", ".join(_leaf(node) or node.name for node in group)
+    return f"{_parent(group[0]) or 'the part itself'} ({names})"
 
 
 def _obstacle(draft: Draft, group: Sequence[fx.Node]) -> str | None:

@@ -24,7 +24,14 @@ from samforge.transform.fuse.match import aten, is_call, place
 from samforge.transform.fuse.noops import RESHAPES
 from samforge.transform.fuse.result import Fusion, Tally
 
-PARTS = (aten.slice.Tensor, aten.unbind.int, aten.split_with_sizes.default, operator.getitem)
+PARTS = (
+    aten.slice.Tensor,
+    aten.unbind.int,
+    aten.chunk.default,
+    aten.split.Tensor,
+    aten.split_with_sizes.default,
+    operator.getitem,
+)
 """How a half is taken from the whole."""
 
 

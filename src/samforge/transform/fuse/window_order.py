@@ -279,8 +279,9 @@ def _padded(draft: Draft) -> Iterator[str]:
             ]
             found[" and ".join(grown)].append(chain.source)
     for sizes, pads in found.items():
+        more = f" and {len(pads) - 1} more" if len(pads) > 1 else ""
         yield (
-            f"{place(pads[0])} and {len(pads) - 1} more: windows are padded ({sizes} tokens), and "
+            f"{place(pads[0])}{more}: windows are padded ({sizes} tokens), and "
             "padding has to be zero again in each layer"
         )
 
