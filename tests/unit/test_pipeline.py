@@ -48,26 +48,35 @@ TEXT = Recipe(parts=("text",), random_weights=True)
 def test_steps_in_order_and_what_the_bundle_says(tmp_path: Path) -> None:
     watched = Watched()
     bundle = samforge.build(TEXT, out=tmp_path / "text", progress=watched)
-    assert watched.begun == ["1/2 export/text", "2/2 onnx/text"]
+    assert watched.begun == ["1/4 export/text", "2/4 fuse/text", "3/4 onnx/text", "4/4 verify/"]
     manifest = bundle.manifest
     # "inf" stands for an infinite SQNR in the manifest; all else reads back as it was.
     assert [(step.name, step.part) for step in manifest.steps] == [
         ("export", "text"),
+        ("fuse", "text"),
         ("onnx", "text"),
+        ("verify", None),
     ]
     assert [step.seconds for step in manifest.steps] == [r.seconds for r in watched.results]
-    assert [step.resumed for step in manifest.steps] == [False, False]
+    assert [step.resumed for step in manifest.steps] == [False] * 4
     assert set(manifest.files) == {
         "LICENSE-weights.txt",
         "parts/text/text.onnx",
+        "report/report.html",
+        "report/text/fusions.json",
         "tokenizer/tokenizer.json",
     }
     assert manifest.parents == {"weights": "random:seed=0"}
-    assert manifest.gates == {"export_max_abs": 0.0, "onnx_max_abs": 1e-4}
+    assert manifest.gates == {
+        "export_max_abs": 0.0,
+        "fuse_max_abs": 1e-5,
+        "onnx_max_abs": 1e-4,
+    }
+    assert "random" in manifest.steps[3].notes[0]
     assert Recipe.from_dict(dict(manifest.recipe)) == TEXT
     exact = [row["max_abs"] for row in manifest.steps[0].fidelity]
     assert exact == [0.0] * 4  # two outputs at two sizes
-    close = [row["gated"] for row in manifest.steps[1].fidelity]
+    close = [row["gated"] for row in manifest.steps[2].fidelity]
     assert 0 <= max(close) <= 1e-4
     assert "random numbers" in bundle.path("LICENSE-weights.txt").read_text()
     assert not list(tmp_path.glob(".*"))
@@ -79,7 +88,7 @@ def test_another_seed_is_another_step(tmp_path: Path) -> None:
         samforge.build(TEXT, out=out, progress=Watched(stop_before="onnx/text"))
     watched = Watched()
     samforge.build("tiny", out=out, progress=watched, parts=("text",), random_weights=True, seed=1)
-    assert [result.resumed for result in watched.results] == [False, False]
+    assert [result.resumed for result in watched.results] == [False] * 4
 
 
 def test_below_the_gate_nothing_is_published(tmp_path: Path) -> None:
@@ -96,7 +105,8 @@ def test_below_the_gate_nothing_is_published(tmp_path: Path) -> None:
     assert (work / "parts/text/text.onnx").is_file()
     with np.load(work / "work/text/sample-0.npz") as sample:
         assert set(sample) == {"input_ids", "text_features", "text_mask"}
-    assert list(json.loads((work / "steps.json").read_text())["steps"]) == ["export/text"]
+    steps = json.loads((work / "steps.json").read_text())["steps"]
+    assert list(steps) == ["export/text", "fuse/text"]
 
 
 def test_an_older_bundle_survives_a_failed_build(tmp_path: Path) -> None:
@@ -159,7 +169,10 @@ def test_a_torch_bundle_finds_the_same(
         assert np.mean(found.masks != wanted.masks) < 1e-4
 
 
-SMALL_STEPS = ("export/text", "onnx/text", "export/vision", "onnx/vision")
+SMALL_STEPS = (
+    *("export/text", "fuse/text", "onnx/text"),
+    *("export/vision", "fuse/vision", "onnx/vision", "verify/"),
+)
 
 
 def test_a_build_killed_at_every_boundary_resumes(
@@ -177,11 +190,13 @@ def test_a_build_killed_at_every_boundary_resumes(
         assert not out.exists()
     last = Watched()
     bundle = samforge.build(recipe, out=out, progress=last)
-    assert last.begun == [f"{index + 1}/4 {step}" for index, step in enumerate(SMALL_STEPS)]
-    assert [result.resumed for result in last.results] == [True, True, True, False]
+    assert last.begun == [f"{index + 1}/7 {step}" for index, step in enumerate(SMALL_STEPS)]
+    assert [result.resumed for result in last.results] == [True] * 6 + [False]
     assert not list(tmp_path.glob(".*"))
-    # The result is that of a build without a break.
-    assert bundle.manifest.files == small_bundle.manifest.files
+    # The result is that of a build without a break, but for the times in its report.
+    files, wanted = dict(bundle.manifest.files), dict(small_bundle.manifest.files)
+    assert files.pop("report/report.html") != wanted.pop("report/report.html")
+    assert files == wanted
     assert bundle.manifest.parts == small_bundle.manifest.parts
 
 

@@ -15,7 +15,8 @@ from samforge.transform.fuse import fuse
 def fuse_part(shop: Workshop, name: str) -> Made:
     """Fuse a part for the recipe's target and compare it with the part in eager mode."""
     spec = shop.spec(name)
-    fused = fuse(exported_from_file(shop.path(shop.exported(name))), target=shop.recipe.target)
+    exported = exported_from_file(shop.path(shop.exported(name)))
+    fused = fuse(exported, target=shop.recipe.target, consume=True)
     artifact, report = shop.fused(name), f"report/{name}/fusions.json"
     save_exported(fused.program, shop.path(artifact))
     figures = {}

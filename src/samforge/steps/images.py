@@ -110,8 +110,8 @@ def _pictures(shop: Workshop, *, even: bool) -> Iterator[tuple[str, RgbImage]]:
     source = _source(shop)
     chosen = _chosen(shop, even=even)
     if source.is_dir():
-        for index in chosen:
-            path = list_images(source)[index]
+        files = list_images(source)
+        for path in (files[index] for index in chosen):
             yield path.name, read_image(path)
         return
     from samforge.media.video import VideoReader
@@ -138,10 +138,7 @@ def _chosen(shop: Workshop, *, even: bool) -> tuple[int, ...]:
 def _count(shop: Workshop) -> int:
     source = _source(shop)
     if source.is_dir():
-        found = len(list_images(source))
-        if not found:
-            raise SettingError(f"{source} holds no images. Give a folder with some, or a video.")
-        return found
+        return len(list_images(source))
     from samforge.media.video import VideoReader
 
     with VideoReader(source) as reader:
