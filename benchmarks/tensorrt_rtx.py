@@ -24,8 +24,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from _conditions import conditions
-
 RESULT = Path(__file__).parent / "results" / "tensorrt_rtx.json"
 PEAK_GIB = 4.0
 MODEL = "facebook/sam3"
@@ -82,8 +80,7 @@ def graph(part: str, precision: str, folder: Path) -> Path:
     from samforge.models.sam3.parts import part_spec
     from samforge.transform.export import exported_from_file
     from samforge.transform.onnx.convert import onnx_from_exported, save_onnx
-    from samforge.transform.onnx.half import cast_half
-    from samforge.transform.onnx.precision_plan import TENSORRT
+    from samforge.transform.onnx.tensorrt_flavour import tensorrt_flavour
 
     path = folder / f"{part}.{precision}.onnx"
     if path.exists():
@@ -91,14 +88,13 @@ def graph(part: str, precision: str, folder: Path) -> Path:
     checkpoint = checkpoint_from_name(MODEL, random_weights=True)
     program = exported_from_file(_program(checkpoint, part, precision, folder))
     model: ir.Model = onnx_from_exported(program, part_spec(checkpoint.config, part))
-    if precision != "fp32":
-        cast_half(model, TENSORRT)
+    tensorrt_flavour(model, precision, name=part)
     save_onnx(model, path)
     return path
 
 
 def _program(checkpoint: Any, part: str, precision: str, folder: Path) -> Path:
-    """Write the fused program of a part, and its quantized forms, unless they are there."""
+    """Write the fused program of a part, and its quantized form, unless they are there."""
     import torch
 
     from samforge.core.recipe import Quantization
@@ -112,7 +108,7 @@ def _program(checkpoint: Any, part: str, precision: str, folder: Path) -> Path:
         save_exported,
     )
     from samforge.transform.fuse import fuse
-    from samforge.transform.quantize import e4m3_program, quantize
+    from samforge.transform.quantize import quantize
 
     def inputs(sizes: dict[str, int], seed: int) -> dict[str, torch.Tensor]:
         return example_inputs(
@@ -145,12 +141,7 @@ def _program(checkpoint: Any, part: str, precision: str, folder: Path) -> Path:
             precision="int8",
         )
         save_exported(quantized.program, int8)
-    if precision == "int8":
-        return int8
-    fp8 = folder / f"{part}.fp8.pt2"
-    if not fp8.exists():
-        save_exported(e4m3_program(exported_from_file(int8), part), fp8)
-    return fp8
+    return int8
 
 
 def engine(row: Row, onnx: Path, folder: Path) -> dict[str, Any]:
@@ -205,7 +196,8 @@ def engine(row: Row, onnx: Path, folder: Path) -> dict[str, Any]:
 
 def _in_process(*arguments: str) -> str:
     """Run one step in a process of its own: its peak memory is its own."""
-    command = [sys.executable, __file__, *arguments]
+    # -P: this file's own name must not hide the library's.
+    command = [sys.executable, "-P", __file__, *arguments]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     if run.returncode:
         sys.exit(f"{' '.join(arguments)} failed:\n{run.stderr[-3000:]}")
@@ -254,6 +246,8 @@ def main() -> int:
 
 def _write(results: list[dict[str, Any]]) -> None:
     """Write the rows; those of an earlier run that were not built again stay."""
+    from _conditions import conditions
+
     kept = json.loads(RESULT.read_text())["rows"] if RESULT.exists() else []
     new = {row["row"]: row for row in [*kept, *results]}
     rows = [new[row.name] for row in ROWS if row.name in new]

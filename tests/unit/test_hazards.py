@@ -115,6 +115,14 @@ DOUBLE = """(float[4] x) => (float[4] y) <double[4] w = {1, 2, 3, 4}> {
 BIG = """(int64[4] x) => (int64[4] y) <int64[1] w = {4294967296}> { y = Add(x, w) }"""
 OPERATOR = """(float[1,2,8,16] q) => (float[1,2,8,16] y) { y = Attention(q, q, q) }"""
 
+UP = """(float[1,4,4,4] x, float[4,4,2,2] w, float s, int8 z) => (float[1,4,8,8] y) {
+    xq = QuantizeLinear(x, s, z)
+    xd = DequantizeLinear(xq, s, z)
+    wq = QuantizeLinear(w, s, z)
+    wd = DequantizeLinear(wq, s, z)
+    y = ConvTranspose <strides = [2, 2]> (xd, wd)
+}"""
+
 CORPUS = {
     "cumsum-axes": (CUMSUM, CUMSUM.replace("CumSum(x, one)", "CumSum(x, zero)")),
     "grid-sample": (GRID, GRID.replace("GridSample(x, at)", "Identity(x)")),
@@ -133,6 +141,7 @@ CORPUS = {
     "attention-operator-float": (OPERATOR, OPERATOR.replace("float[", "float16[")),
     "zero-point": (QDQ.replace("z = {0}", "z = {3}"), QDQ),
     "asymmetric-activations": (QDQ.replace("int8 z", "uint8 z"), QDQ),
+    "transposed-convolution-8-bit": (UP, UP.replace("(xd, wd)", "(x, w)")),
     "dequantize-alone": (QDQ.replace("MatMul(xd, kt)", "MatMul(x, kt)"), QDQ),
 }
 """A graph that is wrong in one way, and the same graph put right."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from samforge.transform.onnx.hazards.rule import Rule, named
+from samforge.transform.onnx.planned import format_of
 
 PAIR = {"QuantizeLinear", "DequantizeLinear"}
 FUSABLE = {"MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum", "Attention"}
@@ -57,6 +58,12 @@ def _reaches_product(node: ir.Node) -> bool:
     return False
 
 
+def _transposed_convolution(model: ir.Model) -> Iterator[str]:
+    for node in model.graph.all_nodes():
+        if node.op_type == "ConvTranspose" and format_of(node) in ("int8", "fp8"):
+            yield named(node)
+
+
 RULES = (
     Rule(
         id="zero-point",
@@ -81,6 +88,14 @@ RULES = (
         "own, and so is the QuantizeLinear before it. Quantize the inputs of products only.",
         reference="TensorRT documentation: Q/DQ placement",
         find=_lonely_dequantize,
+    ),
+    Rule(
+        id="transposed-convolution-8-bit",
+        severity="slow",
+        explanation="There is no 8-bit kernel of ConvTranspose: it runs in half with the cost of "
+        "quantization on top. Leave it in half.",
+        reference="found in engines of TensorRT for RTX 1.7",
+        find=_transposed_convolution,
     ),
 )
 """Rules of this file."""
