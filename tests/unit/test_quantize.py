@@ -20,7 +20,13 @@ from samforge.core.errors import BuildError, SettingError
 from samforge.core.recipe import OBSERVERS, Quantization
 from samforge.core.session import PartSpec, TensorSpec
 from samforge.core.structure import json_from_value
-from samforge.transform.export import exported_from_file, save_exported
+from samforge.transform.export import (
+    TRACED_SIZES,
+    exported_from_file,
+    exported_from_part,
+    save_exported,
+)
+from samforge.transform.fuse import fuse
 from samforge.transform.quantize import (
     CalibrationWarning,
     calibrate,
@@ -193,8 +199,8 @@ def test_every_q_is_where_it_belongs(program: ExportedProgram) -> None:
     # One for q, k and v together; attention's output; the LayerNorm; GELU; one for both levels of
     # the neck; and the query linear, which runs twice.
     assert sources == ["add", "flatten", "gelu", "layer_norm", "layer_norm", "permute", "reshape"]
-    assert [site.path for site in calibrated.sites] == [
-        *(f"layers.0.attention.{name}" for name in ("q_proj", "k_proj", "v_proj", "o_proj")),
+    assert sorted(site.path for site in calibrated.sites) == [
+        *(f"layers.0.attention.{name}" for name in ("k_proj", "o_proj", "q_proj", "v_proj")),
         "layers.0.mlp.fc1",
         "layers.0.mlp.fc2",
         "levels.0",
@@ -398,7 +404,7 @@ def test_patterns_are_checked_over_all_parts(program: ExportedProgram) -> None:
             Quantization(skip=("visoin/layers.0",))
         ),
         "quantization.smooth_skip: '*/layer_norm' matches no layer of vision, text. Nearest names: "
-        "layers.0.layer_norm2, layers.0.layer_norm1, layers.0.": (
+        "layers.0.layer_norm2, layers.0.layer_norm1, layers.": (
             Quantization(smooth_skip=("layer_norm",))
         ),
     }
@@ -705,3 +711,54 @@ def test_what_sam3_keeps_float(
     # What is left with a weight of its own: patches, heads, coordinates.
     weighted = sum(one.share for one in calibrated.left if one.operator != "matmul")
     assert weighted < 0.12
+
+
+def test_fused_graphs_are_quantized_alike(
+    exported_file: Callable[[str], Path], example: Callable[..., Any]
+) -> None:
+    program = exported_from_file(exported_file("vision"))
+    fused = fuse(program, target="onnxruntime").program
+    sample = example("vision", {"batch": 1})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CalibrationWarning)
+        plain, merged = (
+            calibrate(one, lambda: iter([sample]), part="vision", settings=Quantization())
+            for one in (program, fused)
+        )
+    paths = [site.path for site in merged.sites]
+    assert "layers.0.attention.qkv_proj" in paths
+    assert not any(path.endswith("q_proj") for path in paths)
+    assert merged.groups == plain.groups
+    assert merged.products == plain.products
+    # The LayerNorms stay smoothable with windows kept in order, and give the same factors.
+    for one, other in zip(plain.smoothings, merged.smoothings, strict=True):
+        assert one.norm.norm == other.norm.norm
+        assert torch.equal(one.factors, other.factors)
+    quantized = program_from_calibrated(merged)
+    for exact, rounded in zip(_run(program, sample), _run(quantized, sample), strict=True):
+        assert _sqnr_db(exact, rounded) > 20
+
+
+def test_dinov3_is_quantized_by_the_same_rules() -> None:
+    from samforge.models.dinov3.loading import checkpoint_from_name
+
+    backbone = checkpoint_from_name("dinov3-tiny", random_weights=True)
+    program = exported_from_part(
+        backbone.part("backbone"), backbone.inputs("backbone", TRACED_SIZES, seed=0)
+    )
+    sample = backbone.inputs("backbone", {"batch": 1}, seed=1)
+    calibrated = calibrate(
+        program, lambda: iter([sample]), part="backbone", settings=Quantization()
+    )
+    layer = ("attention.q_proj", "attention.k_proj", "attention.v_proj", "attention.o_proj")
+    gated = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+    paths = [site.path for site in calibrated.sites]
+    assert paths == [f"layers.{i}.{name}" for i in range(2) for name in (*layer, *gated)]
+    assert [one.norm.norm for one in calibrated.smoothings] == [
+        f"layers.{i}.norm{n}" for i in range(2) for n in (1, 2)
+    ]
+    assert {one.path for one in calibrated.left} == {
+        "patch_embeddings",
+        "layers.0.attention",
+        "layers.1.attention",
+    }
