@@ -149,3 +149,27 @@ def test_grid() -> None:
     assert grid([wide], ["one"], columns=5, cell=120).shape[1] == 124 + 4
     with pytest.raises(ShapeError, match="1 pictures and 0 titles"):
         grid([wide], [])
+
+
+def test_colours_by_phrase_stay_when_the_order_changes() -> None:
+    masks = np.zeros((2, 40, 60), np.bool_)
+    masks[0, 5:15, 5:15] = masks[1, 20:35, 30:50] = True
+    boxes = np.array([[5, 5, 15, 15], [30, 20, 50, 35]], np.float32)
+    best = {"star": 0.9, "circle": 0.9, "ring": 0.1}
+    found = Detections(
+        masks=masks,
+        boxes_xyxy=boxes,
+        scores=np.array([0.9, 0.8], np.float32),
+        labels=("circle", "star"),
+        size_hw=(40, 60),
+        best_scores=best,
+    )
+    image = np.full((40, 60, 3), 100, np.uint8)
+    looks = [
+        overlay(image, one, opacity=1.0, boxes=False, labels=False, color_by_phrase=True)
+        for one in (found, found[[1, 0]], found[0])
+    ]
+    assert tuple(looks[0][10, 10]) == PALETTE[1], "circle is the second phrase asked for"
+    assert tuple(looks[0][28, 40]) == PALETTE[0]
+    assert np.array_equal(looks[0], looks[1])
+    assert np.array_equal(looks[2][:18], looks[0][:18]), "also where the other is not found"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import resource
 import subprocess
@@ -207,6 +208,23 @@ def test_a_size_that_changes_on_the_way(tmp_path: Path) -> None:
     assert len(frames) == 6
     assert {frame.image_rgb.shape for frame in frames} == {(64, 96, 3)}
     assert colors_of(frames[-1].image_rgb) == CORNERS
+
+
+def test_frames_do_not_wait_for_the_garbage_collector(tmp_path: Path) -> None:
+    path = write_with_pyav(tmp_path / "in.mp4", [corners(480, 640)] * 120)
+    gc.disable()
+    try:
+        with VideoReader(path) as reader:
+            resident = [_resident_bytes() for _ in reader.frames()]
+    finally:
+        gc.enable()
+    # 70 frames of yuv420p that nobody frees would be 32 MiB.
+    assert resident[110] - resident[40] < 8 << 20
+
+
+def _resident_bytes() -> int:
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmRSS:\s*(\d+) kB", status)[1]) * 1024
 
 
 def test_names_are_names(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from samforge.draw.mesh import (
 )
 from samforge.draw.overlay import draw_exemplars, overlay
 from samforge.draw.pca import PcaPicture, pca_pictures
+from samforge.draw.readout import draw_readout
 from samforge.draw.tags import Tag, draw_tags
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "colors_from_values",
     "demo_figure",
     "draw_exemplars",
+    "draw_readout",
     "draw_tags",
     "frame_of",
     "grid",

@@ -1,6 +1,7 @@
 """Latency, fidelity and accuracy of sessions and segmenters."""
 
 from samforge.measure.accuracy import Accuracy
+from samforge.measure.batches import PIPELINE, PartsAlone, SegmentingBatch
 from samforge.measure.cgf1 import CgF1
 from samforge.measure.gates import (
     check_cgf1,
@@ -8,7 +9,14 @@ from samforge.measure.gates import (
     feature_cosine_limit,
     mask_iou_limit,
 )
-from samforge.measure.latency import Latency, latency_from_samples
+from samforge.measure.latency import (
+    Budget,
+    Latency,
+    StageLatency,
+    Subject,
+    latency_from_samples,
+    measure_in_turn,
+)
 from samforge.measure.mesh import (
     BodyMesh,
     Deviation,
@@ -39,19 +47,25 @@ from samforge.measure.report_data import ReportData
 from samforge.measure.segmentation import SegmenterAccuracy, measure_segmenter
 
 __all__ = [
+    "PIPELINE",
     "PROOF_NAME",
     "Accuracy",
     "BodyMesh",
+    "Budget",
     "CgF1",
     "Deviation",
     "Latency",
     "MeshComparison",
     "PackedDetections",
+    "PartsAlone",
     "PredictionFidelity",
     "ProvenTensor",
     "Regions",
     "ReportData",
     "SegmenterAccuracy",
+    "SegmentingBatch",
+    "StageLatency",
+    "Subject",
     "check_cgf1",
     "check_predictions",
     "check_proof",
@@ -62,6 +76,7 @@ __all__ = [
     "in_reference_order",
     "latency_from_samples",
     "mask_iou_limit",
+    "measure_in_turn",
     "measure_segmenter",
     "mesh_from_file",
     "proven_tensors",

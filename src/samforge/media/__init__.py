@@ -1,11 +1,17 @@
-"""Images in and out."""
+"""Images and videos in and out."""
 
 from samforge.media.coco_data import CocoData, coco_data_from_file
 from samforge.media.images import MAX_PIXELS, list_images, read_image, write_png
+from samforge.media.video import VIDEO_SUFFIXES, VideoFrame, VideoInfo, VideoReader, VideoWriter
 
 __all__ = [
     "MAX_PIXELS",
+    "VIDEO_SUFFIXES",
     "CocoData",
+    "VideoFrame",
+    "VideoInfo",
+    "VideoReader",
+    "VideoWriter",
     "coco_data_from_file",
     "list_images",
     "read_image",

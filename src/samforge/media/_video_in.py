@@ -26,6 +26,7 @@ _USUAL_RATE = Fraction(30)
 _FINEST = 1_000_000  # ticks a second that MP4's 32-bit fields hold for hours
 _TICK = Fraction(1, 90_000)  # of MPEG
 _UNSPECIFIED, _BT709, _BT601 = 2, 1, 5  # of ITU-T H.273, as FFmpeg and swscale number them
+_UPRIGHT = (1, 0, 0, 1)
 _HD_ROWS = 720  # from here on, players take unlabelled colours for BT.709, below for BT.601
 
 
@@ -94,20 +95,23 @@ class VideoReader:
         Raises:
             VideoError: There is no frame at all.
         """
-        size: tuple[int, int] | None = None
+        size, matrix = (0, 0), _UPRIGHT
         start = last = Fraction(-1)
         count = 0
         for count, frame in enumerate(self._decoded(), 1):
             seconds = self._time_of(frame, last)
-            start = seconds if count == 1 else start
+            if count == 1:
+                start, size = seconds, (frame.width, frame.height)
+                # Once: a frame whose side data was looked at is in a cycle with it, and stays until
+                # the garbage collector comes, hundreds of frames later (PyAV 18.1).
+                matrix = _matrix_of(frame)
             last = seconds
-            size = size or (frame.width, frame.height)
             if (count - 1) % every == 0:
                 yield VideoFrame(
                     index=count - 1,
                     seconds=seconds - start,
-                    image_rgb=_upright(_rgb(frame, size), _matrix_of(frame)),
-                    pixel_aspect=_pixel_aspect(self._stream, _matrix_of(frame)),
+                    image_rgb=_upright(_rgb(frame, size), matrix),
+                    pixel_aspect=_pixel_aspect(self._stream, matrix),
                 )
         if count == 0:
             raise VideoError(
@@ -268,7 +272,7 @@ def _matrix_of(frame: Any) -> tuple[int, int, int, int]:
         if data.type.name == "DISPLAYMATRIX":
             a, b, _, c, d = np.frombuffer(bytes(data), np.int32)[:5].tolist()
             return a, b, c, d
-    return 1, 0, 0, 1
+    return _UPRIGHT
 
 
 def _is_turned(matrix: tuple[int, int, int, int]) -> bool:

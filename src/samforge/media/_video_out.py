@@ -16,7 +16,7 @@ from samforge.core.errors import OutputError, SettingError, ShapeError
 from samforge.core.images import RgbImage
 from samforge.media._pyav import pyav
 
-SUFFIXES = (".mp4", ".m4v", ".mov")
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov")
 """File name endings that ``VideoWriter`` takes."""
 
 # Hardly larger than the default preset, and a third of its work: inference needs the processor.
@@ -57,9 +57,10 @@ class VideoWriter:
             MissingExtra: PyAV is not installed.
         """
         self._av = pyav()
-        if path.suffix.lower() not in SUFFIXES:
+        if path.suffix.lower() not in VIDEO_SUFFIXES:
             raise SettingError(
-                f"A video is written to a file that ends in {', '.join(SUFFIXES)}, got {path}."
+                f"A video is written to a file that ends in {', '.join(VIDEO_SUFFIXES)}, "
+                f"got {path}."
             )
         self.frames = 0
         """Frames written so far."""

@@ -81,7 +81,7 @@ def bench(  # noqa: PLR0913  every argument is an option that a user types
     """
     from samforge.apps.cli.benching import BenchPlan, Case, baseline_among
     from samforge.apps.cli.benching import bench as measured
-    from samforge.measure.latency import Budget
+    from samforge.measure import Budget
 
     if markdown and as_json:
         raise SettingError("--markdown and --json are two forms of one result. Give one of them.")

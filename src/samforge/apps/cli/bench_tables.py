@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from samforge.apps.cli.benching import BenchRow
 from samforge.apps.cli.machine import Machine
-from samforge.measure.latency import StageLatency
+from samforge.measure import StageLatency
 
 CASE = ("bundle", "batch", "phrases")
 """Headings that say which row it is."""

@@ -16,10 +16,12 @@ from samforge.backends import backend_from_name
 from samforge.core.errors import SettingError
 from samforge.core.images import RgbImage
 from samforge.core.session import Session
-from samforge.measure.batches import PIPELINE, PartsAlone, SegmentingBatch
-from samforge.measure.latency import (
+from samforge.measure import (
+    PIPELINE,
     Budget,
     Latency,
+    PartsAlone,
+    SegmentingBatch,
     StageLatency,
     Subject,
     latency_from_samples,

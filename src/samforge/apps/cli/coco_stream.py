@@ -34,7 +34,7 @@ class CocoStream:
         """
         self._path, self._stem = path, video.stem
         self._ids = {name: number for number, name in enumerate(categories, 1)}
-        self._images: list[dict[str, Any]] = []
+        self._images: list[tuple[int, float, tuple[int, int]]] = []  # index, seconds, size
         self._annotations = 0
         self._temporary = path.absolute().with_name(f".{path.name}.{secrets.token_hex(4)}.part")
         head = {"description": "samforge video", "video": video.name}
@@ -54,17 +54,7 @@ class CocoStream:
             OutputError: The disk is full.
         """
         image_id = len(self._images) + 1
-        height, width = detections.size_hw
-        self._images.append(
-            {
-                "id": image_id,
-                "file_name": f"{self._stem}/{index:06d}.png",
-                "width": width,
-                "height": height,
-                "frame": index,
-                "seconds": float(seconds),
-            }
-        )
+        self._images.append((index, float(seconds), detections.size_hw))
         with output_errors(self._path):
             for one in detections.to_coco(image_id=image_id, category_ids=self._ids):
                 self._annotations += 1
@@ -81,12 +71,24 @@ class CocoStream:
         with output_errors(self._path):
             self._file.write('\n], "categories": ')
             json.dump(categories, self._file, ensure_ascii=False)
-            self._file.write(', "images": ')
-            json.dump(self._images, self._file)
-            self._file.write("}\n")
+            self._file.write(', "images": [')
+            for i in range(len(self._images)):
+                self._file.write((",\n" if i else "\n") + json.dumps(self._image(i)))
+            self._file.write("\n]}\n")
             self._file.close()
             self._temporary.replace(self._path)
         return self._path
+
+    def _image(self, number: int) -> dict[str, Any]:
+        index, seconds, (height, width) = self._images[number]
+        return {
+            "id": number + 1,
+            "file_name": f"{self._stem}/{index:06d}.png",
+            "width": width,
+            "height": height,
+            "frame": index,
+            "seconds": seconds,
+        }
 
     def discard(self) -> None:
         """Give up: nothing is left behind."""

@@ -16,12 +16,10 @@ from samforge import Segmenter
 from samforge.apps.cli.coco_stream import CocoStream
 from samforge.apps.cli.interrupts import interrupts_held
 from samforge.core.timing import Timings
-from samforge.draw import overlay
-from samforge.draw.readout import draw_readout
-from samforge.measure.latency import StageLatency, latency_from_samples
-from samforge.media.video import VideoFrame, VideoInfo, VideoReader, VideoWriter
-from samforge.runtime import Thresholds
-from samforge.runtime.stream import SegmentedFrame, segment_video
+from samforge.draw import draw_readout, overlay
+from samforge.measure import StageLatency, latency_from_samples
+from samforge.media import VideoFrame, VideoInfo, VideoReader, VideoWriter
+from samforge.runtime import SegmentedFrame, Thresholds, segment_video
 
 PACE_FRAMES = 15
 """The readout shows means over as many frames, so that its figures can be read."""

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from samforge import Segmenter
 from samforge.apps.cli.filming import Film, FilmResult, film
-from samforge.media.video import VideoWriter
-from samforge.models.tiny.moving import draw_clip
+from samforge.media import VideoWriter
+from samforge.models import tiny
 from samforge.runtime import Thresholds
 
 FRAMES = 20
@@ -32,7 +32,7 @@ def show_clip(
         MissingExtra: PyAV is not installed.
         OutputError: A file cannot be written.
     """
-    scenes = list(draw_clip(_CLIP, frames=FRAMES, size=_PX, frame_rate=_RATE))
+    scenes = list(tiny.draw_clip(_CLIP, frames=FRAMES, size=_PX, frame_rate=_RATE))
     clip = out / "clip.mp4"
     with VideoWriter(clip, (_PX, _PX), frame_rate=Fraction(_RATE)) as writer:
         for number, scene in enumerate(scenes):

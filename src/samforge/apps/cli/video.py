@@ -43,9 +43,7 @@ def video(  # noqa: PLR0913  every argument is an option that a user types
     ] = 0.5,
     every: Annotated[
         int,
-        typer.Option(
-            "--every", min=1, help="Keep every Nth frame only: 1 keeps all."
-        ),
+        typer.Option("--every", min=1, help="Keep every Nth frame only: 1 keeps all."),
     ] = 1,
     max_frames: Annotated[
         int | None,
@@ -110,11 +108,11 @@ def _check_files(plan: Film) -> None:
         SettingError: One file would be written over another.
         OutputError: A folder cannot be written.
     """
-    from samforge.media.video import SUFFIXES, VideoReader
+    from samforge.media import VIDEO_SUFFIXES, VideoReader
 
-    if plan.out.suffix.lower() not in SUFFIXES:
+    if plan.out.suffix.lower() not in VIDEO_SUFFIXES:
         raise SettingError(
-            f"--out is a video file that ends in {', '.join(SUFFIXES)}, got {plan.out.name}."
+            f"--out is a video file that ends in {', '.join(VIDEO_SUFFIXES)}, got {plan.out.name}."
         )
     with VideoReader(plan.video):
         pass
@@ -135,7 +133,7 @@ def _run(bundle: samforge.Bundle, plan: Film, *, threads: int | None, as_json: b
     from dataclasses import replace
 
     from samforge.apps.cli.filming import film
-    from samforge.media.video import VideoReader
+    from samforge.media import VideoReader
 
     manifest = bundle.manifest
     if manifest.recipe.get("random_weights"):

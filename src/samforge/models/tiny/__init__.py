@@ -11,6 +11,7 @@ import hashlib
 from pathlib import Path
 
 from samforge.models.tiny.held_out import labelled_scenes
+from samforge.models.tiny.moving import draw_clip
 from samforge.models.tiny.scenes import Scene, draw_scene, vocabulary
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "TOKENIZER_PATH",
     "WEIGHTS_PATH",
     "Scene",
+    "draw_clip",
     "draw_scene",
     "labelled_scenes",
     "vocabulary",
