@@ -10,7 +10,7 @@ import tracemalloc
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ import pytest
 import torch
 
 from samforge.backends import BACKENDS, backend_from_name
+from samforge.backends.tensorrt.settings import EngineSettings
 from samforge.core.errors import DamagedBundle, SettingError, ShapeError
-from samforge.core.session import Array, Session
+from samforge.core.session import Array, PartSpec, Session
 from samforge.measure.fidelity import compare_outputs, worst
 from samforge.models.part import Part
 
@@ -55,13 +56,25 @@ class Subject:
 
     def artifact(self, backend: str) -> Path:
         """The file this backend loads."""
-        return self.files[backend_from_name(backend).artifact](self.part.spec.name)
+        name, suffix = self.part.spec.name, backend_from_name(backend).artifact
+        if suffix == "engine":
+            return engine_file(backend, self.files["onnx"](name), self.part.spec)
+        return self.files[suffix](name)
 
     def session(self, backend: str, **options: Any) -> Session:
         """The part on a backend."""
         return backend_from_name(backend).session_from_artifact(
             self.artifact(backend), self.part.spec, **options
         )
+
+
+@lru_cache
+def engine_file(backend: str, onnx: Path, spec: PartSpec) -> Path:
+    """Build an engine for the GPU at hand; reached only where there is one."""
+    path = onnx.with_suffix(f".{backend}.engine")
+    builder: Any = backend_from_name(backend)
+    builder.engine_from_onnx(onnx, path, spec, EngineSettings(precision="fp32"))
+    return path
 
 
 @pytest.fixture(params=PARTS)
@@ -312,6 +325,9 @@ def test_threads_are_counted_or_refused(backend: str, subject: Subject) -> None:
     inputs = subject.inputs()
     if backend == "torch":
         with pytest.raises(SettingError, match=r"torch\.set_num_threads"):
+            subject.session(backend, threads=1)
+    elif backend.startswith("tensorrt"):
+        with pytest.raises(SettingError, match="no processor threads to count"):
             subject.session(backend, threads=1)
     else:
         session = subject.session(backend, threads=1)
