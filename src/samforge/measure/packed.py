@@ -44,6 +44,30 @@ class PackedDetections:
             best_scores=self.best_scores,
         )
 
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain JSON values; :func:`packed_from_dict` gives back an equal answer."""
+        return {
+            "segmentations": [dict(one) for one in self.segmentations],
+            "boxes_xyxy": self.boxes_xyxy.tolist(),
+            "scores": self.scores.tolist(),
+            "labels": list(self.labels),
+            "size_hw": list(self.size_hw),
+            "best_scores": dict(self.best_scores),
+        }
+
+
+def packed_from_dict(table: Mapping[str, Any]) -> PackedDetections:
+    """Read what :meth:`PackedDetections.to_dict` wrote."""
+    height, width = table["size_hw"]
+    return PackedDetections(
+        segmentations=tuple(table["segmentations"]),
+        boxes_xyxy=np.array(table["boxes_xyxy"], np.float32).reshape(-1, 4),
+        scores=np.array(table["scores"], np.float32),
+        labels=tuple(table["labels"]),
+        size_hw=(height, width),
+        best_scores=table["best_scores"],
+    )
+
 
 def pack(detections: Detections) -> PackedDetections:
     """Encode the masks; nothing of the dense ones stays alive."""

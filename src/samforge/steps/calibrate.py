@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,9 +14,11 @@ from torch import Tensor
 
 from samforge.backends import backend_from_name
 from samforge.core.errors import SettingError
+from samforge.core.files import atomic_write_json
 from samforge.core.session import Array, PartSpec, Session, Tensors
 from samforge.core.timing import Timings
 from samforge.measure.asking import ask
+from samforge.measure.packed import PackedDetections, pack, packed_from_dict
 from samforge.media import read_image
 from samforge.runtime import PhraseTokenizer, Segmenter, image_bchw_from_rgb
 from samforge.steps.assets import TOKENIZER_NAME, write_tokenizer_and_license
@@ -24,6 +27,8 @@ from samforge.steps.workshop import Made, Workshop
 
 FOLDER = "work/calibration"
 """Where what the parts are fed is kept."""
+ANSWERS = f"{FOLDER}/answers.json"
+"""What the float parts found in the images."""
 SEGMENTING = ("vision", "text", "detector", "detector_boxes")
 
 
@@ -36,7 +41,7 @@ def calibrate_parts(shop: Workshop) -> Made:
     shutil.rmtree(shop.root / FOLDER, ignore_errors=True)  # of a build with other settings
     made = _segmented(shop) if "text" in shop.parts else _images_only(shop)
     outputs = tuple(path for paths in made.values() for path in paths)
-    counts = ({"part": part, "samples": len(paths)} for part, paths in made.items())
+    counts = ({"part": part, "samples": len(paths)} for part, paths in made.items() if part)
     return Made(outputs=outputs, figures=tuple(counts))
 
 
@@ -50,6 +55,12 @@ def calibration_samples(shop: Workshop, part: str) -> Callable[[], Iterable[Mapp
                 yield {name: torch.from_numpy(sample[name]) for name in sample.files}
 
     return run
+
+
+def calibration_answers(shop: Workshop) -> dict[tuple[int, int], PackedDetections]:
+    """What the float parts found in the calibration's images, by image and question."""
+    table = json.loads(shop.path(ANSWERS).read_text(encoding="utf-8"))
+    return {(one["key"][0], one["key"][1]): packed_from_dict(one["answer"]) for one in table}
 
 
 def float_sessions(shop: Workshop) -> dict[str, Session]:
@@ -83,15 +94,18 @@ def _segmented(shop: Workshop) -> dict[str, list[str]]:
     }
     segmenter = segmenter_of(shop, sessions)
     found: dict[str, int] = {}
+    answers = []
     boxes = "detector_boxes" in sessions
     for asked in ask(segmenter, calibration_images(shop), timings=Timings(), boxes=boxes):
+        answers.append({"key": asked.key, "answer": pack(asked.found).to_dict()})
         if asked.question.boxes_xyxy is None and asked.question.text is not None:
             phrase = asked.question.text
             found[phrase] = found.get(phrase, 0) + len(asked.found)
     _require_found(shop, found)
+    atomic_write_json(shop.path(ANSWERS), answers)
     for session in sessions.values():
         session.close()
-    return {part: session.written for part, session in sessions.items()}
+    return {part: session.written for part, session in sessions.items()} | {"": [ANSWERS]}
 
 
 def _images_only(shop: Workshop) -> dict[str, list[str]]:

@@ -7,7 +7,8 @@ import onnx_ir as ir
 from samforge.core.recipe import Recipe
 from samforge.transform.onnx.e4m3 import to_e4m3
 from samforge.transform.onnx.half import cast_half
-from samforge.transform.onnx.precision_plan import SAFE, TENSORRT
+from samforge.transform.onnx.precision_plan import SAFE
+from samforge.transform.onnx.tensorrt_flavour import tensorrt_flavour
 from samforge.transform.onnx.u8s8 import to_u8s8
 from samforge.transform.onnx.weight_only import weights_to_int8
 
@@ -25,7 +26,7 @@ def flavoured(model: ir.Model, recipe: Recipe) -> ir.Model:
     if recipe.precision == "int8-weights":
         return weights_to_int8(model)
     if recipe.target.startswith("tensorrt"):
-        return _for_tensorrt(model, recipe.precision)
+        return tensorrt_flavour(model, recipe.precision)
     if recipe.precision == "fp16":
         return cast_half(model, SAFE)
     if recipe.precision == "fp8":
@@ -33,12 +34,3 @@ def flavoured(model: ir.Model, recipe: Recipe) -> ir.Model:
     if recipe.precision == "int8" and recipe.target == "onnxruntime":
         return to_u8s8(model)
     return model
-
-
-def _for_tensorrt(model: ir.Model, precision: str) -> ir.Model:
-    """Strongly typed: precision lives in the graph, with everything that is not 8 bits in half."""
-    if precision == "fp32":
-        return model
-    if precision == "fp8":
-        to_e4m3(model)
-    return cast_half(model, TENSORRT)

@@ -13,13 +13,17 @@ from samforge.core.errors import FidelityError
 from samforge.core.files import atomic_write_json
 from samforge.core.session import Session
 from samforge.measure import (
-    PackedDetections,
     check_predictions,
     feature_cosine_limit,
     measure_segmenter,
 )
 from samforge.measure.fidelity import compare_outputs
-from samforge.steps.calibrate import calibration_samples, float_sessions, segmenter_of
+from samforge.steps.calibrate import (
+    calibration_answers,
+    calibration_samples,
+    float_sessions,
+    segmenter_of,
+)
 from samforge.steps.images import calibration_images
 from samforge.steps.workshop import SMALL_IMAGE, Made, Workshop
 from samforge.transform.export import exported_from_file, save_exported
@@ -106,8 +110,7 @@ def _gate(shop: Workshop, calibrated: Calibrated) -> Callable[[tuple[str, ...]],
     count = 2 if shop.model.image.size > SMALL_IMAGE else TRIED_IMAGES
     images = list(islice(calibration_images(shop), count))
     boxes = "detector_boxes" in shop.parts
-    answers: dict[tuple[int, int], PackedDetections] = {}
-    measure_segmenter(segmenter_of(shop, sessions), images, boxes=boxes, record=answers)
+    answers = calibration_answers(shop)
 
     def holds(kept: tuple[str, ...]) -> bool:
         trial = _trial(shop, calibrated, kept)
