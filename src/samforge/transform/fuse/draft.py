@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -177,7 +178,7 @@ class Draft:
             self.graph.erase_node(node)
             self._forget(tensor)
         for node in self.graph.nodes:
-            if self._seen.get(node) != _sources(node):
+            if not _identical(self._seen.get(node, ()), _sources(node)):
                 self._compute(node)
 
     def program(self) -> ExportedProgram:
@@ -241,6 +242,11 @@ class Draft:
         if self._consume and not shared:
             release([tensor])
 
+    def _no_guards(self) -> AbstractContextManager[None]:
+        """Keep what shapes are asked here (is this axis 1?) from becoming a rule for inputs."""
+        environment = self._fake_mode.shape_env
+        return nullcontext() if environment is None else environment.suppress_guards()
+
     def _compute(self, node: fx.Node) -> None:
         """Record the value (shape, strides, type) of a node, and what it was computed from."""
         if node.op == "call_function":
@@ -270,8 +276,14 @@ def _fake_mode(graph: fx.Graph) -> FakeTensorMode:
 
 
 def _sources(node: fx.Node) -> tuple[object, ...]:
-    """What a node's value follows from, comparable."""
-    return (node.target, *(id(source.meta.get("val")) for source in node.all_input_nodes))
+    """What a node's value follows from: the operator, and the values it reads."""
+    return (node.target, *(source.meta.get("val") for source in node.all_input_nodes))
+
+
+def _identical(first: tuple[object, ...], second: tuple[object, ...]) -> bool:
+    """Whether two tuples hold the same objects; fake tensors cannot be compared otherwise."""
+    same_length = len(first) == len(second)
+    return same_length and all(one is other for one, other in zip(first, second, strict=True))
 
 
 def _mutates(node: fx.Node) -> bool:
