@@ -30,6 +30,7 @@ from samforge.core.structure import json_from_value, value_from_json
 
 ENGINES: dict[str, tuple[str, str, dict[str, str]]] = {
     "onnxruntime fp32": ("onnxruntime", "fp32.onnx", {}),
+    "onnxruntime fp32, attention in blocks": ("onnxruntime", "fp32_blocks.onnx", {}),
     "onnxruntime fp32, its attention kernels": ("onnxruntime", "fp32_kernels.onnx", {}),
     "onnxruntime int8": ("onnxruntime", "int8_onnxruntime.onnx", {}),
     "onnxruntime int8 of quantize_static": ("onnxruntime", "int8_static.onnx", {}),
@@ -55,9 +56,10 @@ def make_graphs(folder: Path, *, blocks: int, size: int, images: int) -> dict[st
     import onnx_ir as ir
 
     from samforge.core.recipe import Quantization
-    from samforge.transform.export import release
+    from samforge.transform.export import exported_from_file, release, save_exported
     from samforge.transform.fuse import fuse
     from samforge.transform.onnx.attention_kernels import fuse_attention
+    from samforge.transform.onnx.blocks import block_attention
     from samforge.transform.onnx.convert import onnx_from_exported, release_model, save_onnx
     from samforge.transform.onnx.openvino_flavour import to_openvino
     from samforge.transform.onnx.u8s8 import FLOAT_NOTE, INTEGER_NOTE, to_u8s8
@@ -78,12 +80,18 @@ def make_graphs(folder: Path, *, blocks: int, size: int, images: int) -> dict[st
         settings=Quantization(),
         precision="int8",
     )
-    release([*program.state_dict.values(), *program.constants.values()])
-    model = onnx_from_exported(quantized.program, spec)
+    # The two programs share what stays float: only a copy read back outlives the release.
+    save_exported(quantized.program, folder / "qdq.pt2")
+    for one in (program, quantized.program):
+        release([*one.state_dict.values(), *one.constants.values()])
+    program = exported_from_file(folder / "qdq.pt2")
+    model = onnx_from_exported(program, spec)
     save_onnx(model, folder / "qdq.onnx")
     release_model(model)
+    release([*program.state_dict.values(), *program.constants.values()])
     notes = {}
     for source, target, passes in (
+        ("fp32", "fp32_blocks", (block_attention,)),
         ("fp32", "fp32_kernels", (fuse_attention,)),
         ("fp32", "fp32_openvino", (to_openvino,)),
         ("fp32", "weights", (weights_to_int8,)),

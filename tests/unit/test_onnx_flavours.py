@@ -13,8 +13,9 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from samforge.backends import onnxruntime
 from samforge.backends._onnx_file import notes_from_onnx
-from samforge.backends.onnxruntime import OnnxRuntimeSession, optimized_from_onnx
+from samforge.backends.onnxruntime import OnnxRuntimeSession, optimized_from_onnx, saturates
 from samforge.backends.openvino import OpenVinoSession
 from samforge.core.errors import BuildError, SettingError
 from samforge.core.session import PartSpec, TensorSpec
@@ -270,6 +271,29 @@ def test_a_known_output_range_takes_the_kernel(tmp_path: Path) -> None:
     assert np.abs(run(model, tmp_path) - wanted).max() <= scale * 1.01
 
 
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("flags : sse2 avx avx2", True),
+        ("flags : avx2 avx_vnni", False),
+        ("flags : avx2 avx512f avx512_vnni", False),
+        ("Features : asimd asimddp", False),
+    ],
+)
+def test_processors_that_saturate_are_named(
+    flags: str, expected: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(flags)
+    assert saturates(cpuinfo) == expected
+    assert not saturates(tmp_path / "gone")
+    monkeypatch.setattr(onnxruntime, "CPU_FLAGS", cpuinfo)
+    model = to_u8s8(gemm())
+    processor = OnnxRuntimeSession(saved(model, tmp_path), spec_of(model)).processor
+    words = "without VNNI instructions its 8-bit products may saturate"
+    assert processor.endswith(f"({words})") == expected
+
+
 # --- did it really?
 
 
@@ -395,7 +419,10 @@ def test_activation_scales_that_half_cannot_hold_stay_float(tmp_path: Path) -> N
     tiny = graph.node("Mul", ["x", graph.constant("factor", np.float32(1e-5))], "tiny")
     model = cast_half(graph.model(graph.linear(graph.pair(tiny, 1e-7), "y", (8, 4))))
     for node in model.graph:
-        if node.op_type in {"QuantizeLinear", "DequantizeLinear"} and node.inputs[1].const_value.size == 1:
+        if (
+            node.op_type in {"QuantizeLinear", "DequantizeLinear"}
+            and node.inputs[1].const_value.size == 1
+        ):
             scale = node.inputs[1].const_value.numpy()
             assert scale.dtype == np.float32
             assert scale == np.float32(1e-7)

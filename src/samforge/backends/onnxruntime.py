@@ -38,7 +38,10 @@ LARGE_INPUT = 2**20
 """Elements of one item of an input from which memory matters more than reuse."""
 
 DISABLED_NOTE = "samforge.onnxruntime.disabled"
-"""Key in the file's notes: optimizers of ONNX Runtime that undo its flavour, separated by commas."""
+"""Key in the file's notes: optimizers of ONNX Runtime that undo its flavour, with commas."""
+INTEGER_NOTE = "samforge.integer"
+"""Key in the file's notes: how many layers multiply integers."""
+CPU_FLAGS = Path("/proc/cpuinfo")
 UNOPTIMIZED_NOTE = "samforge.onnxruntime.unoptimized"
 """Key in the file's notes: why the graph runs as it stands, operator by operator."""
 
@@ -68,7 +71,7 @@ class OnnxRuntimeSession:
             raise DamagedBundle(f"ONNX Runtime cannot load {path}: {error}") from error
         self.spec = spec
         self.processor = f"CPU, {threads or len(os.sched_getaffinity(0))} threads"
-        if reason := notes.get(UNOPTIMIZED_NOTE):
+        for reason in _reasons(notes):
             self.processor += f" ({reason})"
         check_artifact(
             path,
@@ -148,6 +151,26 @@ def _options(notes: Mapping[str, str]) -> ort.SessionOptions:
     if UNOPTIMIZED_NOTE in notes:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     return options
+
+
+def _reasons(notes: Mapping[str, str]) -> list[str]:
+    """What one should know about this file on this processor."""
+    found = [notes[UNOPTIMIZED_NOTE]] if UNOPTIMIZED_NOTE in notes else []
+    if int(notes.get(INTEGER_NOTE, "0")) and saturates(CPU_FLAGS):
+        found.append("without VNNI instructions its 8-bit products may saturate")
+    return found
+
+
+def saturates(cpuinfo: Path) -> bool:
+    """Whether the processor adds pairs of 8-bit products in 16 bits, which may not hold them.
+
+    x86 before VNNI does (``vpmaddubsw``); what is no x86, or cannot be read, is taken not to.
+    """
+    try:
+        flags = cpuinfo.read_text(encoding="utf-8", errors="replace").split()
+    except OSError:
+        return False
+    return "avx2" in flags and not {"avx512_vnni", "avx_vnni"} & set(flags)
 
 
 def _disabled(notes: Mapping[str, str]) -> list[str]:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from samforge.core.recipe import Recipe
+from samforge.transform.onnx.attention_kernels import fuse_attention
+from samforge.transform.onnx.blocks import block_attention
 from samforge.transform.onnx.e4m3 import to_e4m3
 from samforge.transform.onnx.half import cast_half
+from samforge.transform.onnx.openvino_flavour import to_openvino
 from samforge.transform.onnx.precision_plan import SAFE
 from samforge.transform.onnx.tensorrt_flavour import tensorrt_flavour
 from samforge.transform.onnx.u8s8 import to_u8s8
@@ -31,6 +34,8 @@ def flavoured(model: ir.Model, recipe: Recipe) -> ir.Model:
         return cast_half(model, SAFE)
     if recipe.precision == "fp8":
         return to_e4m3(model)
+    if recipe.target == "openvino":
+        return to_openvino(model)
     if recipe.precision == "int8" and recipe.target == "onnxruntime":
-        return to_u8s8(model)
-    return model
+        return fuse_attention(to_u8s8(model))
+    return block_attention(model)

@@ -23,13 +23,13 @@ PRODUCTS = {"MatMul", "Gemm", "Conv", "ConvTranspose"}
 MOVES = {
     *("Reshape", "Transpose", "Slice", "Split", "Concat", "Squeeze", "Unsqueeze", "Expand"),
     *("Tile", "Pad", "Gather", "Identity", "Flatten", "Where", "Neg", "Relu", "MaxPool"),
-    "Resize",
+    *("Resize",),
 }
-"""Exact in every type: they take the type that whoever reads them wants."""
+"""Exact in every type: they take the type that their readers want."""
 SCORES = {"Add", "Mul", "Div", "Sub", "Where"}
 """What may stand between the product of queries and keys and its softmax: scale, mask, bias."""
 KEPT = ("*presence*", "*box_head*", "*bbox_embed*", "*boxes_direct*")
-"""Modules whose products stay float: few multiplications, and their error moves boxes and scores."""
+"""Modules that stay float: few multiplications, and their error moves boxes and scores."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
