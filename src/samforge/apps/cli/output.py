@@ -144,7 +144,9 @@ def report_error(
 
 def report_interrupt(*, command: str, as_json: bool) -> None:
     """Tell that the user stopped the command."""
-    message = "Stopped. Finished steps of a build are kept; run it again to resume."
+    message = "Stopped."
+    if command in ("build", "demo"):
+        message += " Finished steps of a build are kept; run it again to resume."
     if as_json:
         details = {"kind": "Interrupted", "message": message, "exit_code": INTERRUPTED}
         print_json(command, {"error": details}, ok=False)
