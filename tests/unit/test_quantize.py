@@ -326,7 +326,7 @@ def test_smoothing_evens_out_the_outliers(program: ExportedProgram) -> None:
     assert torch.equal(factors.log2(), factors.log2().round())
     sample = next(_images(1))
     exact = _run(program, sample)
-    plain = _run(program_from_calibrated(_calibrated(program, smooth_alpha=None)), sample)
+    plain = _run(program_from_calibrated(_calibrated(program, smooth=False)), sample)
     smooth = _run(program_from_calibrated(calibrated), sample)
     gain = _sqnr_db(exact[1], smooth[1]) - _sqnr_db(exact[1], plain[1])
     assert gain > 6
@@ -559,7 +559,7 @@ def test_every_observer_quantizes(program: ExportedProgram, observer: str) -> No
 def test_one_pass_over_maxima_gives_the_range_of_what_is_smoothed(program: ExportedProgram) -> None:
     calibrated = _calibrated(program)
     smoothed = smoothed_program(calibrated)
-    again = _calibrated(smoothed, smooth_alpha=None)
+    again = _calibrated(smoothed, smooth=False)
     own = {site.path: calibrated.input_scale[site.input] for site in calibrated.sites}
     other = {site.path: again.input_scale[site.input] for site in again.sites}
     assert own == pytest.approx(other, rel=1e-6)

@@ -161,7 +161,7 @@ def _worst_db(calibrated: Calibrated, precision: str, samples: Iterator[Any]) ->
 
 
 def test_naive_int8_collapses_and_the_recipe_holds(hard_vision: Make, images: Make) -> None:
-    naive, recipe = hard_vision(smooth_alpha=None), hard_vision()
+    naive, recipe = hard_vision(smooth=False), hard_vision()
     assert len(recipe.smoothings) == 14
     collapsed = _worst_db(naive, "int8", images("held-out", 1))
     held = _worst_db(recipe, "int8", images("held-out", 1))

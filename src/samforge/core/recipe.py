@@ -69,8 +69,10 @@ class Quantization:
 
     observer: str = "min-max"
     """How ranges of activations are chosen, one of ``OBSERVERS``."""
-    smooth_alpha: float | None = 0.5
-    """How much of an activation's spread SmoothQuant moves into the weights, 0 to 1; None: none."""
+    smooth: bool = True
+    """Whether SmoothQuant evens out the channels of LayerNorms."""
+    smooth_alpha: float = 0.5
+    """How much of an activation's spread SmoothQuant moves into the weights, 0 to 1."""
     smooth_skip: tuple[str, ...] = ()
     """Module path patterns that SmoothQuant leaves alone."""
     skip: tuple[str, ...] = ()
@@ -86,7 +88,7 @@ class Quantization:
 
     def __post_init__(self) -> None:
         _check_choice("quantization.observer", self.observer, OBSERVERS)
-        if self.smooth_alpha is not None and not 0 <= self.smooth_alpha <= 1:
+        if not 0 <= self.smooth_alpha <= 1:
             raise SettingError(
                 f"quantization.smooth_alpha wants 0 to 1, got {self.smooth_alpha!r}."
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from samforge.core.errors import SettingError
@@ -9,6 +10,10 @@ from samforge.models.dinov3 import loading as dinov3
 from samforge.models.family import Model
 from samforge.models.sam3 import loading as sam3
 from samforge.models.sam3.family import Sam3
+from samforge.models.tiny.stress import StressedSource
+
+STRESSED = "tiny-stressed"
+"""The tiny model with outlier channels and the same function: hard to quantize, as real ViTs are."""
 
 
 def model_from_name(
@@ -22,7 +27,7 @@ def model_from_name(
     """Find a checkpoint, check every name in it, and set the image size.
 
     Args:
-        name: ``tiny``, a local folder, a ``.pt`` or ``.ckpt`` file of Meta's, or a Hugging Face id.
+        name: ``tiny``, ``tiny-stressed``, a local folder, a ``.pt`` or ``.ckpt`` file of Meta's, or a Hugging Face id.
         image_size: Side in pixels; None keeps the model's own.
         random_weights: Use the architecture with random weights; nothing is downloaded.
         seed: Of the random weights.
@@ -35,6 +40,9 @@ def model_from_name(
         CheckpointKeysError: Tensors are missing or unexpected.
         SettingError: The image size does not fit the patches, or a tokenizer has no use.
     """
+    if name == STRESSED:
+        plain = sam3.checkpoint_from_name("tiny", image_size=image_size, tokenizer=tokenizer)
+        return Sam3(replace(plain, name=name, source=StressedSource(plain.source, seed=seed)))
     if not dinov3.is_dinov3(name):
         return Sam3(
             sam3.checkpoint_from_name(

@@ -24,6 +24,8 @@ from samforge.runtime import PhraseTokenizer, Segmenter, image_bchw_from_rgb
 from samforge.steps.assets import TOKENIZER_NAME, write_tokenizer_and_license
 from samforge.steps.images import DRAWN, calibration_images
 from samforge.steps.workshop import Made, Workshop
+from samforge.transform.export import exported_from_file
+from samforge.transform.quantize import check_skips, names_from_program
 
 FOLDER = "work/calibration"
 """Where what the parts are fed is kept."""
@@ -38,11 +40,21 @@ def calibrate_parts(shop: Workshop) -> Made:
     The detector is fed what vision and text make of real images and phrases: random features would
     set other ranges. One sample is in memory at a time.
     """
+    _check_skips(shop)
     shutil.rmtree(shop.root / FOLDER, ignore_errors=True)  # of a build with other settings
     made = _segmented(shop) if "text" in shop.parts else _images_only(shop)
     outputs = tuple(path for paths in made.values() for path in paths)
     counts = ({"part": part, "samples": len(paths)} for part, paths in made.items() if part)
     return Made(outputs=outputs, figures=tuple(counts))
+
+
+def _check_skips(shop: Workshop) -> None:
+    """A pattern that matches nothing is a typing error: say so before an hour of work."""
+    settings = shop.recipe.quantization
+    if settings.skip or settings.smooth_skip or settings.skip_operators:
+        programs = {part: exported_from_file(shop.path(shop.fused(part))) for part in shop.parts}
+        names = {part: names_from_program(program) for part, program in programs.items()}
+        check_skips(settings, names)
 
 
 def calibration_samples(shop: Workshop, part: str) -> Callable[[], Iterable[Mapping[str, Tensor]]]:

@@ -52,7 +52,7 @@ Stage: TypeAlias = tuple[Chain, ...]
 
 EXPORT = Kind(name="export", make=export_part)
 FUSE = Kind(name="fuse", make=fuse_part, settings=("target",))
-CALIBRATE = Kind(name="calibrate", make=calibrate_parts, settings=("calibration",))
+CALIBRATE = Kind(name="calibrate", make=calibrate_parts, settings=("calibration", "quantization"))
 QUANTIZE = Kind(
     name="quantize", make=quantize_part, settings=("target", "precision", "quantization")
 )

@@ -126,7 +126,7 @@ def calibrate(
             factors=smoothing_factors(
                 torch.stack([watches[name].maxima for name in norm.inputs]).amax(0),
                 column_max(graph, norm),
-                settings.smooth_alpha or 0.0,
+                settings.smooth_alpha,
             ),
         )
         for norm in norms

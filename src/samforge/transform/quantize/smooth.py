@@ -199,7 +199,7 @@ def _operator(node: Node) -> str:
 
 def _choice(paths: Iterable[str], part: str, settings: Quantization) -> str | None:
     """Why the user leaves a LayerNorm alone; its own path or that of a linear behind it counts."""
-    if settings.smooth_alpha is None:
+    if not settings.smooth:
         return "smoothing is off"
     own = tuple(paths)
     for pattern in settings.smooth_skip:
