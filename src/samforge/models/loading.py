@@ -13,7 +13,7 @@ from samforge.models.sam3.family import Sam3
 from samforge.models.tiny.stress import StressedSource
 
 STRESSED = "tiny-stressed"
-"""The tiny model with outlier channels and the same function: hard to quantize, as real ViTs are."""
+"""The tiny model with outlier channels and the same function: as hard to quantize as real ViTs."""
 
 
 def model_from_name(
@@ -27,7 +27,8 @@ def model_from_name(
     """Find a checkpoint, check every name in it, and set the image size.
 
     Args:
-        name: ``tiny``, ``tiny-stressed``, a local folder, a ``.pt`` or ``.ckpt`` file of Meta's, or a Hugging Face id.
+        name: ``tiny``, ``tiny-stressed``, a local folder, a ``.pt`` or ``.ckpt`` file of Meta's, or
+            a Hugging Face id.
         image_size: Side in pixels; None keeps the model's own.
         random_weights: Use the architecture with random weights; nothing is downloaded.
         seed: Of the random weights.
