@@ -7,12 +7,14 @@ steps survive a kill; nothing is published before all of them hold. What a step 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from samforge.core.bundle import Bundle, open_bundle
-from samforge.core.errors import SettingError
+from samforge.core.errors import FidelityError, SamforgeWarning, SettingError
 from samforge.core.files import require_space
 from samforge.core.recipe import Recipe
 from samforge.core.staging import Staging
@@ -20,10 +22,13 @@ from samforge.models.family import Model
 from samforge.models.loading import model_from_name
 from samforge.steps.assets import write_tokenizer_and_license
 from samforge.steps.plan import stages
+from samforge.steps.processor import Choice, processor_choices
 from samforge.steps.publish import manifest_of, origin_of, published_files
 from samforge.steps.report import report_of
 from samforge.steps.run import Progress, Run
 from samforge.steps.workshop import STOPS, Workshop
+
+__all__ = ["Choice", "build", "build_for_processor", "processor_choices"]
 
 
 def build(
@@ -83,6 +88,36 @@ def build(
         manifest = manifest_of(shop, planned, records, origin)
         extra = (*write_tokenizer_and_license(shop), report_of(shop, manifest))
         return open_bundle(staging.publish(manifest, published_files(manifest, records, extra)))
+
+
+def build_for_processor(
+    recipe: Recipe, *, out: str | Path, jobs: int = 1, progress: Progress | None = None
+) -> Bundle:
+    """Build for whatever this processor is fastest with, and the next where a gate does not hold.
+
+    Args:
+        recipe: Its target and precision are replaced by what is measured here.
+        out: As in :func:`build`, like all that follows.
+        jobs: Parts that are worked on side by side.
+        progress: Told about each step.
+
+    Raises:
+        FidelityError: No precision holds the gates.
+    """
+    *choices, last = processor_choices()
+    for choice in choices:
+        chosen = replace(recipe, target=choice.target, precision=choice.precision)
+        try:
+            return build(chosen, out=out, jobs=jobs, progress=progress)
+        except FidelityError as error:
+            warnings.warn(
+                f"{choice.target} in {choice.precision} is fastest here and does not hold: {error} "
+                "The next is tried.",
+                SamforgeWarning,
+                stacklevel=2,
+            )
+    chosen = replace(recipe, target=last.target, precision=last.precision)
+    return build(chosen, out=out, jobs=jobs, progress=progress)
 
 
 def _recipe(model: str | Recipe, settings: Mapping[str, Any]) -> Recipe:

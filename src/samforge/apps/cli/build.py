@@ -13,6 +13,7 @@ import samforge
 from samforge.apps.cli.output import JsonOption, print_json, print_line, shown_path
 from samforge.apps.cli.progress import BuildProgress
 from samforge.apps.cli.steps import print_steps
+from samforge.core.errors import SettingError
 from samforge.core.files import size_text
 from samforge.core.recipe import PRECISIONS, TARGETS
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from samforge.core.recipe import Recipe
 
 RECIPE_SUFFIX = ".toml"
+FASTEST = "cpu"
+"""The target that stands for whatever this processor is fastest with."""
 SMALL_MODELS = ("tiny", "tiny-stressed")
 """Two parts of these fit into any memory. Of SAM 3's, one can take several GiB."""
 
@@ -41,7 +44,9 @@ def build(  # noqa: PLR0913  every argument is an option that a user types
     target: Annotated[
         str | None,
         typer.Option(
-            "--target", help=f"Runtime: {', '.join(TARGETS)}.", show_default="onnxruntime"
+            "--target",
+            help=f"Runtime: {', '.join(TARGETS)}; cpu takes what is fastest on this processor.",
+            show_default="onnxruntime",
         ),
     ] = None,
     precision: Annotated[
@@ -128,7 +133,7 @@ def build(  # noqa: PLR0913  every argument is an option that a user types
     A build that was stopped resumes when it is run again.
     """
     given = {
-        "target": target,
+        "target": None if target == FASTEST else target,
         "precision": precision,
         "image_size": image_size,
         "parts": tuple(part) if part else None,
@@ -139,9 +144,13 @@ def build(  # noqa: PLR0913  every argument is an option that a user types
     }
     recipe = recipe_from_options(model, {k: v for k, v in given.items() if v is not None})
     recipe = _calibrated_on(recipe, calibration, prompt, samples)
-    bundle = build_with_progress(
-        recipe, out or default_out(recipe), until=until, jobs=jobs, as_json=as_json
-    )
+    place = out or default_out(recipe)
+    if target == FASTEST:
+        if precision or until:
+            raise SettingError("--target cpu chooses the precision and builds to the end.")
+        bundle = _fastest(recipe, place, jobs=jobs, as_json=as_json)
+    else:
+        bundle = build_with_progress(recipe, place, until=until, jobs=jobs, as_json=as_json)
     if as_json:
         print_json("build", build_report(bundle))
         return
@@ -183,9 +192,21 @@ def build_with_progress(
     recipe: Recipe, out: Path, *, until: str | None = None, jobs: int | None = None, as_json: bool
 ) -> Bundle:
     """Build a recipe and show how far it is."""
-    jobs = jobs or (2 if recipe.model in SMALL_MODELS and (os.cpu_count() or 1) > 1 else 1)
     with BuildProgress(as_json=as_json) as progress:
-        return samforge.build(recipe, out=out, until=until, jobs=jobs, progress=progress)
+        return samforge.build(
+            recipe, out=out, until=until, jobs=jobs or _jobs(recipe), progress=progress
+        )
+
+
+def _fastest(recipe: Recipe, out: Path, *, jobs: int | None, as_json: bool) -> Bundle:
+    from samforge.pipeline import build_for_processor
+
+    with BuildProgress(as_json=as_json) as progress:
+        return build_for_processor(recipe, out=out, jobs=jobs or _jobs(recipe), progress=progress)
+
+
+def _jobs(recipe: Recipe) -> int:
+    return 2 if recipe.model in SMALL_MODELS and (os.cpu_count() or 1) > 1 else 1
 
 
 def build_report(bundle: Bundle) -> dict[str, object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,14 +18,26 @@ from samforge.apps.cli.runtimes import (
 )
 from samforge.core.recipe import TARGETS
 
+if TYPE_CHECKING:
+    from samforge.pipeline import Choice
+
 BASE_RUNTIME = "onnxruntime"
 MISSING = 3
 """Exit status when even the base runtime is not usable, the same as of a ``MissingExtra``."""
 
 
-def doctor(as_json: JsonOption = False) -> None:
+def doctor(
+    measure: Annotated[
+        bool,
+        typer.Option(
+            "--measure", help="Measure which target and precision this processor is fastest with."
+        ),
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
     """Show which runtimes, processors and versions are usable here, and what installs the rest."""
     machine, runtimes, packages = this_machine(), runtimes_here(), packages_here()
+    choices = _choices() if measure else ()
     usable = any(runtime.usable for runtime in runtimes if runtime.name == BASE_RUNTIME)
     if as_json:
         payload = {
@@ -32,13 +45,35 @@ def doctor(as_json: JsonOption = False) -> None:
             "machine": machine,
             "runtimes": runtimes,
             "packages": packages,
+            **({"processor_choices": choices} if measure else {}),
         }
         print_json("doctor", payload, ok=usable)
     else:
         _print_machine(machine)
         _print_runtimes(runtimes, packages)
+        if measure:
+            _print_choices(choices)
     if not usable:
         raise typer.Exit(MISSING)
+
+
+def _choices() -> Sequence[Choice]:
+    from samforge.pipeline import processor_choices
+
+    return processor_choices()
+
+
+def _print_choices(choices: Sequence[Choice]) -> None:
+    rows = [
+        (choice.target, choice.precision, f"{choice.block_ms:.1f}", f"{choice.speed_up:.2f}")
+        for choice in choices
+    ]
+    columns = ("target", "precision", "ms a block", "times ORT fp32")
+    print_table("This processor, fastest first", columns, rows, numbers=columns[2:])
+    print_line(
+        "One transformer block of SAM 3's size, random weights: speed alone. 'samforge build MODEL "
+        "--target cpu' takes the first that holds the gates of the model."
+    )
 
 
 def _print_machine(machine: Machine) -> None:
