@@ -31,13 +31,14 @@ from samforge.transform.fuse import FUSIONS, FusedProgram, fuse
 Make = Callable[..., Any]
 aten = torch.ops.aten
 
+COMMON = {"no-ops", "static-reshapes", "attention-scale", "parallel-linears"}
 FIRED = {
     # Windows are padded in the small model, as they are at 924 pixels.
-    "vision": {"no-ops", "constants", "attention-scale", "parallel-linears"},
-    "text": {"no-ops", "attention-scale", "parallel-linears"},
-    "detector": {"no-ops", "constants", "duplicates", "attention-scale", "parallel-linears"},
-    "detector_boxes": {"no-ops", "constants", "duplicates", "attention-scale", "parallel-linears"},
-    "grounding": {"no-ops", "constants", "duplicates", "attention-scale", "parallel-linears"},
+    "vision": COMMON | {"constants"},
+    "text": COMMON,
+    "detector": COMMON | {"constants", "duplicates"},
+    "detector_boxes": COMMON | {"constants", "duplicates"},
+    "grounding": COMMON | {"constants", "duplicates"},
 }
 CHOSEN = pytest.mark.parametrize(
     "name",
@@ -301,6 +302,7 @@ def test_fused_onnx(windowed: tuple[Part, ExportedProgram], tmp_path: Path) -> N
     part, program = windowed
     model = onnx_from_exported(fuse(program, target="onnxruntime").program, part.spec)
     found = operator_counts(model)
+    assert not found["Shape"]
     assert found["MatMul"] == 3 * 6  # qkv, two of attention, o, fc1, fc2
     assert found["Split"] == 3
     assert found["Softmax"] == 3

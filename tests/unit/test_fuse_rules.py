@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
 
-from samforge.transform.fuse import FUSIONS, FusedProgram, fuse
+from samforge.transform.fuse import FUSIONS, fuse
 from samforge.transform.fuse.cut import NEVER, minimum_cut
 
 aten = torch.ops.aten
@@ -142,6 +143,49 @@ def test_nothing_is_rewritten_where_tensors_change_in_place() -> None:
     assert set(left.values()) == {
         ("whole program: tensors are changed in place (aten.add_.Tensor)",)
     }
+
+
+# --- static reshapes ------------------------------------------------------------------------------
+
+
+def asked(program: ExportedProgram) -> list[list[Any]]:
+    """The sizes that reshapes ask for; what is computed as its name."""
+    places = {aten.view.default: 1, aten.reshape.default: 1, aten.unflatten.int: 2}
+    return [
+        [getattr(size, "name", size) for size in node.args[places[node.target]]]
+        for node in program.graph.nodes
+        if node.target in places
+    ]
+
+
+def test_reshapes_ask_for_numbers() -> None:
+    def forward(_: nn.Module, x: Tensor) -> Tensor:
+        batch = x.shape[0]
+        heads = (x + 1).view(batch * 2, 3, -1).relu()
+        return heads.reshape(batch, 2, -1, 4).tanh().transpose(1, 2).reshape(batch, 24)
+
+    _, after, fired, left, program = fused(Function(forward), torch.randn(2, 6, 4))
+    assert fired == {"static-reshapes": 3}
+    assert left == {}
+    assert asked(program) == [[-1, 3, 4], [-1, 2, 3, 4], [-1, 24]]
+    assert not after[aten.sym_size.int]
+    assert not after[operator.mul]
+
+
+def test_of_two_dynamic_sizes_one_is_inferred() -> None:
+    class Pairs(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+            pairs = (x[:, None] + y[None]).view(x.shape[0] * y.shape[0], 4).relu()
+            return pairs.unflatten(0, (x.shape[0], y.shape[0])), pairs
+
+    dims = ({0: Dim("a", min=1)}, {0: Dim("b", min=1)})
+    program = export(Pairs(), (torch.randn(2, 4), torch.randn(3, 4)), dynamic_shapes=dims)
+    result = fuse(program, target="torch").program
+    assert asked(result) == [[-1, 4], ["sym_size_int_2", -1]]
+    for a, b in ((1, 1), (1, 3), (5, 1), (4, 4)):
+        x, y = torch.randn(a, 4), torch.randn(b, 4)
+        for found, wanted in zip(result.module()(x, y), Pairs()(x, y), strict=True):
+            assert torch.equal(found, wanted)
 
 
 # --- parallel linears -----------------------------------------------------------------------------
@@ -636,6 +680,7 @@ def test_minimum_cut_worked_by_hand() -> None:
 def test_every_fusion_is_tested_here() -> None:
     assert [fusion.name for fusion in FUSIONS] == [
         "no-ops",
+        "static-reshapes",
         "rotary-tables",
         "constants",
         "duplicates",
@@ -645,5 +690,5 @@ def test_every_fusion_is_tested_here() -> None:
         "attention-scale",
         "parallel-linears",
     ]
-    assert {"no-ops", "rotary-tables", "constants", "duplicates", "window-order"} == EXACT
-    assert isinstance(FusedProgram, type)
+    moving = {"no-ops", "static-reshapes", "window-order"}
+    assert moving | {"rotary-tables", "constants", "duplicates"} == EXACT

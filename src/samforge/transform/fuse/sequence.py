@@ -14,6 +14,7 @@ from samforge.transform.fuse.draft import Draft
 from samforge.transform.fuse.duplicates import DUPLICATES
 from samforge.transform.fuse.noops import NOOPS
 from samforge.transform.fuse.parallel_linears import PARALLEL_LINEARS
+from samforge.transform.fuse.reshapes import STATIC_RESHAPES
 from samforge.transform.fuse.result import FusedProgram, Fusion, FusionResult, Tally
 from samforge.transform.fuse.rotary import ROTARY
 from samforge.transform.fuse.scales import SCALES
@@ -21,6 +22,7 @@ from samforge.transform.fuse.window_order import WINDOW_ORDER
 
 FUSIONS: tuple[Fusion, ...] = (
     NOOPS,
+    STATIC_RESHAPES,
     ROTARY,
     CONSTANTS,
     DUPLICATES,
