@@ -23,8 +23,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from _conditions import write_result
-
 MODEL = "facebook/sam-3d-body-dinov3"
 PART = "backbone"
 ENGINES = ("fp16", "int8", "fp8")
@@ -212,7 +210,8 @@ def _bytes_below(folder: Path) -> int:
 
 def _in_process(*arguments: str) -> dict[str, Any]:
     """Run one step in a process of its own: torch keeps the memory of the last one."""
-    command = [sys.executable, __file__, *arguments]
+    # -P: the file beside this one that is named after a library must not hide it.
+    command = [sys.executable, "-P", __file__, *arguments]
     run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if run.returncode:
         sys.exit(f"{' '.join(arguments)} failed with status {run.returncode}.")
@@ -266,6 +265,8 @@ def main() -> int:
                 step("graph", "tensorrt-rtx", precision)
                 result["engines"].append(step("engine", "tensorrt-rtx", precision))
                 print(result["engines"][-1])
+    from _conditions import write_result  # the steps run without this folder in their path
+
     problems = failures(result)
     name = f"sam3d_body_{options.only}" if options.only else "sam3d_body"
     path = write_result(name, {**result, "holds": not problems})
