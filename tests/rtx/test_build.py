@@ -269,6 +269,6 @@ def test_our_parts_build_as_planned_in_half(
     summary = summary_from_onnx(path)
     spec = PartSpec(name=name, inputs=summary.inputs, outputs=summary.outputs)
     report = engine_from_onnx(RTX, path, tmp_path / "a.engine", spec, ADA, planned=planned)
-    assert planned.attentions > 0
+    assert (planned.attentions > 0) == (name in ("vision", "text"))  # the others' heads are small
     assert report.computation is not None
     assert report.computation.attentions == planned.attentions

@@ -85,6 +85,14 @@ def test_graphs_without_windows_or_attention_have_fewer_forms(model: ir.Model) -
     assert forms_of(reform_attention(model, "unfused")) == ("fused",)
 
 
+def test_small_heads_are_not_fused(model: ir.Model) -> None:
+    body = TWO.replace("16]", "8]")
+    small = ir.from_proto(onnx.shape_inference.infer_shapes(onnx.parser.parse_model(body)))
+    assert [attention.head_size for attention in attentions(small)] == [8, 8]
+    assert computation_from_onnx(small).attentions == 0
+    assert forms_of(small) == ("fused",)
+
+
 def test_an_unknown_form(model: ir.Model) -> None:
     with pytest.raises(SettingError, match=r"There is no form 'quick' of attention\. Forms: fused"):
         reform_attention(model, "quick")

@@ -188,7 +188,14 @@ def test_the_worst_comes_first() -> None:
     assert ids(graph(body)) == ["cumsum-axes", "dequantize-alone"]
 
 
-@pytest.mark.parametrize("name", ["vision", "text", "detector", "detector_boxes"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "text",
+        "detector_boxes",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("vision", "detector")),
+    ],
+)
 def test_our_graphs_pass(name: str, onnx_file: Callable[[str], Path]) -> None:
     model = ir.load(onnx_file(name))
     assert [str(finding) for finding in lint(model)] == []

@@ -40,7 +40,7 @@ def test_transposed_convolutions_stay_half_beside_quantized_ones(precision: str)
     assert dict(planned.convolutions) == {precision: 1, "fp16": 1}
 
 
-@pytest.mark.parametrize("name", ["vision", "text", "detector"])
+@pytest.mark.parametrize("name", ["text", "detector_boxes"])
 def test_our_parts_have_half_products_and_fused_attention(
     name: str, onnx_file: Callable[[str], Path]
 ) -> None:
@@ -49,11 +49,12 @@ def test_our_parts_have_half_products_and_fused_attention(
     half = computation_from_onnx(tensorrt_flavour(ir.load(path), "fp16"))
     safest = computation_from_onnx(tensorrt_flavour(ir.load(path), "fp16", form=FORMS[-1]))
     assert (plain.attentions, set(plain.gemms)) == (0, {"fp32"})
-    assert half.attentions > 0
+    # The detector's heads are too small to be fused at this size.
+    assert (half.attentions > 0) == (name == "text")
     assert half.gemms["fp16"] > half.gemms.get("fp32", 0)
     assert sum(half.gemms.values()) + 2 * half.attentions == plain.gemms["fp32"]
     assert safest.attentions == 0
-    assert safest.gemms["fp32"] == half.gemms.get("fp32", 0) + 2 * half.attentions
+    assert safest.gemms.get("fp32", 0) == half.gemms.get("fp32", 0) + 2 * half.attentions
 
 
 def test_hazards_are_refused() -> None:

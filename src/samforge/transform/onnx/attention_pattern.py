@@ -13,6 +13,8 @@ AFTER = {"Cast", "Relu", "Reshape", "Transpose", "QuantizeLinear", "DequantizeLi
 """What stands between the softmax and the second product."""
 MOVES = {"Cast", "Reshape", "Transpose", "Identity", "Squeeze", "Unsqueeze", "Expand"}
 """Operators that move values without changing them."""
+SMALLEST_HEAD = 9
+"""Heads of fewer channels run as separate products (NVIDIA/TensorRT#4826, and engines of 1.7)."""
 HALF = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
 
 
@@ -49,9 +51,21 @@ class Attention:
         return all(value.dtype in HALF for value in self.operands)
 
     @property
+    def head_size(self) -> int | None:
+        """Channels of a head, or None where they are unknown."""
+        shape = self.operands[0].shape
+        last = shape[-1] if shape else None
+        return last if isinstance(last, int) else None
+
+    @property
     def fusable(self) -> bool:
-        """Whether TensorRT's pattern matches: halves, and nothing between but casts."""
-        return self.half and all(node.op_type == "Cast" for node in self.between)
+        """Whether TensorRT's pattern matches: halves, large heads, nothing between but casts."""
+        size = self.head_size
+        return (
+            self.half
+            and (size is None or size >= SMALLEST_HEAD)
+            and all(node.op_type == "Cast" for node in self.between)
+        )
 
 
 def attentions(model: ir.Model) -> tuple[Attention, ...]:
