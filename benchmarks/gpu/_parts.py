@@ -1,0 +1,265 @@
+"""Parts for the benchmarks: from a checkpoint with random weights to packages on disk.
+
+Packages are built by processes of their own, side by side: compiling is work for the processor.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from samforge.backends.inductor import InductorSession, package_from_exported
+from samforge.core.session import PartSpec
+from samforge.transform.export import TRACED_SIZES, exported_from_part
+from samforge.transform.fuse import fuse
+from samforge.transform.lower import Lowering, fp8_scales_from_samples, lower
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Order:
+    """One package to build."""
+
+    part: str
+    """Name of the part."""
+    precision: str
+    """``bf16``, ``fp16`` or ``fp8``."""
+    family: str = "sam3"
+    """Model family."""
+    model: str = "facebook/sam3"
+    """Checkpoint; its weights are random unless it is ``tiny``."""
+    size: int | None = None
+    """Image size, or None for the model's own."""
+    attention: str = "fastest"
+    """Kernel for attention without a mask."""
+    residual: str = "fp32"
+    """Type of residual sums."""
+    fixed: str = ""
+    """Axes that are constants: ``batch=1,prompts=1``."""
+    tuned: bool = False
+    """Whether Inductor tunes its pointwise kernels."""
+
+    @property
+    def name(self) -> str:
+        """Names the package's file."""
+        words = [self.family, self.part, self.precision, self.residual, self.attention]
+        words += [str(self.size)] if self.size else []
+        words += [self.fixed.replace("=", "").replace(",", "-")] if self.fixed else []
+        words += ["tuned"] if self.tuned else []
+        return "_".join(words)
+
+    def arguments(self) -> list[str]:
+        """The order as command-line arguments."""
+        return [
+            f"--{name}={value}"
+            for name in self.__dataclass_fields__
+            if (value := getattr(self, name)) not in (None, "", False)
+        ]
+
+
+def family_checkpoint(family: str, model: str, size: int | None) -> Any:
+    """The checkpoint of a family, with random weights where it is not the tiny model."""
+    if family == "sam3":
+        from samforge.models.sam3.loading import checkpoint_from_name
+
+        random = model != "tiny"
+        return checkpoint_from_name(model, image_size=size, random_weights=random)
+    from samforge.models.loading import model_from_name
+
+    return model_from_name(model, image_size=size, random_weights=True)
+
+
+def family_part(family: str, checkpoint: Any, name: str) -> Any:
+    """One part of a checkpoint, whatever the family."""
+    if hasattr(checkpoint, "part"):
+        return checkpoint.part(name)
+    from importlib import import_module
+
+    return import_module(f"samforge.models.{family}.parts").part_from_checkpoint(checkpoint, name)
+
+
+def family_inputs(checkpoint: Any, spec: PartSpec, sizes: dict[str, int], seed: int) -> Any:
+    """Random inputs of a part."""
+    if hasattr(checkpoint, "inputs"):
+        return checkpoint.inputs(spec.name, sizes, seed)
+    from samforge.models.part import example_inputs
+
+    return example_inputs(
+        spec,
+        sizes,
+        vocabulary=checkpoint.config.text_config.vocab_size,
+        eos_id=checkpoint.eos_id,
+        seed=seed,
+    )
+
+
+def lowered_part(order: Order, device: str) -> tuple[Any, PartSpec, dict[str, float]]:
+    """Checkpoint to lowered program, with the seconds that each step took."""
+    seconds: dict[str, float] = {}
+    start = time.perf_counter()
+
+    def lap(name: str) -> None:
+        nonlocal start
+        seconds[name] = round(time.perf_counter() - start, 1)
+        start = time.perf_counter()
+
+    checkpoint = family_checkpoint(order.family, order.model, order.size)
+    part = family_part(order.family, checkpoint, order.part)
+    lap("load")
+    inputs = family_inputs(checkpoint, part.spec, dict(TRACED_SIZES), 0)
+    program = exported_from_part(part, inputs)
+    lap("export")
+    program = fuse(program, target="inductor").program
+    lap("fuse")
+    scales: dict[str, float] = {}
+    if order.precision == "fp8":
+        samples = [family_inputs(checkpoint, part.spec, {"batch": 1, "prompts": 1}, 1)]
+        scales = fp8_scales_from_samples(program, part.spec, samples, device=device)
+        lap("calibrate")
+    settings = Lowering(
+        precision=order.precision,
+        attention=order.attention,
+        residual=order.residual,
+        scales=scales,
+        half_features=True,
+    )
+    fixed = dict(pair.split("=") for pair in order.fixed.split(",") if pair)
+    lowered = lower(
+        program,
+        part.spec,
+        settings=settings,
+        device=device,
+        sizes={axis: int(value) for axis, value in fixed.items()},
+    )
+    lap("lower")
+    return lowered, part.spec, seconds
+
+
+def build(order: Order, folder: Path, device: str) -> dict[str, Any]:
+    """Build one package and say what it took."""
+    lowered, spec, seconds = lowered_part(order, device)
+    start = time.perf_counter()
+    options = {"coordinate_descent_tuning": True} if order.tuned else {}
+    path = folder / f"{order.name}.aoti.pt2"
+    package_from_exported(lowered.program, spec, path, precision=order.precision, options=options)
+    seconds["compile"] = round(time.perf_counter() - start, 1)
+    formats = [form for _, form in lowered.layers]
+    return {
+        "seconds": seconds,
+        "bytes": path.stat().st_size,
+        "layers": {form: formats.count(form) for form in sorted(set(formats))},
+    }
+
+
+class CompiledPart:
+    """A lowered program through torch.compile, with the door of a session."""
+
+    def __init__(self, lowered: Any, spec: PartSpec, options: dict[str, Any]) -> None:
+        self.spec = spec
+        self.examples = lowered.program.example_inputs[0]
+        self.device = self.examples[0].device
+        module = lowered.program.module()
+        self.module = module if options.get("eager") else torch.compile(module, options=options)
+
+    def placed(self, tensors: Any) -> dict[str, torch.Tensor]:
+        """As the program was traced."""
+        return {
+            tensor.name: tensors[tensor.name]
+            .to(example)
+            .contiguous(
+                memory_format=torch.channels_last
+                if example.ndim == 4 and not example.is_contiguous()
+                else torch.contiguous_format
+            )
+            for tensor, example in zip(self.spec.inputs, self.examples, strict=True)
+        }
+
+    def run_tensors(self, tensors: Any) -> dict[str, torch.Tensor]:
+        """Run it."""
+        with torch.inference_mode():
+            results = self.module(*(tensors[tensor.name] for tensor in self.spec.inputs))
+        return {t.name: value for t, value in zip(self.spec.outputs, results, strict=True)}
+
+
+def compiled(order: Order, device: str, eager: bool = False) -> CompiledPart:
+    """The lowered part through torch.compile in this process."""
+    lowered, spec, seconds = lowered_part(order, device)
+    print("lowered", seconds, flush=True)
+    options: dict[str, Any] = {"coordinate_descent_tuning": True} if order.tuned else {}
+    return CompiledPart(lowered, spec, {"eager": True} if eager else options)
+
+
+class SizedPart:
+    """One part at several fixed sizes: the sizes of its inputs choose."""
+
+    def __init__(self, parts: dict[tuple[int, ...], CompiledPart]) -> None:
+        self.parts = parts
+        first = next(iter(parts.values()))
+        self.spec, self.device = first.spec, first.device
+
+    def _key(self, tensors: Any) -> tuple[int, ...]:
+        names = ("images", "fpn_0", "text_features")
+        return tuple(tensors[name].shape[0] for name in names if name in tensors)
+
+    def run_tensors(self, tensors: Any) -> dict[str, torch.Tensor]:
+        """Run the part of these sizes."""
+        return self.parts[self._key(tensors)].run_tensors(tensors)
+
+    def placed(self, tensors: Any) -> dict[str, torch.Tensor]:
+        """As the programs were traced; some of the inputs may be given alone."""
+        part = next(iter(self.parts.values()))
+        names = [tensor.name for tensor in part.spec.inputs]
+        return {
+            name: tensor.to(
+                part.examples[names.index(name)].device, part.examples[names.index(name)].dtype
+            )
+            for name, tensor in tensors.items()
+        }
+
+
+def build_all(orders: list[Order], folder: Path, limit_s: float) -> dict[str, str]:
+    """Build packages side by side; gives the log of those that failed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    running = {}
+    for order in orders:
+        log = (folder / f"{order.name}.log").open("w")
+        command = [sys.executable, str(HERE / "build.py"), f"--folder={folder}"]
+        running[order.name] = subprocess.Popen(
+            [*command, *order.arguments()], stdout=log, stderr=subprocess.STDOUT
+        )
+    deadline = time.monotonic() + limit_s
+    failed = {}
+    for name, process in running.items():
+        try:
+            code = process.wait(timeout=max(1.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            code = "out of time"
+        if code != 0:
+            failed[name] = f"{code}: {(folder / f'{name}.log').read_text()[-3000:]}"
+    return failed
+
+
+def session(order: Order, folder: Path) -> InductorSession:
+    """Load a package that was built."""
+    checkpoint = family_checkpoint(order.family, order.model, order.size)
+    if hasattr(checkpoint, "spec"):
+        spec = checkpoint.spec(order.part)
+    else:
+        from importlib import import_module
+
+        parts = import_module(f"samforge.models.{order.family}.parts")
+        spec = parts.part_spec(checkpoint.config, order.part)
+    return InductorSession(folder / f"{order.name}.aoti.pt2", spec)
+
+
+def device_name() -> str:
+    """``cuda`` where there is a GPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"

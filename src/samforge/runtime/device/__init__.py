@@ -1,0 +1,6 @@
+"""Segmenting with everything on one device between two copies. Needs torch."""
+
+from samforge.runtime.device.resize import Resizer
+from samforge.runtime.device.segmenter import DeviceSegmenter, DeviceSession, EncodedOnDevice
+
+__all__ = ["DeviceSegmenter", "DeviceSession", "EncodedOnDevice", "Resizer"]

@@ -1,0 +1,149 @@
+"""From a detector's raw output to detections, with the heavy part where the output is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from samforge.core.detections import Detections
+from samforge.core.errors import FidelityError
+from samforge.runtime.postprocess import Thresholds
+
+_CHUNK_BYTES = 256 << 20  # of float32 masks at image size
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Found:
+    """What the detector says of a batch, small enough to come to the host: scores and boxes."""
+
+    scores: npt.NDArray[np.float32]
+    """(B, P, Q)."""
+    boxes: npt.NDArray[np.float32]
+    """(B, P, Q, 4), left, top, right, bottom as fractions of the image."""
+
+
+def summary(outputs: Mapping[str, Tensor]) -> Tensor:
+    """Scores and boxes in one tensor: one small copy to the host instead of three.
+
+    Returns:
+        (B, P, Q, 5), float32: ``sigmoid(logit) * sigmoid(presence)``, then the box.
+    """
+    presence = outputs["presence_logit"].float().sigmoid()[..., None]
+    scores = outputs["pred_logits"].float().sigmoid() * presence
+    return torch.cat([scores[..., None], outputs["pred_boxes"].float()], dim=-1)
+
+
+def found_from_summary(values: Tensor) -> Found:
+    """Read what :func:`summary` made, once it is on the host."""
+    array = values.numpy()
+    return Found(scores=array[..., 0], boxes=array[..., 1:])
+
+
+def admitted(scores: npt.NDArray[np.float32], threshold: float) -> npt.NDArray[np.intp]:
+    """Queries above a threshold, best score first, (Q,) -> (K,)."""
+    order = np.argsort(-scores, kind="stable")
+    return order[scores[order] > np.float32(threshold)]
+
+
+def masks_above(
+    logits: Tensor,
+    size_hw: tuple[int, int],
+    threshold: float,
+    out: Tensor,
+    copies: torch.cuda.Stream | None = None,
+) -> None:
+    """Bring masks to image size and compare them with a threshold, some at a time.
+
+    Args:
+        logits: (K, h, w) of admitted queries.
+        size_hw: Height and width of the image.
+        threshold: Pixels of a mask have a probability above it.
+        out: (K, H, W), bool, on the host; pinned where the logits are on a GPU.
+        copies: Stream on which masks go to the host, beside the kernels of what comes next.
+    """
+    height, width = size_hw
+    step = max(1, _CHUNK_BYTES // (4 * height * width))
+    for start in range(0, len(logits), step):
+        part = slice(start, start + step)
+        probabilities = logits[part].float().sigmoid()
+        wide = F.interpolate(
+            probabilities[:, None], size=size_hw, mode="bilinear", align_corners=False
+        )
+        above = wide[:, 0] > threshold
+        if copies is None:
+            out[part].copy_(above)
+            continue
+        copies.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(copies):
+            out[part].copy_(above, non_blocking=True)
+        above.record_stream(copies)
+
+
+def detections_from_found(
+    found: Found,
+    masks: npt.NDArray[np.bool_],
+    chosen: Mapping[tuple[int, int], npt.NDArray[np.intp]],
+    *,
+    image: int,
+    labels: tuple[str, ...],
+    size_hw: tuple[int, int],
+) -> Detections:
+    """Put the detections of one image of a batch together.
+
+    Args:
+        found: Scores and boxes of the batch.
+        masks: (K, H, W), those of this image in the order of ``chosen``.
+        chosen: Admitted queries by image and phrase.
+        image: Which image of the batch.
+        labels: The phrases.
+        size_hw: Height and width of the image.
+
+    Raises:
+        FidelityError: Scores or boxes hold NaN.
+    """
+    height, width = size_hw
+    extent = np.array([width, height, width, height], np.float32)
+    boxes, scores, names = [], [], []
+    for index, label in enumerate(labels):
+        queries = chosen[image, index]
+        _refuse_nan("scores", found.scores[image, index], label)
+        boxes.append(found.boxes[image, index, queries] * extent)
+        _refuse_nan("boxes", boxes[-1], label)
+        scores.append(found.scores[image, index, queries])
+        names += [label] * len(queries)
+    return Detections(
+        masks=masks,
+        boxes_xyxy=np.concatenate(boxes).astype(np.float32),
+        scores=np.concatenate(scores).astype(np.float32),
+        labels=tuple(names),
+        size_hw=size_hw,
+        best_scores={
+            label: float(found.scores[image, index].max()) for index, label in enumerate(labels)
+        },
+    )
+
+
+def chosen_from_found(
+    found: Found, thresholds: Thresholds
+) -> dict[tuple[int, int], npt.NDArray[np.intp]]:
+    """Admitted queries by image and phrase."""
+    return {
+        (image, phrase): admitted(found.scores[image, phrase], thresholds.score)
+        for image in range(found.scores.shape[0])
+        for phrase in range(found.scores.shape[1])
+    }
+
+
+def _refuse_nan(what: str, values: npt.NDArray[np.float32], label: str) -> None:
+    if np.isnan(values).any():
+        raise FidelityError(
+            f"The detector's {what} for {label!r} hold NaN: this artifact does not compute what "
+            "the model does (half precision may have overflowed). Run samforge compare on the "
+            "bundle, or build it with --precision fp32."
+        )

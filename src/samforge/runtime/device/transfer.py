@@ -1,0 +1,79 @@
+"""Between host and device: pinned buffers that live on, so that copies run beside the kernels."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+_PIECES = 4  # the processor fills one piece of the pinned buffer while the last one is on its way
+
+
+class Uploader:
+    """Brings 8-bit pictures to the device through one pinned buffer, which grows as needed."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._cuda = device.type == "cuda"
+        self._pinned = torch.empty(0, dtype=torch.uint8)
+        self._stream = torch.cuda.Stream() if self._cuda else None
+        self._sent = torch.cuda.Event() if self._cuda else None
+
+    @torch.inference_mode()
+    def __call__(self, rgb: npt.NDArray[np.uint8] | Tensor) -> Tensor:
+        """Move one picture; on a GPU the call returns before the copy is done.
+
+        The copy has a stream of its own: it runs beside kernels that were launched before, and
+        those launched after wait for it.
+
+        Args:
+            rgb: (H, W, 3), uint8; a tensor that is on the device already stays as it is.
+        """
+        if isinstance(rgb, Tensor) and rgb.device.type == self.device.type:
+            return rgb
+        # A read-only array is only read: torch has no tensors like that, numpy's copy would cost.
+        source = rgb if isinstance(rgb, Tensor) else torch.from_numpy(_writable(rgb))
+        if not self._cuda:
+            return source
+        assert self._stream is not None  # noqa: S101  # made with the GPU
+        user = torch.cuda.current_stream()
+        with torch.cuda.stream(self._stream):
+            target = torch.empty(source.shape, dtype=torch.uint8, device=self.device)
+            if source.is_pinned():
+                target.copy_(source, non_blocking=True)
+            else:
+                self._through_pinned(source, target)
+        user.wait_stream(self._stream)
+        target.record_stream(user)
+        return target
+
+    def _through_pinned(self, source: Tensor, target: Tensor) -> None:
+        assert self._sent is not None  # noqa: S101  # made with the GPU
+        self._sent.synchronize()  # the buffer's last picture has to be gone
+        count = source.numel()
+        if self._pinned.numel() < count:
+            self._pinned = torch.empty(count, dtype=torch.uint8, pin_memory=True)
+        pinned = self._pinned[:count].view(source.shape)
+        for piece, buffer, place in zip(
+            source.chunk(_PIECES), pinned.chunk(_PIECES), target.chunk(_PIECES), strict=True
+        ):
+            buffer.copy_(piece)
+            place.copy_(buffer, non_blocking=True)
+        self._sent.record()
+
+
+def host_tensor(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Memory on the host that ``device`` copies to at full speed.
+
+    torch keeps freed pinned blocks for the next call, so nothing is paid for fresh pages.
+    """
+    return torch.empty(shape, dtype=dtype, pin_memory=device.type == "cuda")
+
+
+def _writable(array: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    array = np.ascontiguousarray(array)
+    if array.flags.writeable:
+        return array
+    # frombuffer refuses read-only memory with a warning; a view with the flag set is not written.
+    return array.copy()

@@ -1,0 +1,297 @@
+"""Which module takes the place of which operator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+from samforge.transform.lower.activation import FastGelu
+from samforge.transform.lower.attention import Attention
+from samforge.transform.lower.convolution import (
+    PatchConvolution,
+    ScatteredConvolution,
+    TypedConvolution,
+    folded_pointwise,
+)
+from samforge.transform.lower.linear import Fp8Linear, Fp8Mlp, TypedLinear, fits_fp8
+from samforge.transform.lower.normalization import TypedGroupNorm, TypedLayerNorm
+from samforge.transform.lower.settings import Lowering
+
+FEW_KEYS = 64
+"""Attention to at most so many keys is two small products, whatever the kernel for long ones."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Made:
+    """What replaces an operator."""
+
+    module: nn.Module
+    """Holds the converted weights."""
+    arguments: tuple[Node, ...]
+    """Of the operator's arguments those that are computed."""
+    format: str | None = None
+    """Number format, for linears and convolutions."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Surroundings:
+    """What a rule may look at."""
+
+    module: GraphModule
+    """Owner of the constants."""
+    settings: Lowering
+    """What may change."""
+    device: str
+    """Where constants move."""
+
+    def constant(self, node: Any) -> Tensor | None:
+        """Value of a weight, on the device, or None where the argument is absent or computed."""
+        if not isinstance(node, Node) or node.op != "get_attr":
+            return None
+        value: Any = self.module
+        for name in str(node.target).split("."):
+            value = getattr(value, name)
+        return cast(Tensor, value).detach().to(self.device)
+
+    def path(self, node: Node) -> str:
+        """Module path of an operator: that of its weight, or where it was traced."""
+        for argument in node.args:
+            if isinstance(argument, Node) and argument.op == "get_attr":
+                return str(argument.target).rpartition(".")[0]
+        stack = node.meta.get("nn_module_stack")
+        return str(next(reversed(stack.values()))[0]) if stack else node.name
+
+
+Rule = Callable[[Node, Surroundings], Made | None]
+
+
+def argument(node: Node, index: int, name: str, default: Any = None) -> Any:
+    """One argument of an operator, however it was passed."""
+    if index < len(node.args):
+        return node.args[index]
+    return node.kwargs.get(name, default)
+
+
+def _linear(node: Node, surroundings: Surroundings) -> Made | None:
+    if (mlp := _mlp(node, surroundings)) is not None:
+        return mlp
+    weight = surroundings.constant(argument(node, 1, "weight"))
+    if weight is None:
+        return None
+    if (quantized := fp8_linear(node, surroundings)) is not None:
+        return Made(module=quantized, arguments=(cast(Node, node.args[0]),), format="fp8")
+    bias = surroundings.constant(argument(node, 2, "bias"))
+    settings = surroundings.settings
+    precision = settings.linear_precision(surroundings.path(node))
+    dtype = torch.float32 if precision == "fp32" else settings.compute
+    module = TypedLinear(weight, bias, dtype)
+    return Made(module=module, arguments=(cast(Node, node.args[0]),), format=_format(dtype))
+
+
+def _mlp(node: Node, surroundings: Surroundings) -> Made | None:
+    """Two fp8 linears with GELU between them; the second is where all three are replaced."""
+    middle = node.args[0]
+    front = middle.args[0] if _is(middle, "gelu") and isinstance(middle, Node) else None
+    if not (
+        isinstance(middle, Node)
+        and isinstance(front, Node)
+        and surroundings.settings.gelu == "fast"
+    ):
+        return None
+    if "lowered" in front.meta and len(front.users) == len(middle.users) == 1:
+        first = surroundings.module.get_submodule(str(front.target))
+        second = fp8_linear(node, surroundings)
+        if isinstance(first, Fp8Linear) and second is not None:
+            return Made(
+                module=Fp8Mlp(first, second),
+                arguments=(cast(Node, front.args[0]),),
+                format="fp8",
+            )
+    return None
+
+
+def fp8_linear(node: Node, surroundings: Surroundings) -> Fp8Linear | None:
+    """The linear at a node in FP8, where settings and shape allow it."""
+    weight = surroundings.constant(argument(node, 1, "weight"))
+    settings, path = surroundings.settings, surroundings.path(node)
+    if weight is None or settings.linear_precision(path) != "fp8" or not fits_fp8(weight):
+        return None
+    bias = surroundings.constant(argument(node, 2, "bias"))
+    return Fp8Linear(weight, bias, settings.scales[path], settings.compute, settings.weight_scales)
+
+
+def _convolution(node: Node, surroundings: Surroundings) -> Made | None:
+    weight = surroundings.constant(argument(node, 1, "weight"))
+    if weight is None:
+        return None
+    bias = surroundings.constant(argument(node, 2, "bias"))
+    transposed = "transpose" in str(node.target)
+    dtype = surroundings.settings.compute
+    settings: dict[str, Any] = {
+        "stride": _pair(argument(node, 3, "stride", 1)),
+        "padding": _pair(argument(node, 4, "padding", 0)),
+    }
+    groups = argument(node, 6, "groups", 1)
+    plain = (
+        groups == 1
+        and settings["padding"] == (0, 0)
+        and settings["stride"] == tuple(weight.shape[-2:])
+        and weight.shape[-1] == weight.shape[-2]
+    )
+    if plain:
+        kind = ScatteredConvolution if transposed else PatchConvolution
+        module: nn.Module = kind(weight, bias, dtype)
+    else:
+        settings["groups"] = groups
+        if transposed:
+            settings["output_padding"] = _pair(argument(node, 5, "output_padding", 0))
+            settings["dilation"] = _pair(argument(node, 7, "dilation", 1))
+        else:
+            settings["dilation"] = _pair(argument(node, 5, "dilation", 1))
+        module = TypedConvolution(weight, bias, dtype, transposed, **settings)
+    return Made(module=module, arguments=(cast(Node, node.args[0]),), format=_format(dtype))
+
+
+def _attention(node: Node, surroundings: Surroundings) -> Made:
+    settings = surroundings.settings
+    query, key, value = (cast(Node, node.args[index]) for index in range(3))
+    mask = argument(node, 3, "attn_mask")
+    kernel = settings.attention
+    keys = key.meta["val"].shape[-2]
+    if mask is not None or (isinstance(keys, int) and keys <= FEW_KEYS):
+        kernel = "explicit"
+    elif settings.precision == "fp32":
+        kernel = "auto"
+    module = Attention(
+        settings.compute,
+        kernel,
+        argument(node, 6, "scale"),
+        bool(argument(node, 5, "is_causal", False)),
+    )
+    given = (query, key, value) if mask is None else (query, key, value, cast(Node, mask))
+    return Made(module=module, arguments=given)
+
+
+def _gelu(node: Node, surroundings: Surroundings) -> Made | None:
+    settings = surroundings.settings
+    if settings.gelu == "exact" or argument(node, 1, "approximate", "none") != "none":
+        return None
+    return Made(module=FastGelu(settings.compute), arguments=(cast(Node, node.args[0]),))
+
+
+def _layer_norm(node: Node, surroundings: Surroundings) -> Made | None:
+    weight = surroundings.constant(argument(node, 2, "weight"))
+    bias = surroundings.constant(argument(node, 3, "bias"))
+    module = TypedLayerNorm(
+        tuple(cast("list[int]", node.args[1])),
+        weight,
+        bias,
+        argument(node, 4, "eps", 1e-5),
+        surroundings.settings.normed,
+    )
+    return Made(module=module, arguments=(cast(Node, node.args[0]),))
+
+
+def _group_norm(node: Node, surroundings: Surroundings) -> Made | None:
+    module = TypedGroupNorm(
+        cast(int, node.args[1]),
+        surroundings.constant(argument(node, 2, "weight")),
+        surroundings.constant(argument(node, 3, "bias")),
+        argument(node, 4, "eps", 1e-5),
+        surroundings.settings.compute,
+    )
+    return Made(module=module, arguments=(cast(Node, node.args[0]),))
+
+
+class Product(nn.Module):
+    """A matrix product of two computed tensors in one type."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        """Multiply."""
+        return torch.matmul(first.to(self.dtype), second.to(self.dtype))
+
+
+def _matmul(node: Node, surroundings: Surroundings) -> Made | None:
+    first, second = node.args
+    dtype = surroundings.settings.compute
+    if surroundings.settings.linear_precision(surroundings.path(node)) == "fp32":
+        dtype = torch.float32
+    return Made(module=Product(dtype), arguments=(cast(Node, first), cast(Node, second)))
+
+
+RULES: dict[str, Rule] = {
+    "linear": _linear,
+    "conv2d": _convolution,
+    "conv_transpose2d": _convolution,
+    "scaled_dot_product_attention": _attention,
+    "gelu": _gelu,
+    "layer_norm": _layer_norm,
+    "group_norm": _group_norm,
+    "matmul": _matmul,
+}
+"""By the operator's name without its overload."""
+
+
+def folded_convolutions(surroundings: Surroundings) -> Iterator[Node]:
+    """Fold every 1 x 1 convolution that directly follows a transposed one into it.
+
+    Yields:
+        Nodes that nothing uses any more.
+    """
+    graph = surroundings.module.graph
+    for node in list(graph.nodes):
+        front = node.args[0] if node.args else None
+        if not (_is(node, "conv2d") and _is(front, "conv_transpose2d")):
+            continue
+        front = cast(Node, front)
+        pointwise, scattered = (
+            (surroundings.constant(one.args[1]), surroundings.constant(argument(one, 2, "bias")))
+            for one in (node, front)
+        )
+        stride = _pair(argument(front, 3, "stride", 1))
+        if (
+            pointwise[0] is None
+            or scattered[0] is None
+            or len(front.users) != 1
+            or tuple(pointwise[0].shape[-2:]) != (1, 1)
+            or stride != tuple(scattered[0].shape[-2:])
+        ):
+            continue
+        weight, bias = folded_pointwise((scattered[0], scattered[1]), (pointwise[0], pointwise[1]))
+        for suffix, value in (("weight", weight), ("bias", bias)):
+            surroundings.module.register_buffer(f"folded_{front.name}_{suffix}", value)
+        with graph.inserting_before(front):
+            constants = [graph.get_attr(f"folded_{front.name}_{s}") for s in ("weight", "bias")]
+        front.args = (front.args[0], *constants, *front.args[3:])
+        front.kwargs = {key: value for key, value in front.kwargs.items() if key != "bias"}
+        node.replace_all_uses_with(front)
+        yield node
+
+
+def operator_name(node: Any) -> str:
+    """Name of the operator that a node calls, without its overload; empty for other nodes."""
+    if not isinstance(node, Node) or node.op != "call_function":
+        return ""
+    return str(getattr(node.target, "__name__", "")).split(".")[0]
+
+
+def _is(node: Any, name: str) -> bool:
+    return operator_name(node) == name
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    pair = [value, value] if isinstance(value, int) else list(value)
+    return (pair[0], pair[-1])
+
+
+def _format(dtype: torch.dtype) -> str:
+    return {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}[dtype]

@@ -1,0 +1,94 @@
+"""What a lowering may change: number formats, kernels and approximations, each measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+import torch
+
+from samforge.core.errors import SettingError
+
+PRECISIONS = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp8": torch.bfloat16,
+}
+"""Type of activations between kernels; fp8 names the type of its matrix products' operands."""
+CHOICES = {
+    "residual": ("fp32", "half"),
+    "attention": ("auto", "fastest", "triton", "cudnn", "flash", "explicit"),
+    "gelu": ("exact", "fast"),
+    "weight_scales": ("channel", "tensor"),
+}
+SENSITIVE = (
+    "*box_head*",
+    "*presence_head*",
+    "*ref_point_head*",
+    "*reference_points*",
+    "*scoring*",
+)
+"""Layers that stay float32: a box or a score is read off them, and they are a thousandth of the
+work."""
+HALF_IN_FP8 = ("*o_proj*", "*decoder*", "*text*", "*encoder.layers*", "*scoring*", "*masks*")
+"""Linears that fp8 leaves in bf16. The attention's output comes from a kernel that cannot quantize
+it, so ``o_proj`` would pay a pass over its input for 3 us of a faster product; the rest are the
+detector's, whose products are too small to gain."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lowering:
+    """How an exported program becomes one that a GPU runs fast."""
+
+    precision: str = "bf16"
+    """``fp32``, ``bf16``, ``fp16`` or ``fp8`` (E4M3 operands in the large linears, bf16 elsewhere)."""
+    residual: str = "fp32"
+    """Type of what LayerNorm gives and residual sums keep: ``fp32``, as under autocast, or
+    ``half``, which saves a third of their traffic."""
+    attention: str = "auto"
+    """Kernel of attention without a mask: ``cudnn``, ``flash``, ``triton``, the ``fastest`` of
+    them for each shape on an H200, ``explicit`` products, or ``auto``: torch's own choice."""
+    gelu: str = "fast"
+    """``exact`` with erf, or ``fast``: within 2.6e-5 of it at a third of the instructions."""
+    weight_scales: str = "channel"
+    """One fp8 scale an output ``channel`` or one a weight ``tensor``."""
+    scales: Mapping[str, float] = field(default_factory=dict)
+    """Scale of the fp8 input of each linear by its module path: largest value over 448."""
+    keep_fp32: tuple[str, ...] = SENSITIVE
+    """Module path patterns of linears that stay float32."""
+    keep_half: tuple[str, ...] = HALF_IN_FP8
+    """Module path patterns of linears that ``fp8`` leaves in bf16."""
+    half_features: bool = False
+    """Features pass between parts in half, channels last, instead of as the interface's float32."""
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("precision", tuple(PRECISIONS)), *CHOICES.items()):
+            value = getattr(self, name)
+            if value not in allowed:
+                raise SettingError(
+                    f"lowering.{name} is {value!r}. Allowed: {', '.join(map(repr, allowed))}."
+                )
+
+    @property
+    def compute(self) -> torch.dtype:
+        """Type of activations between kernels."""
+        return PRECISIONS[self.precision]
+
+    @property
+    def normed(self) -> torch.dtype:
+        """Type of a normalization's result."""
+        return torch.float32 if self.residual == "fp32" else self.compute
+
+    def linear_precision(self, path: str) -> str:
+        """``fp32``, ``half`` or ``fp8`` for the linear at a module path."""
+        if self.precision == "fp32" or _matches(path, self.keep_fp32):
+            return "fp32"
+        if self.precision != "fp8" or path not in self.scales or _matches(path, self.keep_half):
+            return "half"
+        return "fp8"
+
+
+def _matches(path: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(path, pattern) for pattern in patterns)
