@@ -25,7 +25,13 @@ from samforge.core.session import Array, PartSpec, Session
 from samforge.measure.fidelity import compare_outputs, worst
 from samforge.models.part import Part
 
-INSTALLED = [name for name in BACKENDS if backend_from_name(name).version() is not None]
+SLOW = ("inductor",)
+"""Their artifacts are compiled for minutes."""
+INSTALLED = [
+    pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name
+    for name in BACKENDS
+    if backend_from_name(name).version() is not None
+]
 REAL = [name for name in INSTALLED if name != "fake"]
 """Those that read their artifact and compute what it says."""
 PARTS = ("text", "detector_boxes")
@@ -59,6 +65,8 @@ class Subject:
         name, suffix = self.part.spec.name, backend_from_name(backend).artifact
         if suffix == "engine":
             return engine_file(backend, self.files["onnx"](name), self.part.spec)
+        if suffix == "aoti.pt2":
+            return package_file(self.files["pt2"](name), self.part.spec)
         return self.files[suffix](name)
 
     def session(self, backend: str, **options: Any) -> Session:
@@ -74,6 +82,20 @@ def engine_file(backend: str, onnx: Path, spec: PartSpec) -> Path:
     path = onnx.with_suffix(f".{backend}.engine")
     builder: Any = backend_from_name(backend)
     builder.engine_from_onnx(onnx, path, spec, EngineSettings(precision="fp32"))
+    return path
+
+
+@lru_cache
+def package_file(exported: Path, spec: PartSpec) -> Path:
+    """Compile a part for the processor."""
+    from samforge.backends.inductor import package_from_exported
+    from samforge.transform.export import exported_from_file
+    from samforge.transform.lower import Lowering, lower
+
+    path = exported.with_suffix(".aoti.pt2")
+    settings = Lowering(precision="fp32", gelu="exact")
+    lowered = lower(exported_from_file(exported), spec, settings=settings)
+    package_from_exported(lowered.program, spec, path, precision="fp32")
     return path
 
 
@@ -323,7 +345,7 @@ def test_an_artifact_of_another_interface(backend: str, subject: Subject) -> Non
 @pytest.mark.parametrize("subject", ["text"], indirect=True)
 def test_threads_are_counted_or_refused(backend: str, subject: Subject) -> None:
     inputs = subject.inputs()
-    if backend == "torch":
+    if backend in ("torch", "inductor"):
         with pytest.raises(SettingError, match=r"torch\.set_num_threads"):
             subject.session(backend, threads=1)
     elif backend.startswith("tensorrt"):

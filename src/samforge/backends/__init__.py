@@ -17,6 +17,7 @@ BACKENDS = {
     "torch": "samforge.backends.torch",
     "tensorrt": "samforge.backends.tensorrt.proper",
     "tensorrt-rtx": "samforge.backends.tensorrt.rtx",
+    "inductor": "samforge.backends.inductor",
     "fake": "samforge.backends.fake",
 }
 """Module of each backend by target name. Nothing is imported until it is asked for."""
