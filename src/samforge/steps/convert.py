@@ -26,8 +26,8 @@ from samforge.transform.onnx.integer_kernels import (
     intended_layers,
 )
 
-CHECKED_BY = {"onnxruntime": "onnxruntime", "openvino": "openvino"}
-"""The runtime that a target's graph is compared with the part by; ONNX Runtime for the others."""
+CHECKED_BY = {"openvino": "openvino", "inductor": "inductor"}
+"""The runtime that a target's artifact is compared with the part by; ONNX Runtime for others."""
 
 
 def convert_part(shop: Workshop, name: str) -> Made:
@@ -67,7 +67,7 @@ def convert_part(shop: Workshop, name: str) -> Made:
 def compared_with_samples(
     shop: Workshop, name: str, artifact: Path
 ) -> dict[str, tuple[TensorFidelity, ...]]:
-    """Run a graph on the part's samples and compare with what the part gave in eager mode."""
+    """Run an artifact on the part's samples and compare with what the part gave in eager mode."""
     spec, checker = shop.spec(name), CHECKED_BY.get(shop.recipe.target, "onnxruntime")
     options = options_of(shop.recipe, checker)
     session = backend_from_name(checker).session_from_artifact(artifact, spec, options=options)

@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 from samforge.core.recipe import QUANTIZED, Recipe
 from samforge.steps.calibrate import calibrate_parts
+from samforge.steps.compile import compile_part
 from samforge.steps.convert import convert_part
 from samforge.steps.engine import engine_part
 from samforge.steps.export import export_part
@@ -57,6 +58,7 @@ QUANTIZE = Kind(
     name="quantize", make=quantize_part, settings=("target", "precision", "quantization")
 )
 ONNX = Kind(name="onnx", make=convert_part, settings=("target", "precision"))
+COMPILE = Kind(name="compile", make=compile_part, settings=("target", "precision"))
 ENGINE = Kind(
     name="engine",
     make=engine_part,
@@ -86,6 +88,8 @@ def _kinds(
         return (EXPORT,), (), ()
     if recipe.target == "torch":
         return (EXPORT, FUSE), (), (VERIFY,)
+    if recipe.target == "inductor" and until is None:
+        return (EXPORT, FUSE), (COMPILE,), (VERIFY,)
     if recipe.target.startswith("tensorrt") and until is None:
         return (EXPORT, FUSE), (ONNX, ENGINE), (VERIFY,)
     return (EXPORT, FUSE), (ONNX,), (VERIFY,)

@@ -38,6 +38,7 @@ from samforge.transform.quantize import (
     layer_fidelity,
     quantized_from_calibrated,
     sensitivity,
+    smoothed_program,
 )
 
 Samples = Callable[[], Iterable[Mapping[str, Tensor]]]
@@ -61,6 +62,10 @@ def quantize_part(shop: Workshop, name: str) -> Made:
     quantized = quantized_from_calibrated(calibrated, precision=shop.recipe.precision, table=table)
     layers = _layers(shop, calibrated, samples, table)
     report = f"report/{name}/quantization.json"
+    if shop.recipe.target == "inductor":
+        save_exported(smoothed_program(calibrated), shop.path(shop.smoothed(name)))
+        scales = {path: one.activation_e4m3 for path, one in quantized.scales.items()}
+        atomic_write_json(shop.path(shop.scales(name)), scales)
     if shop.recipe.target == "torch":
         artifact, program = shop.artifact(name), _computing(shop, quantized)
     else:
@@ -72,7 +77,8 @@ def quantize_part(shop: Workshop, name: str) -> Made:
         "quantized_share": quantized.report.quantized_share,
         "kept_share": quantized.report.kept_share,
     }
-    return Made(outputs=(artifact, report), figures=(share,))
+    more = (shop.smoothed(name), shop.scales(name)) if shop.recipe.target == "inductor" else ()
+    return Made(outputs=(artifact, report, *more), figures=(share,))
 
 
 def _mixed(shop: Workshop, calibrated: Calibrated, samples: Samples) -> tuple[GroupDamage, ...]:

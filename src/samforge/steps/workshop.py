@@ -91,6 +91,14 @@ class Workshop:
         """The program with int8 Q/DQ."""
         return f"work/{part}/qdq.pt2"
 
+    def smoothed(self, part: str) -> str:
+        """The fused program with SmoothQuant folded in: what runtimes quantize by themselves."""
+        return f"work/{part}/smoothed.pt2"
+
+    def scales(self, part: str) -> str:
+        """Scale of the FP8 input of each linear, by module path."""
+        return f"work/{part}/scales.json"
+
     def onnx(self, part: str) -> str:
         """The ONNX graph in the precision of the target."""
         return f"parts/{part}/{part}.onnx"
@@ -101,7 +109,7 @@ class Workshop:
             quantized = self.recipe.precision != "fp32" and self.until is None
             return f"parts/{part}/{self.recipe.precision}.pt2" if quantized else self.exported(part)
         if self.runtime == "inductor":
-            return f"parts/{part}/{part}.package.pt2"
+            return f"parts/{part}/{part}.aoti.pt2"
         if self.runtime.startswith("tensorrt"):
             return f"parts/{part}/{part}.engine"
         return self.onnx(part)
