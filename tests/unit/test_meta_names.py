@@ -266,8 +266,15 @@ def test_parts_of_both_files_agree(
     assert own.tokenizer == tmp_path / "tokenizer.json"
     assert "SAM License" in own.license_text
     inputs = example("grounding", {"batch": 1, "prompts": 2})
-    wanted, found = part("grounding")(inputs), part_from_checkpoint(own, "grounding")(inputs)
-    assert all(torch.equal(wanted[name], found[name]) for name in wanted)
+    stock, mine = part("grounding"), part_from_checkpoint(own, "grounding")
+    weights, found = stock.module.state_dict(), mine.module.state_dict()
+    assert weights.keys() == found.keys()
+    assert all(torch.equal(weights[name], found[name]) for name in weights)
+    # Where a weight lies in memory decides which of two kernels sums it up.
+    results, others = stock(inputs), mine(inputs)
+    assert all(
+        torch.allclose(results[name].float(), others[name].float(), atol=1e-5) for name in results
+    )
 
 
 def test_what_is_missing_or_unknown_is_listed(

@@ -6,8 +6,6 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from samforge.core.errors import SettingError
 from samforge.core.recipe import Gates, Recipe
@@ -23,7 +21,36 @@ def test_defaults_build_the_tiny_model_for_onnxruntime() -> None:
         "random_weights": False,
         "seed": 0,
         "tokenizer": None,
-        "gates": {"export_max_abs": 0.0, "onnx_max_abs": 1e-4},
+        "calibration": {"source": None, "samples": 16, "prompts": [], "seed": 0},
+        "quantization": {
+            "observer": "min-max",
+            "smooth": True,
+            "smooth_alpha": 0.5,
+            "smooth_skip": [],
+            "skip": [],
+            "skip_operators": [],
+            "patch_embedding": False,
+            "mixed": True,
+            "max_kept": 0.25,
+        },
+        "compute_capabilities": [],
+        "engine": {
+            "batch": 4,
+            "prompts": 8,
+            "boxes": 16,
+            "workspace_gib": None,
+            "optimization_level": None,
+            "timing_cache": None,
+        },
+        "gates": {
+            "export_max_abs": 0.0,
+            "fuse_max_abs": 1e-5,
+            "onnx_max_abs": 1e-4,
+            "mask_iou": None,
+            "agreement": 0.95,
+            "cgf1_drop": 0.01,
+            "feature_cosine": None,
+        },
     }
 
 
@@ -53,15 +80,21 @@ def test_toml_fills_every_field(tmp_path: Path) -> None:
     [
         (
             "imagesize = 644",
-            "unknown: 'imagesize' (did you mean 'image_size'?); allowed are gates,",
+            "unknown: 'imagesize' (did you mean 'image_size'?); allowed are calibration,",
         ),
         ("qqq = 1\ntarge = 1", "'qqq', 'targe' (did you mean 'target'?)"),
         ("[gates]\nonnx_max = 1", "gates has keys that are unknown: 'onnx_max' (did you mean"),
         ('image_size = "644"', "image_size wants a whole number, got '644'."),
         ("seed = true", "seed wants a whole number, got True."),
         ("random_weights = 1", "random_weights wants true or false, got 1."),
+        ('precision = "bf16"', "onnxruntime takes fp32, fp16, int8, fp8, int8-weights, not bf16."),
+        ("[quantization]\nsmooth_alpha = 2", "quantization.smooth_alpha wants 0 to 1, got 2.0."),
+        ('[quantization]\nobserver = "max"', "quantization.observer is unknown: 'max'"),
+        ("[calibration]\nsamples = 0", "calibration.samples wants at least 1, got 0."),
+        ("[engine]\nbatch = 0", "engine.batch wants at least 1, got 0."),
         ('parts = "vision"', "parts wants a list, got 'vision'."),
         ("[gates]\nonnx_max_abs = -1", "gates.onnx_max_abs wants a number from 0 up, got -1.0."),
+        ("[gates]\nmask_iou = 1.5", "gates.mask_iou is 1.5, and nothing reaches more than 1"),
         ("[gates]\nonnx_max_abs = nan", "gates.onnx_max_abs wants a number from 0 up, got nan."),
         ("model = ", "is not valid TOML"),
     ],
@@ -86,24 +119,12 @@ def test_unknown_target_and_precision_say_what_is_allowed() -> None:
         Recipe(precision="fp31")
 
 
-@pytest.mark.parametrize(
-    ("size", "near"), [(645, "644 or 658"), (13, "14"), (0, "14"), (-28, "14")]
-)
-def test_image_size_names_the_nearest(size: int, near: str) -> None:
-    with pytest.raises(SettingError) as caught:
-        Recipe(image_size=size)
-    assert str(caught.value) == (
-        f"image_size wants a positive multiple of 14, got {size}. Nearest: {near}."
-    )
-
-
-@given(st.integers(1, 5000))
-def test_image_sizes_are_the_multiples_of_14(size: int) -> None:
-    if size % 14 == 0:
-        assert Recipe(image_size=size).image_size == size
-    else:
-        with pytest.raises(SettingError):
+def test_image_sizes_are_positive_and_the_patch_is_the_models_to_say() -> None:
+    assert Recipe(image_size=512).image_size == 512
+    for size in (0, -28):
+        with pytest.raises(SettingError) as caught:
             Recipe(image_size=size)
+        assert str(caught.value) == f"image_size wants a positive number of pixels, got {size}."
 
 
 def test_parts_are_names_and_each_once() -> None:

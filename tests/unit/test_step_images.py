@@ -100,8 +100,9 @@ def test_other_models_need_images(tmp_path: Path) -> None:
 
 
 def test_phrases_come_with_the_images(tmp_path: Path) -> None:
+    mine = shop(tmp_path, Calibration(source=folder_of(tmp_path / "images", 1)))
     with pytest.raises(SettingError, match=r"calibration\.prompts is empty"):
-        Calibration(source=tmp_path)
+        list(calibration_images(mine))
 
 
 def test_random_weights_see_noise(tmp_path: Path) -> None:

@@ -121,6 +121,21 @@ class Manifest:
     """Name of the licence of the weights, or of the file that holds it."""
 
 
+PROOF_NAME = "verify/proof.npz"
+"""Where a bundle for other machines keeps what fp32 makes of its inputs."""
+
+FOUND_ALIKE = {"mask_iou", "feature_cosine"}
+"""Gates on what the finished parts find or compute."""
+
+
+def verified(manifest: Manifest) -> bool:
+    """Whether what runs was held to fp32: where it was built, or later by ``samforge verify``."""
+    exact = manifest.recipe.get("precision", "fp32") == "fp32"
+    if exact and manifest.target in ("onnxruntime", "torch"):
+        return True  # tensor by tensor
+    return any(FOUND_ALIKE & set(step.gates) for step in manifest.steps)
+
+
 def manifest_from_text(text: str, *, place: str) -> Manifest:
     """Read a manifest and check all that can be checked without the files.
 

@@ -56,11 +56,6 @@ class Calibration:
     def __post_init__(self) -> None:
         if self.samples < 1:
             raise SettingError(f"calibration.samples wants at least 1, got {self.samples}.")
-        if self.source is not None and not self.prompts:
-            raise SettingError(
-                "calibration.prompts is empty. Name phrases that occur in the images of "
-                f"{self.source}: the detector's ranges depend on them (--prompt person)."
-            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

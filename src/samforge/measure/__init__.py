@@ -1,5 +1,6 @@
 """Latency, fidelity and accuracy of sessions and segmenters."""
 
+from samforge.core.manifest import PROOF_NAME
 from samforge.measure.accuracy import Accuracy
 from samforge.measure.batches import PIPELINE, PartsAlone, SegmentingBatch
 from samforge.measure.cgf1 import CgF1
@@ -36,7 +37,6 @@ from samforge.measure.predictions import (
     in_reference_order,
 )
 from samforge.measure.proof import (
-    PROOF_NAME,
     ProvenTensor,
     check_proof,
     proven_tensors,

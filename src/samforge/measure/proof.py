@@ -20,9 +20,6 @@ from samforge.core.session import Array, Session, Tensors
 from samforge.measure.fidelity import TensorFidelity, compare_tensor
 from samforge.measure.gates import feature_cosine_limit
 
-PROOF_NAME = "verify/proof.npz"
-"""Where a bundle keeps it."""
-
 MOST_ELEMENTS = 65_536
 """Elements kept of each output: enough for any wrong kernel to show, 256 KiB at most."""
 

@@ -45,6 +45,11 @@ def calibration_images(shop: Workshop) -> Iterator[LabelledImage]:
                 "--calibration DIR --prompt person."
             )
         return
+    if shop.model.text is not None and not calibration.prompts:
+        raise SettingError(
+            "calibration.prompts is empty. Name phrases that occur in the images of "
+            f"{calibration.source}: the detector's ranges depend on them (--prompt person)."
+        )
     flat = 0
     for name, image in _pictures(shop, even=True):
         flat += int(image.min() == image.max())

@@ -11,6 +11,7 @@ import numpy as np
 from samforge.backends import backend_from_name
 from samforge.core.errors import FidelityError
 from samforge.core.files import atomic_write_json
+from samforge.core.manifest import PROOF_NAME
 from samforge.core.session import Session
 from samforge.measure import (
     CgF1,
@@ -23,7 +24,7 @@ from samforge.measure import (
     measure_segmenter,
 )
 from samforge.measure.fidelity import TensorFidelity, compare_outputs
-from samforge.measure.proof import PROOF_NAME, write_proof
+from samforge.measure.proof import write_proof
 from samforge.runtime import image_bchw_from_rgb
 from samforge.steps.calibrate import float_sessions, segmenter_of
 from samforge.steps.images import DRAWN, verification_images, verified_on_others

@@ -17,11 +17,11 @@ from samforge.apps.cli.doctor import doctor
 from samforge.apps.cli.features import features
 from samforge.apps.cli.inspect import inspect
 from samforge.apps.cli.mesh_compare import mesh_compare
-from samforge.core.noise import quiet_third_parties
 from samforge.apps.cli.output import INTERRUPTED, report_error, report_interrupt, shown_warnings
 from samforge.apps.cli.predict import predict
 from samforge.apps.cli.verify import verify
 from samforge.apps.cli.video import video
+from samforge.core.noise import quiet_third_parties
 
 app = typer.Typer(
     name="samforge",

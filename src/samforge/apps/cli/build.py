@@ -10,11 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import samforge
-from samforge.apps.cli.output import JsonOption, print_json, print_line, shown_path
+from samforge.apps.cli.output import (
+    JsonOption,
+    print_json,
+    print_line,
+    print_note,
+    shown_path,
+)
 from samforge.apps.cli.progress import BuildProgress
 from samforge.apps.cli.steps import print_steps
 from samforge.core.errors import SettingError
 from samforge.core.files import size_text
+from samforge.core.manifest import PROOF_NAME, verified
 from samforge.core.recipe import PRECISIONS, TARGETS
 
 if TYPE_CHECKING:
@@ -229,7 +236,9 @@ def bundle_bytes(bundle: Bundle) -> int:
 
 
 def print_built(bundle: Bundle) -> None:
-    """Say where the bundle is and what to type next."""
+    """Say what a reader has to know, where the bundle is and what to type next."""
+    for note in dict.fromkeys(note for step in bundle.manifest.steps for note in step.notes):
+        print_note(note)
     size = size_text(bundle_bytes(bundle))
     print_line(f"Bundle: {shown_path(bundle.root)} ({size})", style="green")
     print_line(next_command(bundle))
@@ -238,6 +247,8 @@ def print_built(bundle: Bundle) -> None:
 def next_command(bundle: Bundle) -> str:
     """The command that uses what was built."""
     manifest, root = bundle.manifest, shown_path(bundle.root)
+    if PROOF_NAME in manifest.files and not verified(manifest):
+        return f"Next, where it will run: samforge verify {root}"
     if manifest.recipe.get("random_weights"):
         return (
             "Its weights are random numbers: right for size and speed, and it finds nothing. "

@@ -69,7 +69,7 @@ class BuildProgress:
         """A step begins; ``index`` counts from 0."""
         self._place = f"[{index + 1}/{total}]"
         if self._bar is not None:
-            name = f"{step} {part}"
+            name = f"{step} {part}".strip()
             self._bar.update(self._task, description=name, completed=index, total=total)
 
     def finished(self, result: StepResult) -> None:
@@ -78,7 +78,8 @@ class BuildProgress:
             self._bar.advance(self._task)
         elif self._lines:
             how = "taken over" if result.resumed else f"{result.seconds:.1f} s"
-            print_note(f"{self._place} {result.name} {result.part or ''}: {how}", style="")
+            name = " ".join(filter(None, (result.name, result.part)))
+            print_note(f"{self._place} {name}: {how}", style="")
 
 
 def _progress(console: Console, time: ProgressColumn) -> Progress:

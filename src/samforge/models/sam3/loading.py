@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 from transformers import Sam3Config
 
-from samforge.core.errors import CheckpointError, GatedModel, UnknownModel
-from samforge.core.version import __version__
+from samforge.core.errors import CheckpointError, UnknownModel
 from samforge.models import tiny
+from samforge.models.folders import folder_from_hub, table_from_json, weight_files
 from samforge.models.sam3.checkpoint import Sam3Checkpoint, state_shapes, with_image_size
 from samforge.models.sam3.meta_names import DETECTOR, MetaSource
 from samforge.models.sources import RandomSource, SafetensorsSource, TorchFileSource, WeightSource
 
-HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
+HUB_FILES = ("*.json", "*.safetensors", "LICENSE*")
+"""Files of a Hugging Face repository that are downloaded."""
 PUBLISHED = ("facebook/sam3",)
 """Hugging Face ids whose architecture is transformers' default configuration."""
 SAM_NOTICE = (
@@ -71,8 +71,9 @@ def checkpoint_from_name(
         config, files, license_text = Sam3Config(), (path,), SAM_NOTICE
         tokenizer = tokenizer or _tokenizer_beside(path)
     else:
-        folder = path if path.is_dir() else _downloaded(name)
-        config, files = _config_from_folder(folder), _weight_files(folder, random_weights)
+        folder = path if path.is_dir() else folder_from_hub(name, HUB_FILES, allowed=HELP)
+        config = _config_from_folder(folder)
+        files = () if random_weights else weight_files(folder)
         tokenizer, license_text = tokenizer or _tokenizer_in(folder), _license_in(folder)
         if tokenizer is None and not random_weights:
             raise CheckpointError(f"{folder} has no tokenizer.json. {TOKENIZER_HELP}")
@@ -111,7 +112,7 @@ def _config_from_folder(folder: Path) -> Sam3Config:
     file = folder / "config.json"
     if not file.is_file():
         raise UnknownModel(f"{folder} has no config.json, so it is no model folder. {HELP}")
-    settings = _table(file)
+    settings: Any = table_from_json(file)
     kind = settings.get("model_type")
     if kind == "sam3_video":
         settings = settings.get("detector_config")
@@ -125,36 +126,6 @@ def _config_from_folder(folder: Path) -> Sam3Config:
         raise CheckpointError(
             f"{file} is no configuration of SAM 3 ({error}). Download it again."
         ) from error
-
-
-def _table(file: Path) -> Any:
-    try:
-        table = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} is no JSON ({error}). Download it again.") from error
-    if not isinstance(table, dict):
-        raise CheckpointError(f"{file} is no table of settings. Download it again.")
-    return table
-
-
-def _weight_files(folder: Path, random_weights: bool) -> tuple[Path, ...]:
-    if random_weights:
-        return ()
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        shards = _table(index).get("weight_map")
-        if not isinstance(shards, dict):
-            raise CheckpointError(f"{index} names no shards. Download it again.")
-        files = tuple(folder / Path(str(name)).name for name in sorted(set(shards.values())))
-    else:
-        files = tuple(sorted(folder.glob("*.safetensors")))
-    missing = [file.name for file in files if not file.is_file()]
-    if missing or not files:
-        raise CheckpointError(
-            f"{folder} is incomplete: {', '.join(missing) or 'it holds no .safetensors file'}. "
-            "Download the checkpoint again."
-        )
-    return files
 
 
 def _tokenizer_in(folder: Path) -> Path | None:
@@ -194,40 +165,3 @@ def _eos_id(tokenizer: Path, vocabulary: int) -> int:
 def _license_in(folder: Path) -> str:
     files = sorted(folder.glob("LICENSE*"))
     return SAM_NOTICE + "".join("\n" + file.read_text(errors="replace") for file in files)
-
-
-def _downloaded(name: str) -> Path:
-    """Folder of a Hugging Face snapshot, downloaded when it is not in the cache."""
-    if not HUB_ID.match(name):
-        raise UnknownModel(f"There is no model '{name}', and no such file or folder. {HELP}")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        RepositoryNotFoundError,
-    )
-
-    try:
-        return Path(
-            snapshot_download(
-                name,
-                allow_patterns=["*.json", "*.safetensors", "LICENSE*"],
-                library_name="samforge",
-                library_version=__version__,
-            )
-        )
-    except GatedRepoError as error:
-        raise GatedModel(
-            f"{name} is gated. Accept its licence at https://huggingface.co/{name}, log in with "
-            "'hf auth login', and try again. A folder you already have works as well: "
-            "samforge build /path/to/folder."
-        ) from error
-    except (HFValidationError, RepositoryNotFoundError) as error:
-        raise UnknownModel(
-            f"There is no file or folder '{name}', and Hugging Face has no such model. {HELP}"
-        ) from error
-    except Exception as error:  # from the network and the cache, of several packages
-        raise CheckpointError(
-            f"{name} is not in the local cache and cannot be downloaded ({error}). "
-            "Check the network, or give a folder: samforge build /path/to/folder."
-        ) from error

@@ -128,4 +128,6 @@ PARALLEL_LINEARS = Fusion(
     summary="q, k, v (or gate, up) of one input -> one linear and a split",
     exact=False,
     apply=merge_parallel_linears,
+    # TensorRT merges them itself, and runs a merged one in half where Q/DQ surround it (RTX 1.7).
+    targets=("onnxruntime", "openvino", "inductor", "torch"),
 )
