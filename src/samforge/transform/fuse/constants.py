@@ -25,8 +25,10 @@ from samforge.transform.fuse.match import is_pure, is_tensor, module_path, place
 from samforge.transform.fuse.result import Fusion, Tally
 
 SMALL_BYTES = 4 * 2**20
-"""A result up to this size is stored whatever it was made of; position encodings of 72 x 72 tokens
-take 5 MB at width 256, but those are buffers already."""
+"""A result up to this size is stored whatever it was made of."""
+SMALL_SHARE = 0.02
+"""So is one up to this share of all weights: position embeddings tiled to 72 x 72 tokens of 1024
+channels take 20 MiB, next to 1.7 GiB of weights."""
 
 
 def fold_constants(draft: Draft) -> Tally:
@@ -102,7 +104,7 @@ def _obstacle(draft: Draft, node: fx.Node, constant: dict[fx.Node, None]) -> str
         for source in needed.all_input_nodes
         if draft.tensor(source) is not None and all(user in constant for user in source.users)
     )
-    if size > max(SMALL_BYTES, freed):
+    if size > max(SMALL_BYTES, SMALL_SHARE * draft.nbytes, freed):
         return f"its {size / 2**20:.1f} MiB would be stored in place of {freed / 2**20:.1f} MiB"
     return None
 

@@ -68,6 +68,11 @@ class Draft:
         return None
 
     @property
+    def nbytes(self) -> int:
+        """What all parameters, buffers and constants take."""
+        return sum(tensor.nbytes for tensor in self._tensors.values())
+
+    @property
     def output(self) -> fx.Node:
         """The node that returns the results."""
         return self.graph.output_node()
