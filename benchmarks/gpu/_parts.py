@@ -165,20 +165,21 @@ class CompiledPart:
         self.spec = spec
         self.examples = lowered.program.example_inputs[0]
         self.device = self.examples[0].device
-        module = lowered.program.module()
+        # Fixed sizes need no guards, and for the dynamic ones the spec has them.
+        module = lowered.program.module(check_guards=False)
         self.module = module if options.get("eager") else torch.compile(module, options=options)
 
     def placed(self, tensors: Any) -> dict[str, torch.Tensor]:
-        """As the program was traced."""
+        """As the program was traced; some of the inputs may be given alone."""
+        last, plain = torch.channels_last, torch.contiguous_format
         return {
             tensor.name: tensors[tensor.name]
-            .to(example)
+            .to(example.device, example.dtype)
             .contiguous(
-                memory_format=torch.channels_last
-                if example.ndim == 4 and not example.is_contiguous()
-                else torch.contiguous_format
+                memory_format=last if example.ndim == 4 and not example.is_contiguous() else plain
             )
             for tensor, example in zip(self.spec.inputs, self.examples, strict=True)
+            if tensor.name in tensors
         }
 
     def run_tensors(self, tensors: Any) -> dict[str, torch.Tensor]:

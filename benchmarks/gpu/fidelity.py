@@ -70,7 +70,11 @@ def main() -> None:
         programs, scales = {}, {}
         resize = Resizer(checkpoint.image, torch.device("cpu"))
         calibration = [
-            {"images": resize(torch.from_numpy(draw_scene(index, split="train").image.copy()))[None]}
+            {
+                "images": resize(torch.from_numpy(draw_scene(index, split="train").image.copy()))[
+                    None
+                ]
+            }
             for index in range(8)
         ]
         for name in ("vision", "text", "detector"):

@@ -30,6 +30,19 @@ from torch.profiler import ProfilerActivity, profile
 from samforge.runtime.device.graphs import Captured
 
 
+def wait_for_all(folder: Path, name: str, names: list[str], limit_s: float) -> None:
+    """Say that this contender has compiled, and wait until all others have, or are gone.
+
+    Compiling tries kernels on the GPU and takes every processor: nothing is measured beside it.
+    """
+    (folder / f"{name}.ready").touch()
+    deadline = time.monotonic() + limit_s
+    while time.monotonic() < deadline:
+        if all((folder / f"{other}.ready").exists() for other in names):
+            return
+        time.sleep(0.5)
+
+
 @contextmanager
 def turn(folder: Path) -> Iterator[None]:
     """Hold the GPU alone."""

@@ -16,6 +16,8 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +25,20 @@ os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "4")
 
 import numpy as np
 import torch
-from _parts import Order, SizedPart, compiled, device_name, family_checkpoint, family_inputs
+from _parts import (
+    Order,
+    SizedPart,
+    build,
+    compiled,
+    device_name,
+    family_checkpoint,
+    family_inputs,
+    family_part,
+    session,
+)
 from _stock import Stock
 from _timing import Results, call_ms, synchronize, wall_ms
-from profile_parts import kernels, turn
+from profile_parts import kernels, turn, wait_for_all
 
 from samforge.media import read_image
 from samforge.models.sam3.byte_tokenizer import byte_tokenizer
@@ -64,9 +76,10 @@ class Contender:
         self.tokenizer = PhraseTokenizer(tokenizer, self.checkpoint.context, 0)
         self.vision: dict[tuple[int, ...], Any] = {}
         self.detector: dict[tuple[int, ...], Any] = {}
+        self.waiting: list[Any] = []
 
     def part(self, name: str, **sizes: int) -> Any:
-        """Compile one part at fixed sizes, and time it."""
+        """Compile one part at fixed sizes."""
         precision = self.precision if name == "vision" else "bf16"
         fixed = ",".join(f"{axis}={count}" for axis, count in sizes.items())
         order = Order(
@@ -89,20 +102,26 @@ class Contender:
         self.results.add(f"{words} compile s", round(time.perf_counter() - start, 1))
         bad = [key for key, value in outputs.items() if not value.isfinite().all()]
         self.results.add(f"{words} not finite", bad)
-        with turn(self.options.folder):
-            if self.device == "cuda":
-                graphs = [Captured(lambda i=i: made.run_tensors(i), None) for i in inputs]  # type: ignore[misc]
-                state = {"next": 0}
-
-                def call() -> None:
-                    graphs[state["next"] % len(graphs)].replay()
-                    state["next"] += 1
-
-                self.results.add(f"{words} ms", call_ms(call, rounds=60))
-                self.results.add(f"{words} kernels", kernels(graphs[0].replay))
-            else:
-                self.results.add(f"{words} ms", call_ms(lambda: made.run_tensors(inputs[0]), 3, 1))
+        self.waiting.append((words, made, inputs))
         return made
+
+    def stages(self) -> None:
+        """Time every part that was compiled, alone; call it once nothing compiles any more."""
+        for words, made, inputs in self.waiting:
+            if self.device == "cpu":
+                self.results.add(f"{words} ms", call_ms(lambda: made.run_tensors(inputs[0]), 3, 1))  # noqa: B023
+                continue
+            graphs = [Captured(lambda i=i: made.run_tensors(i), None) for i in inputs]  # type: ignore[misc]  # noqa: B023
+            turns = cycle(graphs)
+            self.results.add(f"{words} ms", call_ms(lambda: next(turns).replay(), rounds=60))  # noqa: B023
+            self.results.add(f"{words} kernels", kernels(graphs[0].replay))
+        self.waiting.clear()
+
+    def ready(self) -> None:
+        """Wait until no contender compiles."""
+        names = self.options.contenders.split(",")
+        left = self.options.limit_s - self.results.elapsed_s - 60
+        wait_for_all(self.options.folder, self.options.one, names, left)
 
     def segmenter(self) -> DeviceSegmenter:
         """Everything made so far, with the text part as it is: its results are remembered."""
@@ -156,7 +175,9 @@ def first(options: argparse.Namespace, precision: str) -> None:
     segmenter = contender.segmenter()
     results = contender.results
     side = contender.checkpoint.image.size
+    contender.ready()
     with turn(options.folder):
+        contender.stages()
         if contender.device == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
@@ -184,7 +205,9 @@ def many(options: argparse.Namespace) -> None:
     segmenter._static["features", 1] = {k: v.clone() for k, v in features.items()}  # noqa: SLF001
     encoded = EncodedOnDevice(features=features, size_hw=tuple(options.source))
     phrases = [f"thing {index}" for index in range(count)]
+    contender.ready()
     with turn(options.folder), torch.inference_mode():
+        contender.stages()
         contender.span(f"{count} phrases on encoded 4K", segmenter, [encoded], phrases)
 
 
@@ -215,31 +238,108 @@ def batched(options: argparse.Namespace) -> None:
         "detector", batch=options.batch, prompts=1
     )
     segmenter = contender.segmenter()
+    contender.ready()
     with turn(options.folder):
+        contender.stages()
         stream(contender, segmenter, pictures(*options.source), options.batch)
 
 
 def stock(options: argparse.Namespace) -> None:
-    """transformers' own model."""
+    """The model of transformers itself: eager, then through torch.compile."""
     results = Results(options.folder / f"{options.one}.result.json", options.limit_s)
     model = Stock(options.model, options.size, device_name())
     large = pictures(*options.source)
-    modes = ("eager",) if options.eager else ("eager", "default", "reduce-overhead")
-    for mode in modes:
+    made = {}
+    for mode in ("eager",) if options.eager else ("eager", "default"):
         with results.section(mode) as go:
-            if not go:
-                continue
-            start = time.perf_counter()
-            model.compile(mode)
-            call, stages = model.spans(large)
-            call(0)
-            synchronize()
-            results.add(f"{mode} compile s", round(time.perf_counter() - start, 1))
-            with turn(options.folder):
-                for name, stage in stages.items():
-                    results.add(f"{mode} {name} ms", call_ms(stage, rounds=options.rounds))
-                figures = wall_ms(call, rounds=options.rounds)
-                results.add(f"{mode} whole, 4K pageable, 4 masks a phrase ms", figures)
+            if go:
+                start = time.perf_counter()
+                model.compile(mode)
+                made[mode] = model.spans(large)
+                made[mode][0](0)
+                made[mode][1]["vision"]()
+                synchronize()
+                results.add(f"{mode} compile s", round(time.perf_counter() - start, 1))
+    left = options.limit_s - results.elapsed_s - 60
+    wait_for_all(options.folder, options.one, options.contenders.split(","), left)
+    with turn(options.folder):
+        for mode, (call, stages) in made.items():
+            with results.section(f"{mode} measured") as go:
+                if go:
+                    for name, stage in stages.items():
+                        results.add(f"{mode} {name} ms", call_ms(stage, rounds=options.rounds))
+                    figures = wall_ms(call, rounds=options.rounds)
+                    results.add(f"{mode} whole, 4K pageable, 4 masks a phrase ms", figures)
+
+
+def package(options: argparse.Namespace) -> None:
+    """An AOTInductor package of the detector: build, load, compare and time it."""
+    results = Results(options.folder / f"{options.one}.result.json", options.limit_s)
+    device = device_name()
+    order = Order(part="detector", precision="bf16", model=options.model, size=options.size)
+    if device == "cpu":
+        order = replace(order, attention="auto")
+    results.add("build", build(order, options.folder, device))
+    checkpoint = family_checkpoint("sam3", options.model, options.size)
+    start = time.perf_counter()
+    loaded = session(order, options.folder)
+    results.add("load s", round(time.perf_counter() - start, 2))
+    left = options.limit_s - results.elapsed_s - 60
+    wait_for_all(options.folder, options.one, options.contenders.split(","), left)
+    with turn(options.folder):
+        for count in (1, 4, 16):
+            raw = family_inputs(checkpoint, loaded.spec, {"batch": 1, "prompts": count}, 3)
+            inputs = loaded.placed(raw)
+            graph = Captured(lambda i=inputs: loaded.run_tensors(i), None)  # type: ignore[misc]
+            results.add(f"detector prompts {count} ms", call_ms(graph.replay))
+
+
+def backbone(options: argparse.Namespace) -> None:
+    """A DINOv3 backbone: bf16 and fp8 against transformers under torch.compile."""
+    results = Results(options.folder / f"{options.one}.result.json", options.limit_s)
+    checkpoint = family_checkpoint("dinov3", options.backbone, options.backbone_size)
+    name = checkpoint.default_parts[0]
+    made: dict[str, Any] = {}
+    for precision in ("bf16", "fp8"):
+        for count in (1, 3):
+            with results.section(f"{precision} batch {count}") as go:
+                if go:
+                    order = Order(
+                        family="dinov3",
+                        part=name,
+                        precision=precision,
+                        model=options.backbone,
+                        size=options.backbone_size,
+                        residual=options.residual,
+                        fixed=f"batch={count}",
+                        attention="fastest" if device_name() == "cuda" else "auto",
+                    )
+                    part = compiled(order, device_name(), options.eager)
+                    inputs = part.placed(checkpoint.inputs(name, {"batch": count}, 3))
+                    part.run_tensors(inputs)
+                    made[f"{precision} batch {count}"] = lambda p=part, i=inputs: p.run_tensors(i)
+    stock_part = family_part("dinov3", checkpoint, name).module.to(device_name())
+    for count in (1, 3):
+        image = next(iter(checkpoint.inputs(name, {"batch": count}, 3).values())).to(device_name())
+        call = stock_part if options.eager else torch.compile(stock_part)
+
+        def run(c: Any = call, i: Any = image) -> Any:
+            with torch.no_grad(), torch.autocast(device_name(), torch.bfloat16):
+                return c(i)
+
+        run()
+        made[f"transformers' layers, compiled, batch {count}"] = run
+    left = options.limit_s - results.elapsed_s - 60
+    wait_for_all(options.folder, options.one, options.contenders.split(","), left)
+    with turn(options.folder):
+        for words, call in made.items():
+            with results.section(words) as go:
+                if go and torch.cuda.is_available() and "transformers" not in words:
+                    graph = Captured(call, None)
+                    results.add(f"{words} ms", call_ms(graph.replay))
+                    results.add(f"{words} kernels", kernels(graph.replay))
+                elif go:
+                    results.add(f"{words} ms", call_ms(call, rounds=options.rounds))
 
 
 CONTENDERS = {
@@ -248,6 +348,8 @@ CONTENDERS = {
     "batch": batched,
     "many": many,
     "stock": stock,
+    "package": package,
+    "dinov3": backbone,
 }
 
 
@@ -256,7 +358,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path)
     parser.add_argument("--one", choices=tuple(CONTENDERS))
-    parser.add_argument("--contenders", default=",".join(CONTENDERS))
+    parser.add_argument("--contenders", default="fp8,bf16,batch,many,stock,package")
+    parser.add_argument("--family", choices=("sam3", "dinov3"), default="sam3")
+    parser.add_argument("--backbone", default="facebook/sam-3d-body-dinov3")
+    parser.add_argument("--backbone-size", type=int)
     parser.add_argument("--folder", type=Path, default=Path("/tmp/contenders"))  # noqa: S108
     parser.add_argument("--model", default="facebook/sam3")
     parser.add_argument("--size", type=int)
@@ -269,19 +374,27 @@ def main() -> None:
     parser.add_argument("--limit-s", type=float, default=400)
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
+    if options.family == "dinov3":
+        options.contenders = "dinov3"
     if options.one:
         CONTENDERS[options.one](options)
         return
     results = Results(options.out / "run.json", options.limit_s)
     running = {}
     for name in options.contenders.split(","):
+        (options.folder / f"{name}.ready").unlink(missing_ok=True)
         command = [sys.executable, "-X", "faulthandler", __file__, "--one", name, *sys.argv[1:]]
         log = (options.folder / f"{name}.log").open("w")
         running[name] = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+    while results.elapsed_s < options.limit_s and any(p.poll() is None for p in running.values()):
+        for name, process in running.items():
+            if process.poll() is not None:
+                # One that failed must not keep the others waiting.
+                (options.folder / f"{name}.ready").touch()
+        time.sleep(0.5)
     for name, process in running.items():
-        try:
-            code: Any = process.wait(timeout=max(1.0, options.limit_s - results.elapsed_s))
-        except subprocess.TimeoutExpired:
+        code: Any = process.poll()
+        if code is None:
             process.kill()
             code = "out of time"
         found = options.folder / f"{name}.result.json"

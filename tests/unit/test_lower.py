@@ -47,7 +47,8 @@ def error(found: torch.Tensor, wanted: torch.Tensor) -> float:
 def test_fast_gelu_is_gelu_to_three_hundred_thousandths() -> None:
     x = torch.linspace(-12, 12, 200_001, dtype=torch.float64).float()
     assert (fast_gelu(x) - F.gelu(x.double())).abs().max() < 2.6e-5
-    assert fast_gelu(torch.tensor([0.0, 40.0, -40.0])).tolist() == pytest.approx([0, 40, 0], abs=1e-7)
+    far = fast_gelu(torch.tensor([0.0, 40.0, -40.0]))
+    assert far.tolist() == pytest.approx([0, 40, 0], abs=1e-7)
 
 
 def test_gelu_in_half_rounds_once() -> None:
@@ -86,7 +87,8 @@ def test_a_scale_a_channel_saves_small_channels() -> None:
         per: error(Fp8Linear(weight, None, 0.01, BF16, per)(x)[:, ::2], wanted)
         for per in ("channel", "tensor")
     }
-    assert errors["channel"] < 0.04 < 0.3 < errors["tensor"]
+    assert errors["channel"] < 0.04
+    assert errors["tensor"] > 0.3
 
 
 def test_an_fp8_mlp_is_its_two_linears_with_gelu_between() -> None:

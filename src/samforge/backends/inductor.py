@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -142,7 +143,10 @@ def package_from_exported(
         "aot_inductor.metadata": {KEY: record.to_json()},
     }
     try:
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            # torch's compiler uses what torch deprecates (torch.jit.script_method in 2.13).
+            warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.simplefilter("ignore", FutureWarning)
             aoti_compile_and_package(program, package_path=str(path), inductor_configs=settings)
     except torch.OutOfMemoryError as error:
         raise OutOfMemory(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,8 +17,8 @@ _KEPT_GRAPHS = 16
 class Captured:
     """One call captured: the same memory goes in and comes out of every replay."""
 
-    def __init__(self, call: Callable[[], dict[str, Tensor]], pool: object | None) -> None:
-        side = torch.cuda.Stream()
+    def __init__(self, call: Callable[[], dict[str, Tensor]], pool: Any) -> None:
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(_WARM_UP):

@@ -124,7 +124,7 @@ class DeviceSegmenter:
         self._graphs = Graphs(self.device, graphs)
         self._static: dict[Any, dict[str, Tensor]] = {}
         self._known: OrderedDict[str, tuple[Tensor, Tensor]] = OrderedDict()
-        self._copies = torch.cuda.Stream() if self.device.type == "cuda" else None
+        self._copies = torch.cuda.Stream() if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     @torch.inference_mode()
     def encode(self, image: ImageSource | Tensor) -> EncodedOnDevice:
@@ -179,7 +179,7 @@ class DeviceSegmenter:
                 features[name].copy_(image.features[name])
             return self._detect(phrases, (image.size_hw,), thresholds)
         many = isinstance(image, (list, tuple))
-        images: Sequence[Any] = image if many else [image]  # type: ignore[assignment,list-item]
+        images: Sequence[Any] = image if many else [image]  # type: ignore[assignment]
         return self._start([self._picture(one) for one in images], phrases, thresholds)
 
     def stream(
@@ -284,7 +284,7 @@ class DeviceSegmenter:
         scores.copy_(outputs["summary"], non_blocking=True)
         ready = None
         if self.device.type == "cuda":
-            ready = torch.cuda.Event()
+            ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
             ready.record()
         return _Pending(
             outputs=outputs,
@@ -319,7 +319,7 @@ class DeviceSegmenter:
             masks.append(out)
         done = None
         if self.device.type == "cuda":
-            done = torch.cuda.Event()
+            done = torch.cuda.Event()  # type: ignore[no-untyped-call]
             done.record(self._copies)
         return pending, found, chosen, masks, done
 

@@ -17,8 +17,8 @@ class Uploader:
         self.device = device
         self._cuda = device.type == "cuda"
         self._pinned = torch.empty(0, dtype=torch.uint8)
-        self._stream = torch.cuda.Stream() if self._cuda else None
-        self._sent = torch.cuda.Event() if self._cuda else None
+        self._stream = torch.cuda.Stream() if self._cuda else None  # type: ignore[no-untyped-call]
+        self._sent = torch.cuda.Event() if self._cuda else None  # type: ignore[no-untyped-call]
 
     @torch.inference_mode()
     def __call__(self, rgb: npt.NDArray[np.uint8] | Tensor) -> Tensor:

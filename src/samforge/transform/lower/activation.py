@@ -35,5 +35,6 @@ class FastGelu(nn.Module):
         from samforge.transform.lower.kernels import gelu_half  # it builds on this file
 
         if x.dtype == self.dtype != torch.float32 and x.ndim >= 2:
-            return gelu_half(x.contiguous())
+            result: Tensor = gelu_half(x.contiguous())
+            return result
         return fast_gelu(x.float()).to(self.dtype)

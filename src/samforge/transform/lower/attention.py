@@ -49,15 +49,19 @@ class Attention(nn.Module):
             q, k, v = (
                 tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in (q, k, v)
             )
-            return attend(q, k, v, scale).transpose(1, 2)
+            attended: Tensor = attend(q, k, v, scale)
+            return attended.transpose(1, 2)
         if kernel == "cudnn":
-            return torch.ops.aten._scaled_dot_product_cudnn_attention(  # noqa: SLF001
+            result: Tensor
+            result, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(  # noqa: SLF001
                 q, k, v, None, False, 0.0, self.causal, False, scale=self.scale
-            )[0]
+            )
+            return result
         if kernel == "flash":
-            return torch.ops.aten._scaled_dot_product_flash_attention(  # noqa: SLF001
+            result, *_ = torch.ops.aten._scaled_dot_product_flash_attention(  # noqa: SLF001
                 q, k, v, 0.0, self.causal, False, scale=self.scale
-            )[0]
+            )
+            return result
         if mask is not None and mask.dtype != torch.bool:
             mask = mask.to(self.dtype)
         return F.scaled_dot_product_attention(

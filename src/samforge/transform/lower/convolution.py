@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,9 @@ class PatchConvolution(nn.Module):
     cuDNN takes 0.32 ms for the patch embedding of SAM 3 (14 x 14, an implicit GEMM for odd
     shapes) on an H200; its 6.2 GFLOP and 20 MB need 0.02.
     """
+
+    weight: Tensor
+    bias: Tensor | None
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
         """Flatten the kernel.
@@ -38,15 +41,21 @@ class PatchConvolution(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Convolve (B, C, H, W) to (B, N, H / k, W / k), channels last in memory."""
         side = self.side
-        patches = x.to(self.dtype).unflatten(3, (-1, side)).unflatten(2, (-1, side))
+        batch, channels, height, width = x.shape
+        patches = x.to(self.dtype).reshape(
+            batch, channels, height // side, side, width // side, side
+        )
         patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3)  # [B, H / k, W / k, C * k * k]
         if self.padding:
             patches = F.pad(patches, (0, self.padding))
-        return F.linear(patches, cast(Tensor, self.weight), self.bias).permute(0, 3, 1, 2)
+        return F.linear(patches, self.weight, self.bias).permute(0, 3, 1, 2)
 
 
 class ScatteredConvolution(nn.Module):
     """A transposed convolution whose kernel equals its stride, as one matrix product."""
+
+    weight: Tensor
+    bias: Tensor | None
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
         """Flatten the kernel.
@@ -67,8 +76,8 @@ class ScatteredConvolution(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Convolve (B, C, H, W) to (B, N, k H, k W), channels last in memory."""
         pixels = x.to(self.dtype).permute(0, 2, 3, 1)
-        spread = F.linear(pixels, cast(Tensor, self.weight), self.bias)
-        spread = spread.unflatten(-1, (self.side, self.side, -1))  # [B, H, W, k, k, N]
+        spread = F.linear(pixels, self.weight, self.bias)
+        spread = spread.reshape(*spread.shape[:3], self.side, self.side, -1)  # [B, H, W, k, k, N]
         return spread.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
 
 
@@ -85,7 +94,7 @@ class TypedConvolution(nn.Module):
     ) -> None:
         super().__init__()
         self.dtype = dtype
-        self.operator = F.conv_transpose2d if transposed else F.conv2d
+        self.operator: Callable[..., Tensor] = F.conv_transpose2d if transposed else F.conv2d
         self.settings = settings
         last = weight.to(dtype).contiguous(memory_format=torch.channels_last)
         self.register_buffer("weight", last)
@@ -94,8 +103,7 @@ class TypedConvolution(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Convolve (B, C, H, W)."""
         x = x.to(self.dtype).contiguous(memory_format=torch.channels_last)
-        result: Tensor = self.operator(x, self.weight, self.bias, **self.settings)
-        return result
+        return self.operator(x, self.weight, self.bias, **self.settings)
 
 
 def folded_pointwise(

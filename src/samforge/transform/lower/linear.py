@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,6 +16,9 @@ ALIGNMENT = 16
 class TypedLinear(nn.Module):
     """A linear whose operands have one type, whatever type its input comes in."""
 
+    weight: Tensor
+    bias: Tensor | None
+
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
         super().__init__()
         self.dtype = dtype
@@ -26,7 +27,7 @@ class TypedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute ``x @ weight^T + bias`` of (..., K) in this layer's type."""
-        return F.linear(x.to(self.dtype), cast(Tensor, self.weight), self.bias)
+        return F.linear(x.to(self.dtype), self.weight, self.bias)
 
 
 class Fp8Linear(nn.Module):
@@ -36,6 +37,11 @@ class Fp8Linear(nn.Module):
     its result, which Inductor fuses into whatever reads it. So a scale for every output channel
     costs nothing, and the fast kernel for unscaled products serves.
     """
+
+    weight: Tensor
+    scale: Tensor
+    one: Tensor
+    bias: Tensor | None
 
     def __init__(
         self, weight: Tensor, bias: Tensor | None, scale: float, dtype: torch.dtype, per: str
@@ -64,40 +70,37 @@ class Fp8Linear(nn.Module):
 
     def product(self, quantized_input: Tensor) -> Tensor:
         """Multiply (M, K) in E4M3 with the weight, unscaled."""
-        weight, one = cast(Tensor, self.weight), cast(Tensor, self.one)
         return torch._scaled_mm(  # noqa: SLF001  # the only door to FP8 products in torch
             quantized_input,
-            weight.t(),
-            scale_a=one,
-            scale_b=one,
+            self.weight.t(),
+            scale_a=self.one,
+            scale_b=self.one,
             out_dtype=self.dtype,
             use_fast_accum=True,
         )
 
     def scaled(self, product: Tensor) -> Tensor:
         """Apply scales and bias to a product."""
-        result = product.float() * cast(Tensor, self.scale)
+        result = product.float() * self.scale
         if self.bias is not None:
-            result = result + cast(Tensor, self.bias)
+            result = result + self.bias
         return result.to(self.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute ``x @ weight^T + bias`` of (..., K)."""
         values = quantized(x.flatten(0, -2), self.inverse)
         result = self.scaled_inside(values) if self.inside else self.scaled(self.product(values))
-        return result.unflatten(0, x.shape[:-1])
+        return result.view(*x.shape[:-1], -1)
 
     def scaled_inside(self, quantized_input: Tensor) -> Tensor:
         """Multiply (M, K) in E4M3 with the weight and scale each row and column in the kernel."""
-        weight, scale = cast(Tensor, self.weight), cast(Tensor, self.scale)
-        rows = torch.ones(quantized_input.shape[0], 1, device=weight.device)
-        bias = cast("Tensor | None", self.bias)
+        rows = torch.ones(quantized_input.shape[0], 1, device=self.weight.device)
         return torch._scaled_mm(  # noqa: SLF001
             quantized_input,
-            weight.t(),
+            self.weight.t(),
             scale_a=rows,
-            scale_b=scale[None],
-            bias=None if bias is None else bias.to(self.dtype),
+            scale_b=self.scale[None],
+            bias=None if self.bias is None else self.bias.to(self.dtype),
             out_dtype=self.dtype,
             use_fast_accum=True,
         )
@@ -106,26 +109,24 @@ class Fp8Linear(nn.Module):
 class Fp8Mlp(nn.Module):
     """Two E4M3 linears with GELU between them, which quantizes for the second on its way."""
 
+    inverse: Tensor
+    bias: Tensor
+
     def __init__(self, first: Fp8Linear, second: Fp8Linear) -> None:
         super().__init__()
         self.first, self.second = first, second
-        inverse = torch.tensor([second.inverse], device=cast(Tensor, second.weight).device)
+        inverse = torch.tensor([second.inverse], device=second.weight.device)
         self.register_buffer("inverse", inverse)
-        bias = first.bias if first.bias is not None else torch.zeros_like(cast(Tensor, first.scale))
-        self.register_buffer("bias", cast(Tensor, bias).float())
+        bias = torch.zeros_like(first.scale) if first.bias is None else first.bias
+        self.register_buffer("bias", bias.float())
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute both linears of (..., K)."""
         from samforge.transform.lower.kernels import gelu_to_e4m3
 
         product = self.first.product(quantized(x.flatten(0, -2), self.first.inverse))
-        hidden = gelu_to_e4m3(
-            product,
-            cast(Tensor, self.first.scale),
-            cast(Tensor, self.bias),
-            cast(Tensor, self.inverse),
-        )
-        return self.second.scaled(self.second.product(hidden)).unflatten(0, x.shape[:-1])
+        hidden = gelu_to_e4m3(product, self.first.scale, self.bias, self.inverse)
+        return self.second.scaled(self.second.product(hidden)).view(*x.shape[:-1], -1)
 
 
 def quantized(values: Tensor, inverse: Tensor | float) -> Tensor:

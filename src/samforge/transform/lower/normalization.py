@@ -10,6 +10,9 @@ from torch import Tensor, nn
 class TypedLayerNorm(nn.Module):
     """LayerNorm in float32 whose result is rounded once."""
 
+    weight: Tensor | None
+    bias: Tensor | None
+
     def __init__(
         self,
         shape: tuple[int, ...],
@@ -31,6 +34,9 @@ class TypedLayerNorm(nn.Module):
 
 class TypedGroupNorm(nn.Module):
     """GroupNorm in float32 whose result is rounded once."""
+
+    weight: Tensor | None
+    bias: Tensor | None
 
     def __init__(
         self,

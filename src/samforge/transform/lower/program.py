@@ -60,7 +60,7 @@ def lower(
     """
     fixed = dict(sizes or {})
     module = program.module()
-    layers = _with_rules(cast(GraphModule, module), settings, device)
+    layers = _with_rules(module, settings, device)
     inputs, shapes = _example(spec, fixed, settings, device)
     wrapped = _Interface(module, spec, settings)
     try:

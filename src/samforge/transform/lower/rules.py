@@ -163,7 +163,10 @@ def _attention(node: Node, surroundings: Surroundings) -> Made:
     mask = argument(node, 3, "attn_mask")
     kernel = settings.attention
     keys = key.meta["val"].shape[-2]
-    if mask is not None or (isinstance(keys, int) and keys <= FEW_KEYS):
+    causal = bool(argument(node, 5, "is_causal", False))
+    if causal:
+        kernel = "auto"  # the streaming kernel and explicit products know no order
+    elif mask is not None or (isinstance(keys, int) and keys <= FEW_KEYS):
         kernel = "explicit"
     elif settings.precision == "fp32":
         kernel = "auto"
@@ -171,7 +174,7 @@ def _attention(node: Node, surroundings: Surroundings) -> Made:
         settings.compute,
         kernel,
         argument(node, 6, "scale"),
-        bool(argument(node, 5, "is_causal", False)),
+        causal,
     )
     given = (query, key, value) if mask is None else (query, key, value, cast(Node, mask))
     return Made(module=module, arguments=given)

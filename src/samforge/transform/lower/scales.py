@@ -29,7 +29,7 @@ class _Watch(Interpreter):
         result = super().run_node(n)
         if n.op == "call_function" and str(n.target).startswith("aten.linear"):
             path = self.surroundings.path(n)
-            peak = cast(Tensor, self.env[n.args[0]]).detach().abs().amax().float()
+            peak = cast(Tensor, self.env[cast(Node, n.args[0])]).detach().abs().amax().float()
             self.largest[path] = torch.maximum(self.largest.get(path, peak), peak)
         return result
 
@@ -55,7 +55,7 @@ def fp8_scales_from_samples(
     Returns:
         Largest magnitude over 448, by module path of the linear.
     """
-    module = cast(GraphModule, program.module())
+    module = program.module()
     drop_checks(module.graph)
     module.recompile()
     module.to(device)

@@ -43,7 +43,7 @@ class Lowering:
     """How an exported program becomes one that a GPU runs fast."""
 
     precision: str = "bf16"
-    """``fp32``, ``bf16``, ``fp16`` or ``fp8`` (E4M3 operands in the large linears, bf16 elsewhere)."""
+    """``fp32``, ``bf16``, ``fp16`` or ``fp8``: E4M3 operands in the large linears, else bf16."""
     residual: str = "fp32"
     """Type of what LayerNorm gives and residual sums keep: ``fp32``, as under autocast, or
     ``half``, which saves a third of their traffic."""

@@ -1,0 +1,206 @@
+"""The device runtime on a processor: the same detections as the numpy runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from samforge.backends.torch import TorchSession
+from samforge.core.errors import FidelityError, SettingError, ShapeError
+from samforge.core.images import ImageSpec
+from samforge.media import read_image
+from samforge.models.tiny.scenes import draw_scene
+from samforge.runtime import PhraseTokenizer, Segmenter, image_bchw_from_rgb
+from samforge.runtime.device import DeviceSegmenter, Resizer
+from samforge.runtime.device.resize import resize_weights
+from samforge.runtime.device.results import (
+    admitted,
+    detections_from_found,
+    found_from_summary,
+    masks_above,
+    summary,
+)
+from samforge.transform.export import TRACED_SIZES, exported_from_part, save_exported
+
+CPU = torch.device("cpu")
+PHRASES = ("red circle", "star", "blue object")
+NAMES = ("vision", "text", "detector")
+
+
+class Eager:
+    """A part of the tiny model behind the door of a device session."""
+
+    def __init__(self, part: Any) -> None:
+        self.part, self.spec, self.device = part, part.spec, CPU
+
+    def placed(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return dict(tensors)
+
+    def run_tensors(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return dict(self.part(tensors))
+
+
+@pytest.fixture(scope="module")
+def segmenters(
+    part: Callable[..., Any],
+    example: Callable[..., Any],
+    checkpoint: Callable[[str], Any],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[DeviceSegmenter, Segmenter]:
+    tiny = checkpoint("tiny")
+    tokenizer = PhraseTokenizer(tiny.tokenizer, tiny.context, 0)
+    folder = tmp_path_factory.mktemp("tiny")
+    sessions = {}
+    for name in NAMES:
+        path: Path = folder / f"{name}.pt2"
+        inputs = example(name, TRACED_SIZES, model="tiny")
+        save_exported(exported_from_part(part(name, "tiny"), inputs), path)
+        sessions[name] = TorchSession(path, part(name, "tiny").spec)
+    device = DeviceSegmenter(
+        {name: Eager(part(name, "tiny")) for name in NAMES}, tiny.image, tokenizer, read_image
+    )
+    return device, Segmenter(sessions, tiny.image, tokenizer, read_image)
+
+
+def scenes(count: int) -> list[Any]:
+    return [draw_scene(index, split="demo").image for index in range(count)]
+
+
+def assert_same(found: Any, wanted: Any) -> None:
+    assert found.labels == wanted.labels
+    assert found.size_hw == wanted.size_hw
+    assert np.allclose(found.scores, wanted.scores, atol=1e-5)
+    assert np.allclose(found.boxes_xyxy, wanted.boxes_xyxy, atol=1e-3)
+    assert found.best_scores.keys() == wanted.best_scores.keys()
+    assert (found.masks != wanted.masks).sum() <= 1e-5 * wanted.masks.size
+
+
+def test_it_finds_what_the_numpy_runtime_finds(segmenters: Any) -> None:
+    device, host = segmenters
+    images = scenes(3)
+    wanted = host.predict(images, text=PHRASES)
+    assert sum(map(len, wanted)) >= 4
+    batch = device.predict(images, text=PHRASES)
+    streamed = list(device.stream(iter(images), text=PHRASES, batch=2))
+    encoded = [device.predict(device.encode(image), text=PHRASES) for image in images]
+    for found in (batch, streamed, encoded):
+        for one, other in zip(found, wanted, strict=True):
+            assert_same(one, other)
+
+
+def test_images_of_a_stream_may_differ_in_size(segmenters: Any) -> None:
+    device, host = segmenters
+    images = [scenes(1)[0], scenes(2)[1][:150, :201], scenes(1)[0][::2, ::2]]
+    for found, image in zip(device.stream(images, text="star"), images, strict=True):
+        assert found.size_hw == image.shape[:2]
+        # Rounding between the passes of the resize may move a pixel by one grey level.
+        wanted = host.predict(image, text="star")
+        assert abs(found.best_scores["star"] - wanted.best_scores["star"]) < 0.02
+
+
+def test_a_tensor_is_a_picture_too(segmenters: Any) -> None:
+    device, host = segmenters
+    image = scenes(1)[0]
+    found = device.predict(torch.from_numpy(image.copy()), text="star")
+    assert_same(found, host.predict(image, text="star"))
+
+
+def test_a_later_call_leaves_earlier_results_alone(segmenters: Any) -> None:
+    device, _ = segmenters
+    first, second = scenes(2)
+    found = device.predict(first, text="object", threshold=0.1)
+    kept = found.masks.copy()
+    device.predict(second, text="object", threshold=0.1)
+    assert np.array_equal(found.masks, kept)
+
+
+def test_bad_calls(segmenters: Any) -> None:
+    device, _ = segmenters
+    with pytest.raises(ShapeError, match="empty list of images"):
+        device.predict([], text="star")
+    with pytest.raises(SettingError, match=r"batch is 0\. Give at least 1\."):
+        list(device.stream(scenes(1), text="star", batch=0))
+    with pytest.raises(SettingError, match=r"threshold is 1\.5"):
+        device.predict(scenes(1)[0], text="star", threshold=1.5)
+    parts = {name: device._sessions[name] for name in NAMES[:2]}
+    with pytest.raises(SettingError, match=r"\['detector'\] are missing"):
+        DeviceSegmenter(parts, ImageSpec(size=8), device._tokenizer, read_image)
+
+
+def test_parts_on_two_devices(segmenters: Any) -> None:
+    device, _ = segmenters
+    parts = dict(device._sessions)
+    parts["text"] = Eager(parts["text"].part)
+    parts["text"].device = torch.device("meta")
+    with pytest.raises(SettingError, match=r"one device, got \['cpu', 'meta'\]"):
+        DeviceSegmenter(parts, ImageSpec(size=8), device._tokenizer, read_image)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 90), st.integers(1, 90), st.integers(0, 9))
+def test_the_resize_is_pillows_to_one_grey_level(height: int, width: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    rgb = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    spec = ImageSpec(size=28)
+    found = Resizer(spec, CPU)(torch.from_numpy(rgb)).numpy()
+    levels = np.abs(found - image_bchw_from_rgb(rgb, spec)[0]) * 127.5
+    assert levels.max() < 1.001
+
+
+def test_weights_of_the_resize() -> None:
+    weights = resize_weights(4, 2)
+    assert weights == pytest.approx(
+        np.array([[3 / 7, 3 / 7, 1 / 7, 0], [0, 1 / 7, 3 / 7, 3 / 7]]), abs=1e-12
+    )
+    assert resize_weights(3, 3) == pytest.approx(np.eye(3))
+
+
+def test_the_resize_refuses_what_is_no_picture() -> None:
+    resize = Resizer(ImageSpec(size=8), CPU)
+    with pytest.raises(ShapeError, match=r"wants uint8 \(H, W, 3\), got float32 \(4, 4, 3\)"):
+        resize(torch.zeros(4, 4, 3))
+    with pytest.raises(ShapeError, match="runs on cpu, got a picture on meta"):
+        resize(torch.zeros(4, 4, 3, dtype=torch.uint8, device="meta"))
+
+
+def test_scores_boxes_and_masks() -> None:
+    outputs = {
+        "pred_logits": torch.tensor([[[0.0, 2.0, -2.0]]]),
+        "pred_boxes": torch.tensor([[[[0.0, 0.0, 0.5, 0.5], [0.1, 0.2, 0.3, 0.4], [0.0] * 4]]]),
+        "presence_logit": torch.tensor([[0.0]]),
+    }
+    found = found_from_summary(summary(outputs))
+    assert found.scores[0, 0] == pytest.approx([0.25, 0.4404, 0.0596], abs=1e-4)
+    chosen = {(0, 0): admitted(found.scores[0, 0], 0.2)}
+    assert chosen[0, 0].tolist() == [1, 0]
+    masks = torch.empty(2, 4, 4, dtype=torch.bool)
+    logits = torch.tensor([[[9.0, -9.0], [-9.0, -9.0]], [[9.0, 9.0], [9.0, 9.0]]])
+    masks_above(logits, (4, 4), 0.5, masks)
+    assert masks.sum((1, 2)).tolist() == [4, 16]
+    made = detections_from_found(
+        found, masks.numpy(), chosen, image=0, labels=("cat",), size_hw=(4, 4)
+    )
+    assert made.boxes_xyxy.tolist() == pytest.approx(
+        np.array([[0.4, 0.8, 1.2, 1.6], [0.0, 0.0, 2.0, 2.0]]), abs=1e-6
+    )
+
+
+def test_nan_is_not_nothing() -> None:
+    outputs = {
+        "pred_logits": torch.full((1, 1, 2), torch.nan),
+        "pred_boxes": torch.zeros(1, 1, 2, 4),
+        "presence_logit": torch.zeros(1, 1),
+    }
+    found = found_from_summary(summary(outputs))
+    chosen = {(0, 0): admitted(found.scores[0, 0], 0.5)}
+    with pytest.raises(FidelityError, match="scores for 'cat' hold NaN"):
+        detections_from_found(
+            found, np.zeros((0, 2, 2), np.bool_), chosen, image=0, labels=("cat",), size_hw=(2, 2)
+        )

@@ -1,0 +1,130 @@
+"""The inductor backend where no package has to be compiled: records, devices, messages."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from samforge.backends import backend_from_name
+from samforge.backends.inductor import (
+    PackageRecord,
+    PassedTensor,
+    check_device,
+    link_options,
+    out_of_memory_message,
+    package_from_exported,
+    record_from_package,
+)
+from samforge.core.errors import (
+    DamagedBundle,
+    ExportError,
+    ForeignBundle,
+    SettingError,
+)
+from samforge.core.session import PartSpec, TensorSpec
+
+X = TensorSpec(name="x", dtype="float32", shape=("batch", 3))
+RECORD = PackageRecord(
+    part="vision",
+    device="cuda",
+    processor="NVIDIA H200",
+    capability="9.0",
+    precision="fp8",
+    torch="2.11.0",
+    inputs=(PassedTensor(spec=X, dtype="bfloat16", channels_last=False),),
+    outputs=(PassedTensor(spec=X, dtype="float32", channels_last=True),),
+)
+
+
+def archive(path: Path, content: dict[str, str]) -> Path:
+    with zipfile.ZipFile(path, "w") as file:
+        for name, text in content.items():
+            file.writestr(name, text)
+    return path
+
+
+def test_a_record_comes_back_as_it_went() -> None:
+    assert PackageRecord.from_json(RECORD.to_json()) == RECORD
+
+
+def test_a_record_is_read_without_loading_code(tmp_path: Path) -> None:
+    table = json.dumps({"samforge": RECORD.to_json(), "AOTI_DEVICE_KEY": "cuda"})
+    path = archive(tmp_path / "a.aoti.pt2", {"a/data/x.wrapper_metadata.json": table})
+    assert record_from_package(path) == RECORD
+
+
+@pytest.mark.parametrize(
+    "content",
+    [{}, {"a/x_metadata.json": "{}"}, {"a/x_metadata.json": "no"}, {"x_metadata.json": "[1]"}],
+)
+def test_an_archive_without_a_record(tmp_path: Path, content: dict[str, str]) -> None:
+    path = archive(tmp_path / "a.aoti.pt2", content)
+    with pytest.raises(DamagedBundle, match=r"AOTInductor cannot load .*a\.aoti\.pt2: "):
+        record_from_package(path)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_no_gpu(tmp_path: Path) -> None:
+    path = tmp_path / "vision.aoti.pt2"
+    with pytest.raises(ForeignBundle) as caught:
+        check_device(RECORD, path)
+    assert str(caught.value) == (
+        f"{path} was compiled for NVIDIA H200 (compute capability 9.0), and torch "
+        f"{torch.__version__} sees no NVIDIA GPU here. Run it there, or build the bundle for "
+        "--target onnxruntime."
+    )
+    check_device(replace(RECORD, device="cpu"), path)
+
+
+def test_another_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 9))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA L4")
+    with pytest.raises(ForeignBundle) as caught:
+        check_device(RECORD, tmp_path / "v")
+    assert str(caught.value).endswith(
+        "compiled for NVIDIA H200 (compute capability 9.0), and here is NVIDIA L4 "
+        "(compute capability 8.9). Build the bundle again on this GPU."
+    )
+
+
+@pytest.mark.parametrize(
+    ("free", "used", "advice"),
+    [
+        (30 << 30, 60 << 30, "A batch of 12 would fit."),
+        (60 << 30, 60 << 30, "A batch of 24 would fit."),
+        (1 << 30, 60 << 30, "Free memory of other programs."),
+    ],
+)
+def test_out_of_memory_says_what_would_fit(free: int, used: int, advice: str) -> None:
+    message = out_of_memory_message("vision", "NVIDIA L4", 32, free, used)
+    assert message == (
+        f"vision ran out of memory on NVIDIA L4 with a batch of 32: {free / 2**30:.1f} GiB were "
+        f"free. {advice}"
+    )
+
+
+def test_a_program_without_examples_is_refused(tmp_path: Path) -> None:
+    program = torch.export.export(torch.nn.ReLU(), (torch.zeros(2, 3),))
+    program.example_inputs = None
+    spec = PartSpec(name="text", inputs=(X,), outputs=(X,))
+    with pytest.raises(ExportError, match="text has no example inputs, which tell its device"):
+        package_from_exported(program, spec, tmp_path / "t.aoti.pt2", precision="fp32")
+
+
+def test_threads_are_torchs_own(tmp_path: Path) -> None:
+    backend = backend_from_name("inductor")
+    spec = PartSpec(name="text", inputs=(X,), outputs=(X,))
+    with pytest.raises(SettingError, match=r"torch\.set_num_threads"):
+        backend.session_from_artifact(tmp_path / "t", spec, threads=2)
+    with pytest.raises(SettingError, match="inductor has no option 'graphs'"):
+        backend.session_from_artifact(tmp_path / "t", spec, options={"graphs": "on"})
+
+
+def test_the_runtime_library_is_named_only_where_the_linker_misses_it() -> None:
+    assert link_options() in ({}, {"aot_inductor.custom_op_libs": [":libstdc++.so.6"]})
