@@ -51,16 +51,15 @@ def convert_part(shop: Workshop, name: str) -> Made:
     release([*exported.state_dict.values(), *exported.constants.values()])
     del model, exported
     gc.collect()
-    notes = _kernels(shop, name, intended) if intended else ()
+    counted = _kernels(shop, name, intended) if intended else ()
     figures = compared_with_samples(shop, name, shop.path(artifact))
     gates = {}
     if recipe.precision == "fp32":
         gates = check_gate("onnx", name, figures, "onnx_max_abs", recipe.gates.onnx_max_abs)
     return Made(
         outputs=(artifact, *(f"parts/{name}/{side.name}" for side in sides)),
-        figures=rows(figures),
+        figures=(*rows(figures), *counted),
         gates=gates,
-        notes=notes,
     )
 
 
@@ -82,7 +81,9 @@ def compared_with_samples(
     return figures
 
 
-def _kernels(shop: Workshop, name: str, intended: Sequence[IntendedLayer]) -> tuple[str, ...]:
+def _kernels(
+    shop: Workshop, name: str, intended: Sequence[IntendedLayer]
+) -> tuple[dict[str, int], ...]:
     """Read back what the runtime makes of the graph: quantized layers must multiply integers."""
     target = shop.recipe.target
     artifact = shop.path(shop.onnx(name))
@@ -104,4 +105,4 @@ def _kernels(shop: Workshop, name: str, intended: Sequence[IntendedLayer]) -> tu
     else:
         return ()
     count = check_integer_kernels(name, target, intended, found)
-    return (f"{count} layers of {name} multiply integers, as intended.",)
+    return ({"integer_layers": count},)

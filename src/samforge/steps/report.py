@@ -134,7 +134,15 @@ def _parts(shop: Workshop, manifest: Manifest) -> Iterator[PartRow]:
             artifact=entry.artifact,
             bytes=sum(shop.path(file).stat().st_size for file in files),
             reference_bytes=exported.stat().st_size if exported.is_file() else None,
+            precisions=_precisions(manifest, name),
         )
+
+
+def _precisions(manifest: Manifest, part: str) -> dict[str, int] | None:
+    """Layers that multiply integers, as they were read back from what the runtime runs."""
+    rows = [row for step in manifest.steps if step.part == part for row in step.fidelity]
+    counts = [row["integer_layers"] for row in rows if "integer_layers" in row]
+    return {"int8": counts[0]} if counts else None
 
 
 def _reports(shop: Workshop, file: str) -> Iterator[tuple[str, dict[str, Any]]]:
