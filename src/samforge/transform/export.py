@@ -86,7 +86,7 @@ def run_exported(
     exported: ExportedProgram, spec: PartSpec, inputs: dict[str, Tensor]
 ) -> dict[str, Tensor]:
     """Run a program on named tensors."""
-    # The interface is checked by whoever calls. Guards of a program exported twice refuse one prompt.
+    # Callers check the interface. Guards of a program that was exported twice refuse one prompt.
     module = exported.module(check_guards=False)
     with torch.inference_mode():
         results = module(*(inputs[tensor.name] for tensor in spec.inputs))
