@@ -88,7 +88,8 @@ def tiny_folder(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> P
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_folder: Path) -> samforge.Bundle:
     """The tiny model's bundle, built once (about a minute): read it, copy it, never change it."""
-    return samforge.build("tiny", out=tiny_folder / "tiny", progress=_KeepSteps(tiny_folder))
+    keep = _KeepSteps(tiny_folder)
+    return samforge.build("tiny", out=tiny_folder / "tiny", jobs=2, progress=keep)
 
 
 class _KeepSteps:
@@ -96,13 +97,15 @@ class _KeepSteps:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.last = False
+        self.ended = 0
+        self.total = 0
 
     def started(self, step: str, part: str, index: int, total: int) -> None:
-        self.last = index == total - 1
+        self.total = total
 
     def finished(self, result: StepResult) -> None:
-        if self.last:
+        self.ended += 1
+        if self.ended == self.total:
             shutil.copytree(self.folder / ".tiny.building", self.folder / ".torch.building")
 
 
