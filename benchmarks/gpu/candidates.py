@@ -1,3 +1,4 @@
+# ruff: noqa: PLR0913, PLR0917
 """Triton kernels that might pay, against what a lowering uses now. One file, throw-away results.
 
 python benchmarks/gpu/candidates.py --out FILE
@@ -93,25 +94,17 @@ def gelu(results: Results, device: str, rows: int, columns: int) -> None:
     """GELU and quantization after fc1."""
     scale = torch.rand(columns, device=device) + 0.5
     bias = torch.randn(columns, device=device)
+    inverse = torch.tensor([20.0], device=device)
     xs = [torch.randn(rows, columns, device=device).bfloat16() for _ in range(3)]
-    wanted = kernels.gelu_to_e4m3_reference(xs[0], scale, bias, 20.0)
-    for approximate in (True, False):
-        for br, bc, warps in ((32, 128, 4), (16, 128, 4), (16, 256, 4), (8, 256, 4), (32, 128, 8)):
-            name = f"gelu triton approx={approximate} {br}x{bc} {warps} warps"
-            with results.section(name) as go:
-                if not go:
-                    continue
-
-                def call(x: torch.Tensor, a=approximate, br=br, bc=bc, w=warps) -> Any:  # type: ignore[no-untyped-def]
-                    out = torch.empty_like(x, dtype=torch.float8_e4m3fn)
-                    kernels._gelu_to_e4m3[(triton.cdiv(rows, br), triton.cdiv(columns, bc))](
-                        x, scale, bias, out, rows, columns, 20.0, a=kernels._A, b=kernels._B,
-                        c=kernels._C, approximate=a, block_rows=br, block_columns=bc, num_warps=w,
-                    )  # fmt: skip
-                    return out
-
-                results.add(f"{name} error", error(call(xs[0]).float(), wanted.float()))
-                results.add(name, kernel_ms([lambda x=x: call(x) for x in xs]))  # type: ignore[misc]
+    wanted = kernels.gelu_to_e4m3_reference(xs[0], scale, bias, inverse)
+    compiled = torch.compile(kernels.gelu_to_e4m3_reference)
+    for name, call in (("Triton", kernels.gelu_to_e4m3), ("Inductor", compiled)):
+        with results.section(f"gelu to e4m3 {name}") as go:
+            if go:
+                found = call(xs[0], scale, bias, inverse)
+                results.add(f"gelu to e4m3 {name} error", error(found.float(), wanted.float()))
+                calls = [lambda x=x, c=call: c(x, scale, bias, inverse) for x in xs]  # type: ignore[misc]
+                results.add(f"gelu to e4m3 {name}", kernel_ms(calls))
 
 
 def rope(results: Results, device: str, tokens: int, period: int, width: int) -> None:
@@ -143,7 +136,7 @@ def rope(results: Results, device: str, tokens: int, period: int, width: int) ->
 
 def attention(
     results: Results, device: str, words: str, batch: int, tokens: int, heads: int, size: int
-) -> None:  # noqa: PLR0913, PLR0917, E501
+) -> None:
     """Attention over windows or all tokens, v read from the product of q, k and v."""
     width = heads * size
     sets = [

@@ -1,3 +1,4 @@
+# ruff: noqa: E741
 """Kernels that a lowering can choose between, each alone at SAM 3's shapes.
 
     python benchmarks/gpu/kernels.py --out FILE [--small]

@@ -1,3 +1,4 @@
+# ruff: noqa: C901
 """Where the time of each part goes: every part in a process of its own, kernels by name.
 
     python benchmarks/gpu/profile_parts.py --out FILE [--engine package|compile] [--small]
@@ -116,7 +117,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--one", type=json.loads)
     parser.add_argument("--engine", choices=("package", "compile"), default="package")
-    parser.add_argument("--folder", type=Path, default=Path("/tmp/packages"))  # noqa: S108
+    parser.add_argument("--folder", type=Path, default=Path("/tmp/packages"))
     parser.add_argument("--small", action="store_true", help="the tiny model: a dry run")
     parser.add_argument("--limit-s", type=float, default=300)
     options = parser.parse_args()

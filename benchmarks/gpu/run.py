@@ -1,3 +1,4 @@
+# ruff: noqa: B023, C901, PLR0912, PLR0915
 """SAM 3 on one GPU: transformers and samforge over the same span, in one run.
 
     python benchmarks/gpu/run.py --out DIR [--contenders fp8,bf16,batch,stock] [--limit-s 400]
@@ -47,7 +48,7 @@ from samforge.runtime.device import DeviceSegmenter, EncodedOnDevice
 from samforge.runtime.device.graphs import Captured
 
 OBJECTS = (1, 4, 16)
-"""Masks that come to the host: random weights find nothing, so thresholds are set to admit these."""
+"""Masks that come to the host: random weights find nothing, so thresholds admit these."""
 PICTURES = 6
 
 
@@ -109,11 +110,11 @@ class Contender:
         """Time every part that was compiled, alone; call it once nothing compiles any more."""
         for words, made, inputs in self.waiting:
             if self.device == "cpu":
-                self.results.add(f"{words} ms", call_ms(lambda: made.run_tensors(inputs[0]), 3, 1))  # noqa: B023
+                self.results.add(f"{words} ms", call_ms(lambda: made.run_tensors(inputs[0]), 3, 1))
                 continue
-            graphs = [Captured(lambda i=i: made.run_tensors(i), None) for i in inputs]  # type: ignore[misc]  # noqa: B023
+            graphs = [Captured(lambda i=i: made.run_tensors(i), None) for i in inputs]  # type: ignore[misc]
             turns = cycle(graphs)
-            self.results.add(f"{words} ms", call_ms(lambda: next(turns).replay(), rounds=60))  # noqa: B023
+            self.results.add(f"{words} ms", call_ms(lambda: next(turns).replay(), rounds=60))
             self.results.add(f"{words} kernels", kernels(graphs[0].replay))
         self.waiting.clear()
 
@@ -362,7 +363,7 @@ def main() -> None:
     parser.add_argument("--family", choices=("sam3", "dinov3"), default="sam3")
     parser.add_argument("--backbone", default="facebook/sam-3d-body-dinov3")
     parser.add_argument("--backbone-size", type=int)
-    parser.add_argument("--folder", type=Path, default=Path("/tmp/contenders"))  # noqa: S108
+    parser.add_argument("--folder", type=Path, default=Path("/tmp/contenders"))
     parser.add_argument("--model", default="facebook/sam3")
     parser.add_argument("--size", type=int)
     parser.add_argument("--source", type=int, nargs=2, default=(2160, 3840))
