@@ -28,7 +28,7 @@ MOVES = {
 """Exact in every type: they take the type that their readers want."""
 SCORES = {"Add", "Mul", "Div", "Sub", "Where"}
 """What may stand between the product of queries and keys and its softmax: scale, mask, bias."""
-KEPT = ("*presence*", "*box_head*", "*bbox_embed*", "*boxes_direct*")
+KEPT = ("*presence*", "*box_head*", "*boxes_direct*")
 """Modules that stay float: few multiplications, and their error moves boxes and scores."""
 
 
