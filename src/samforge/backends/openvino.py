@@ -143,6 +143,19 @@ class OpenVinoSession:
         return compiled.create_infer_request()
 
 
+def has_bf16() -> bool:
+    """Whether the processor multiplies bfloat16 in hardware.
+
+    Raises:
+        MissingExtra: OpenVINO is not installed.
+    """
+    try:
+        import openvino
+    except ImportError as error:
+        raise MissingExtra("OpenVINO", "openvino") from error
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
 def _settings(threads: int | None, options: Mapping[str, str]) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "INFERENCE_PRECISION_HINT": ARITHMETIC[options.get("precision", "fp32")],
