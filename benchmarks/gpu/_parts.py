@@ -41,6 +41,8 @@ class Order:
     """Kernel for attention without a mask."""
     residual: str = "fp32"
     """Type of residual sums."""
+    position_bias: str = "explicit"
+    """How attention with a position bias runs."""
     fixed: str = ""
     """Axes that are constants: ``batch=1,prompts=1``."""
     tuned: bool = False
@@ -127,6 +129,7 @@ def lowered_part(order: Order, device: str) -> tuple[Any, PartSpec, dict[str, fl
         precision=order.precision,
         attention=order.attention,
         residual=order.residual,
+        position_bias=order.position_bias,
         scales=scales,
         half_features=True,
     )

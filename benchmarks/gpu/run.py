@@ -87,6 +87,9 @@ class Contender:
             part=name,
             precision=precision,
             residual=self.options.residual,
+            position_bias="sdpa"
+            if sizes.get("batch", 1) * sizes.get("prompts", 1) >= 4
+            else "explicit",
             fixed=fixed,
             **self.shared,
         )

@@ -210,6 +210,14 @@ def test_bf16_is_near_and_gives_the_interface_types(lowered: Callable[..., Any])
     assert {form for _, form in layers} == {"bf16"}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["explicit", "sdpa"])
+def test_a_position_bias_either_way(lowered: Callable[..., Any], way: str) -> None:
+    settings = Lowering(precision="fp32", gelu="exact", position_bias=way)
+    wanted, found, _ = lowered("detector_boxes", settings)
+    assert max(error(*pair) for pair in zip(found, wanted, strict=True)) < 1e-4
+
+
 def test_fp8_takes_the_large_linears_only(lowered: Callable[..., Any]) -> None:
     wanted, found, layers = lowered("vision", Lowering(), calibrated=True)
     assert max(error(*pair) for pair in zip(found, wanted, strict=True)) < 0.15
@@ -247,7 +255,13 @@ def test_calibration_sees_what_linears_read() -> None:
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("precision", "int8"), ("residual", "bf16"), ("attention", "xformers"), ("gelu", "tanh")],
+    [
+        ("precision", "int8"),
+        ("residual", "bf16"),
+        ("attention", "xformers"),
+        ("gelu", "tanh"),
+        ("position_bias", "no"),
+    ],
 )
 def test_settings_outside_the_list(setting: str, value: str) -> None:
     with pytest.raises(SettingError, match=rf"lowering\.{setting} is '{value}'\. Allowed: '"):

@@ -166,6 +166,8 @@ def _attention(node: Node, surroundings: Surroundings) -> Made:
     causal = bool(argument(node, 5, "is_causal", False))
     if causal:
         kernel = "auto"  # the streaming kernel and explicit products know no order
+    elif _is_bias(mask) and settings.position_bias == "sdpa":
+        kernel = "auto"
     elif mask is not None or (isinstance(keys, int) and keys <= FEW_KEYS):
         kernel = "explicit"
     elif settings.precision == "fp32":
@@ -178,6 +180,14 @@ def _attention(node: Node, surroundings: Surroundings) -> Made:
     )
     given = (query, key, value) if mask is None else (query, key, value, cast(Node, mask))
     return Made(module=module, arguments=given)
+
+
+def _is_bias(mask: Any) -> bool:
+    """Whether a mask differs from query to query and has many keys."""
+    if not isinstance(mask, Node):
+        return False
+    queries, keys = mask.meta["val"].shape[-2:]
+    return queries != 1 and not (isinstance(keys, int) and keys <= FEW_KEYS)
 
 
 def _gelu(node: Node, surroundings: Surroundings) -> Made | None:
