@@ -72,9 +72,9 @@ Bend = Callable[[dict[str, Any]], object]
     [
         (lambda t: t.pop("schema_version"), ForeignBundle, "is not a samforge manifest"),
         (
-            lambda t: t.update(schema_version=2),
+            lambda t: t.update(schema_version=3),
             ForeignBundle,
-            "schema version 2 .* reads 1. Install",
+            "schema version 3 .* reads 2. Install",
         ),
         (lambda t: t.update(schema_version="1"), ForeignBundle, "schema version '1'"),
         (lambda t: t.update(schema_version=True), ForeignBundle, "schema version True"),

@@ -21,7 +21,6 @@ from samforge.apps.cli.progress import BuildProgress
 from samforge.apps.cli.steps import print_steps
 from samforge.core.errors import SettingError
 from samforge.core.files import size_text
-from samforge.core.manifest import PROOF_NAME, verified
 from samforge.core.recipe import PRECISIONS, TARGETS
 
 if TYPE_CHECKING:
@@ -246,6 +245,8 @@ def print_built(bundle: Bundle) -> None:
 
 def next_command(bundle: Bundle) -> str:
     """The command that uses what was built."""
+    from samforge.core.manifest import PROOF_NAME, verified
+
     manifest, root = bundle.manifest, shown_path(bundle.root)
     if PROOF_NAME in manifest.files and not verified(manifest):
         return f"Next, where it will run: samforge verify {root}"

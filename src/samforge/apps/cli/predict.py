@@ -98,7 +98,10 @@ def _run(
     from dataclasses import replace
 
     from samforge.apps.cli.prediction import failure_from, predict_files
+    from samforge.core.manifest import verified
 
+    if not verified(bundle.manifest) and not bundle.manifest.recipe.get("random_weights"):
+        print_note(f"{bundle.root} was not verified on hardware: run samforge verify first.")
     if bundle.manifest.recipe.get("random_weights"):
         print_note(f"{bundle.root} has random weights: what it finds means nothing.")
     segmenter = samforge.load(bundle, threads=threads)
