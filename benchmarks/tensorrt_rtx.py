@@ -150,7 +150,7 @@ def engine(row: Row, onnx: Path, folder: Path) -> dict[str, Any]:
 
     from samforge.backends.tensorrt.build import engine_from_onnx
     from samforge.backends.tensorrt.library import RTX
-    from samforge.backends.tensorrt.settings import EngineSettings
+    from samforge.backends.tensorrt.settings import DEFAULT_AXES, AxisRange, EngineSettings
     from samforge.core.session import PartSpec
     from samforge.transform.onnx.hazards import lint
     from samforge.transform.onnx.inspect import summary_from_onnx
@@ -165,7 +165,11 @@ def engine(row: Row, onnx: Path, folder: Path) -> dict[str, Any]:
         onnx,
         folder / f"{row.name}.engine",
         PartSpec(name=row.part, inputs=summary.inputs, outputs=summary.outputs),
-        EngineSettings(precision=row.precision, compute_capabilities=row.generations),
+        EngineSettings(
+            precision=row.precision,
+            compute_capabilities=row.generations,
+            axes={**DEFAULT_AXES, "batch": AxisRange()},  # one image, as in the first experiment
+        ),
         planned=planned,
     )
     found = report.computation
