@@ -108,7 +108,7 @@ def test_the_command_passes_on_every_option(
     assert calls[1][1] == Path("build/tiny")
     assert (report["command"], report["ok"]) == ("build", True)
     assert report["bundle"] == str(tiny_bundle.root)
-    assert [step["name"] for step in report["steps"]] == ["export", "onnx"] * 4
+    assert [step["name"] for step in report["steps"]] == ["export", "fuse", "onnx"] * 4
     assert report["bytes"] == sum(f.bytes for f in tiny_bundle.manifest.files.values())
 
 
@@ -120,11 +120,11 @@ def test_progress_is_plain_lines_away_from_a_terminal(
         with BuildProgress(as_json=as_json) as progress:
             progress.started("export", "vision", 0, 2)
             progress.finished(first)
-            progress.started("onnx", "vision", 1, 2)
+            progress.started("fuse", "vision", 1, 2)
             progress.finished(replace(second, resumed=True))
         out, err = capsys.readouterr()
         assert out == ""
-        lines = f"[1/2] export vision: {first.seconds:.1f} s\n[2/2] onnx vision: taken over\n"
+        lines = f"[1/2] export vision: {first.seconds:.1f} s\n[2/2] fuse vision: taken over\n"
         assert err == ("" if as_json else lines)
 
 
@@ -135,7 +135,8 @@ def test_a_size_that_is_no_multiple_of_14(
     assert cli.main(["build", "tiny", "--image-size", "225", "--out", str(bundle_copy)]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert "SettingError: image_size wants a positive multiple of 14, got 225." in err
+    assert "SettingError: image size 225 is no multiple of 14 pixels" in err
+    assert "The nearest sizes are 224 and 238." in err
     assert "Nearest: 224 or 238." in err
     assert snapshot(bundle_copy) == before
 
@@ -200,7 +201,7 @@ def test_a_process_keeps_errors_out_of_standard_output(tmp_path: Path) -> None:
     )
     assert run.returncode == 2
     assert run.stdout == ""
-    assert run.stderr.startswith("SettingError: image_size wants a positive multiple of 14")
+    assert run.stderr.startswith("SettingError: image size 10 is no multiple of 14 pixels")
     assert "\x1b" not in run.stderr
     assert list(tmp_path.iterdir()) == []
 

@@ -145,7 +145,7 @@ class Dinov3Checkpoint:
                 wrong.append(f"{name} {tuple(tensor.shape)}, not {shape}")
             # Detached: a Parameter of the file would become the module's own, and a step that
             # frees its module would empty the checkpoint.
-            state[name] = tensor.detach().to(torch.float32)
+            state[name] = tensor.detach().to(torch.float32, copy=True)  # aligned, see sam3
         if missing or wrong:
             raise CheckpointKeysError(
                 f"{self.name} does not hold the tensors that its configuration promises."
