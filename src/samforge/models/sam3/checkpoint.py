@@ -89,9 +89,9 @@ class Sam3Checkpoint:
                 tensor = self.source.tensor(stored)
                 if tensor.shape != placeholder.shape:
                     wrong.append(f"{name} {tuple(tensor.shape)}, not {tuple(placeholder.shape)}")
-                # A copy: a step that frees its module must not empty the checkpoint, and in a mapped
-                # file tensors lie at odd addresses, where kernels sum in another order than they
-                # do on the same numbers once exported and read back.
+                # A copy: a step that frees its module must not empty the checkpoint, and in a
+                # mapped file tensors lie at odd addresses, where kernels sum in another order
+                # than they do on the same numbers once exported and read back.
                 state[key] = tensor.detach().to(torch.float32, copy=True)
             if not missing and not wrong:
                 module.load_state_dict(state, assign=True)
