@@ -117,6 +117,4 @@ def _print_missing(installs: Sequence[tuple[str, str | None]]) -> None:
         print_line(f"For {', '.join(names)}:  {command}")
     if not commands:
         print_line("Everything is installed.", style="green")
-    print_line(
-        f"Bundles can be built for {' and '.join(TARGETS)}; other runtimes are not used yet."
-    )
+    print_line(f"Bundles can be built for {', '.join(TARGETS)}; cpu takes what is fastest here.")
