@@ -211,6 +211,6 @@ def test_sam_3s_vision_part_works_too(
         tiny_bundle, scenes, tmp_path / "pca.png", PictureSettings(shared=True), runs=1
     )
     assert (report.part, report.output) == ("vision", "fpn_2")
-    # What is foreground differs much between scenes that share a PCA; never nothing, never all.
-    assert all(0 < one.foreground < 0.9 for one in report.images)
-    assert sum(report.images[0].explained) > 0.5  # 0.54 on scenes 0 to 2
+    # One threshold for both: the second scene's first component outweighs the first scene's.
+    assert [one.foreground > 0.3 for one in report.images] == [False, True]
+    assert sum(report.images[0].explained) > 0.5  # 0.60 measured
