@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import builtins
+import json
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from samforge.backends import backend_from_name
 from samforge.backends.openvino import OPTIONS, OpenVinoSession
 from samforge.core.errors import MissingExtra, SettingError
 from samforge.core.session import checked_options
+from samforge.core.structure import json_from_value
 
 Make = Callable[..., Any]
 BACKEND = backend_from_name("openvino")
@@ -113,6 +117,43 @@ def test_options_are_checked() -> None:
     )
     assert checked_options("openvino", {"cache": "anywhere"}, OPTIONS) == {"cache": "anywhere"}
     assert checked_options("openvino", None, OPTIONS) == {}
+
+
+SIGNALLED = """
+import faulthandler, gc, signal, sys
+from pathlib import Path
+from samforge.backends import backend_from_name
+from samforge.core.session import PartSpec
+from samforge.core.structure import value_from_json
+import json
+
+faulthandler.enable()  # as pytest and many servers do: signal handlers get a stack of their own
+spec = value_from_json(PartSpec, json.loads(sys.argv[2]))
+load = backend_from_name("openvino").session_from_artifact
+first, second = load(Path(sys.argv[1]), spec), load(Path(sys.argv[1]), spec)
+first.close()
+del first
+gc.collect()
+second.close()
+del second
+gc.collect()
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_ctrl_c_after_sessions_were_closed(part: Make, onnx_file: Make) -> None:
+    """OpenVINO leaves signal handlers a stack that is gone: the interpreter died of Ctrl-C."""
+    spec = json.dumps(json_from_value(part("text").spec))
+    done = subprocess.run(
+        [sys.executable, "-c", SIGNALLED, str(onnx_file("text")), spec],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
 
 
 def test_without_openvino(monkeypatch: pytest.MonkeyPatch, part: Make, onnx_file: Make) -> None:

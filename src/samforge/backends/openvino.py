@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -67,18 +68,15 @@ class OpenVinoSession:
         threads: int | None = None,
         options: Mapping[str, str] | None = None,
     ) -> None:
-        try:
-            import openvino
-        except ImportError as error:
-            raise MissingExtra("OpenVINO", "openvino") from error
+        core = _core()
         settings = _settings(threads, options or {})
         try:
-            model = openvino.Core().read_model(path)
+            model = core.read_model(path)
         except Exception as error:  # its exception types say nothing
             raise DamagedBundle(f"OpenVINO cannot load {path}: {error}") from error
         check_artifact(path, spec, map(_tensor, model.inputs), map(_tensor, model.outputs))
         try:
-            self._compiled: Any = openvino.Core().compile_model(model, "CPU", settings)
+            self._compiled: Any = core.compile_model(model, "CPU", settings)
         except Exception as error:
             raise DamagedBundle(f"OpenVINO cannot load {path}: {error}") from error
         self._names = {name: port for port in self._compiled.outputs for name in port.names}
@@ -149,11 +147,32 @@ def has_bf16() -> bool:
     Raises:
         MissingExtra: OpenVINO is not installed.
     """
+    return "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def _core() -> Any:
+    """The one ``Core`` of this process.
+
+    Raises:
+        MissingExtra: OpenVINO is not installed.
+    """
     try:
         import openvino
     except ImportError as error:
         raise MissingExtra("OpenVINO", "openvino") from error
-    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return _once(openvino.Core)
+
+
+@lru_cache(maxsize=1)
+def _once(make: Callable[[], Any]) -> Any:
+    """Make something that lives as long as the process.
+
+    Each Core's CPU plugin gives the thread that loads it another stack for signal handlers, and
+    when it is destroyed puts back the one it found (openvinotoolkit/openvino#11894). Of two of
+    them, the second puts back what the first has unmapped: the next signal, Ctrl-C among them, then
+    kills the process (2026.4).
+    """
+    return make()
 
 
 def _settings(threads: int | None, options: Mapping[str, str]) -> dict[str, Any]:
