@@ -287,7 +287,7 @@ def test_processors_that_saturate_are_named(
     cpuinfo.write_text(flags)
     assert saturates(cpuinfo) == expected
     assert not saturates(tmp_path / "gone")
-    monkeypatch.setattr(onnxruntime, "CPU_FLAGS", cpuinfo)
+    monkeypatch.setattr(onnxruntime, "saturates", lambda: saturates(cpuinfo))
     model = to_u8s8(gemm())
     processor = OnnxRuntimeSession(saved(model, tmp_path), spec_of(model)).processor
     words = "without VNNI instructions its 8-bit products may saturate"

@@ -19,6 +19,7 @@ import pytest
 
 from samforge.core.errors import MissingExtra, OutputError, SettingError, ShapeError, VideoError
 from samforge.media.video import VideoFrame, VideoReader, VideoWriter
+from samforge.models.tiny.moving import draw_clip
 
 Rgb = npt.NDArray[np.uint8]
 CORNERS = ((200, 30, 30), (30, 30, 200), (30, 200, 30), (240, 240, 240))
@@ -186,6 +187,26 @@ def test_what_a_file_says_of_itself(tmp_path: Path) -> None:
     info = reader.info
     assert (info.codec, info.frame_rate, info.has_sound) == ("h264", 30, False)
     assert (info.frames, info.seconds) == (30, 1.0)  # from the duration: Matroska counts none
+
+
+def test_frames_up_to_a_number(tmp_path: Path) -> None:
+    path = write_with_pyav(tmp_path / "in.mp4", [corners()] * 9)
+    frames, reader = read(path, every=2, at_most=3)
+    assert [frame.index for frame in frames] == [0, 2, 4]
+    assert reader.problem is None
+    assert len(read(path, at_most=20)[0]) == 9
+
+
+def test_the_same_frames_make_the_same_file(tmp_path: Path) -> None:
+    """Nothing of what lies in memory beside the pictures gets into the file."""
+    scenes = list(draw_clip(0, frames=8, size=112))  # seven blocks of 16: see _WITHOUT_AVX512
+    written = set()
+    for _ in range(40):
+        with VideoWriter(tmp_path / "a.mp4", (112, 112)) as writer:
+            for i, scene in enumerate(scenes):
+                writer.write(scene.image, Fraction(i, 30))
+        written.add((tmp_path / "a.mp4").read_bytes())
+    assert len(written) == 1
 
 
 def test_a_stream_without_times(tmp_path: Path) -> None:

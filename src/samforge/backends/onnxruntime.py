@@ -13,6 +13,7 @@ import numpy as np
 import onnxruntime as ort
 
 from samforge.backends._onnx_file import notes_from_onnx
+from samforge.core.cpu_flags import CPU_INFO, cpu_flags
 from samforge.core.errors import DamagedBundle, ShapeError
 from samforge.core.session import (
     Array,
@@ -41,7 +42,6 @@ DISABLED_NOTE = "samforge.onnxruntime.disabled"
 """Key in the file's notes: optimizers of ONNX Runtime that undo its flavour, with commas."""
 INTEGER_NOTE = "samforge.integer"
 """Key in the file's notes: how many layers multiply integers."""
-CPU_FLAGS = Path("/proc/cpuinfo")
 UNOPTIMIZED_NOTE = "samforge.onnxruntime.unoptimized"
 """Key in the file's notes: why the graph runs as it stands, operator by operator."""
 
@@ -156,21 +156,18 @@ def _options(notes: Mapping[str, str]) -> ort.SessionOptions:
 def _reasons(notes: Mapping[str, str]) -> list[str]:
     """What one should know about this file on this processor."""
     found = [notes[UNOPTIMIZED_NOTE]] if UNOPTIMIZED_NOTE in notes else []
-    if int(notes.get(INTEGER_NOTE, "0")) and saturates(CPU_FLAGS):
+    if int(notes.get(INTEGER_NOTE, "0")) and saturates():
         found.append("without VNNI instructions its 8-bit products may saturate")
     return found
 
 
-def saturates(cpuinfo: Path) -> bool:
+def saturates(cpuinfo: Path = CPU_INFO) -> bool:
     """Whether the processor adds pairs of 8-bit products in 16 bits, which may not hold them.
 
     x86 before VNNI does (``vpmaddubsw``); what is no x86, or cannot be read, is taken not to.
     """
-    try:
-        flags = cpuinfo.read_text(encoding="utf-8", errors="replace").split()
-    except OSError:
-        return False
-    return "avx2" in flags and not {"avx512_vnni", "avx_vnni"} & set(flags)
+    flags = cpu_flags(cpuinfo)
+    return "avx2" in flags and not {"avx512_vnni", "avx_vnni"} & flags
 
 
 def _disabled(notes: Mapping[str, str]) -> list[str]:

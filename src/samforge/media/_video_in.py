@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -86,33 +87,43 @@ class VideoReader:
         """After the last frame: why it is not the whole video, if it is not."""
         self._damaged = 0
 
-    def frames(self, *, every: int = 1) -> Iterator[VideoFrame]:
+    def frames(self, *, every: int = 1, at_most: int | None = None) -> Iterator[VideoFrame]:
         """Decode from the start to the end, or to where the file breaks off: see ``problem``.
+
+        Close what is returned before the reader, unless it came to its end.
 
         Args:
             every: Give every Nth frame; the others are decoded and dropped.
+            at_most: Most frames to give; what comes after them is not looked at.
 
         Raises:
             VideoError: There is no frame at all.
         """
         size, matrix = (0, 0), _UPRIGHT
         start = last = Fraction(-1)
-        count = 0
-        for count, frame in enumerate(self._decoded(), 1):
-            seconds = self._time_of(frame, last)
-            if count == 1:
-                start, size = seconds, (frame.width, frame.height)
-                # Once: a frame whose side data was looked at is in a cycle with it, and stays until
-                # the garbage collector comes, hundreds of frames later (PyAV 18.1).
-                matrix = _matrix_of(frame)
-            last = seconds
-            if (count - 1) % every == 0:
+        count = given = 0
+        # One for all frames: each of them would start threads of its own.
+        reformatter = self._av.video.reformatter.VideoReformatter()
+        with contextlib.closing(self._decoded()) as decoded:
+            for count, frame in enumerate(decoded, 1):
+                seconds = self._time_of(frame, last)
+                if count == 1:
+                    start, size = seconds, (frame.width, frame.height)
+                    # Once: a frame whose side data was looked at is in a cycle with it, and stays
+                    # until the garbage collector comes, hundreds of frames later (PyAV 18.1).
+                    matrix = _matrix_of(frame)
+                last = seconds
+                if (count - 1) % every:
+                    continue
                 yield VideoFrame(
                     index=count - 1,
                     seconds=seconds - start,
-                    image_rgb=_upright(_rgb(frame, size), matrix),
+                    image_rgb=_upright(_rgb(reformatter, frame, size), matrix),
                     pixel_aspect=_pixel_aspect(self._stream, matrix),
                 )
+                given += 1
+                if given == at_most:
+                    return
         if count == 0:
             raise VideoError(
                 f"{self._path} holds no frames"
@@ -206,23 +217,23 @@ class VideoReader:
             has_sound=bool(container.streams.audio),
         )
 
-    def _decoded(self) -> Iterator[Any]:
+    def _decoded(self) -> Generator[Any, None, None]:
         """Frames of every packet that can be decoded; the others are counted."""
-        packets = self._container.demux(self._stream)
-        while True:
-            try:
-                packet = next(packets, None)
-                if packet is None:
+        with contextlib.closing(self._container.demux(self._stream)) as packets:
+            while True:
+                try:
+                    packet = next(packets, None)
+                    if packet is None:
+                        return
+                except self._av.error.FFmpegError:
+                    self._damaged += 1
                     return
-            except self._av.error.FFmpegError:
-                self._damaged += 1
-                return
-            try:
-                frames = packet.decode()
-            except self._av.error.FFmpegError:
-                self._damaged += 1
-                continue
-            yield from frames
+                try:
+                    frames = packet.decode()
+                except self._av.error.FFmpegError:
+                    self._damaged += 1
+                    continue
+                yield from frames
 
     def _time_of(self, frame: Any, last: Fraction) -> Fraction:
         """When a frame is shown, in seconds; always later than the one before."""
@@ -251,13 +262,18 @@ class VideoReader:
         return None
 
 
-def _rgb(frame: Any, size: tuple[int, int]) -> RgbImage:
+def _rgb(reformatter: Any, frame: Any, size: tuple[int, int]) -> RgbImage:
     """Convert to RGB with the colours that a player shows; all frames to the first one's size."""
     colorspace = int(frame.colorspace)
     if colorspace == _UNSPECIFIED:
         colorspace = _BT709 if frame.height >= _HD_ROWS else _BT601
-    converted = frame.reformat(
-        width=size[0], height=size[1], format="rgb24", src_colorspace=colorspace
+    converted = reformatter.reformat(
+        frame,
+        width=size[0],
+        height=size[1],
+        format="rgb24",
+        src_colorspace=colorspace,
+        threads=1,
     )
     rgb: RgbImage = converted.to_ndarray()
     return rgb

@@ -7,7 +7,6 @@ from array import array
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -121,7 +120,7 @@ def film(segmenter: Segmenter, plan: Film, *, done: Callable[[], None]) -> FilmR
     interrupted = False
     start = time.perf_counter()
     with VideoReader(plan.video) as reader:
-        frames = islice(reader.frames(every=plan.every), plan.max_frames)
+        frames = reader.frames(every=plan.every, at_most=plan.max_frames)
         stream = segment_video(segmenter, frames, text=plan.text, thresholds=plan.thresholds)
         # The innermost is left first: after Ctrl-C the files are whole before anything else waits.
         with stream, Recording(plan, reader.info) as recording:
