@@ -43,6 +43,33 @@ def test_a_bundle(tiny_bundle: samforge.Bundle, capsys: Capture) -> None:
         assert word in " ".join(out.split())  # cells wrap
 
 
+def test_what_the_fusions_did(tiny_bundle: samforge.Bundle, capsys: Capture) -> None:
+    fusions = _inspect(tiny_bundle.root, capsys)["fusions"]
+    fired = {(row["part"], row["name"]): row["fired"] for row in fusions}
+    stored = json.loads((tiny_bundle.root / "report/vision/fusions.json").read_text())["fusions"]
+    assert {("vision", row["name"]): row["fired"] for row in stored}.items() <= fired.items()
+    assert fired["vision", "parallel-linears"] > 0
+    assert cli.main(["inspect", str(tiny_bundle.root)]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "left, and why" in out
+    assert "parallel-linears" in out
+
+
+def test_what_fusions_would_do(program: Path, tmp_path: Path, capsys: Capture) -> None:
+    before = program.read_bytes()
+    assert cli.main(["inspect", str(program), "--target", "onnxruntime", "--json"]) == 0
+    fusions = json.loads(capsys.readouterr().out)["fusions"]
+    assert {row["name"]: row["fired"] for row in fusions}["parallel-linears"] == 0
+    assert {row["part"] for row in fusions} == {program.stem}
+    assert cli.main(["inspect", str(program), "--target", "onnxruntime"]) == 0
+    assert "parallel-linears" in capsys.readouterr().out
+    assert program.read_bytes() == before
+    assert cli.main(["inspect", str(program), "--target", "gpu"]) == 2
+    assert "onnxruntime" in capsys.readouterr().err
+    assert cli.main(["inspect", str(tmp_path), "--target", "onnxruntime"]) == 2
+    assert "--target shows fusions of a .pt2" in capsys.readouterr().err
+
+
 def test_narrow_terminals_break_no_words(
     tiny_bundle: samforge.Bundle, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

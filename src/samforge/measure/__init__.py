@@ -43,7 +43,7 @@ from samforge.measure.proof import (
     write_proof,
 )
 from samforge.measure.report import report_html, write_report
-from samforge.measure.report_data import ReportData
+from samforge.measure.report_data import FusionRow, ReportData
 from samforge.measure.segmentation import SegmenterAccuracy, measure_segmenter
 
 __all__ = [
@@ -54,6 +54,7 @@ __all__ = [
     "Budget",
     "CgF1",
     "Deviation",
+    "FusionRow",
     "Latency",
     "MeshComparison",
     "PackedDetections",

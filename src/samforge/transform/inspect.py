@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from samforge.core.errors import DamagedBundle, MissingExtra, SettingError
 from samforge.core.session import TensorSpec
 from samforge.transform.summary import GraphSummary, weights_by_type
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
 
 SUFFIXES = (".onnx", ".pt2")
 """Files that can be read."""
@@ -35,6 +40,28 @@ def summary_from_file(path: Path) -> GraphSummary:
     )
 
 
+def fusions_from_exported(path: Path, target: str) -> list[dict[str, Any]]:
+    """Try a target's fusions on an exported program; the file stays as it is.
+
+    Args:
+        path: A ``.pt2`` file of torch.export.
+        target: One of ``samforge.core.recipe.TARGETS``.
+
+    Returns:
+        One row a fusion: its ``name``, how often it ``fired``, whether it is ``exact``, and what
+        was ``left`` with the reason.
+
+    Raises:
+        SettingError: The target is unknown.
+        DamagedBundle: It is no such file, a damaged one, or one of another torch.
+        MissingExtra: torch is not installed.
+    """
+    exported = _exported(path)
+    from samforge.transform.fuse import fuse
+
+    return [asdict(result) for result in fuse(exported, target=target, consume=True).results]
+
+
 def summary_from_exported(path: Path) -> GraphSummary:
     """Read the graph of a ``.pt2`` file of torch.export.
 
@@ -42,18 +69,9 @@ def summary_from_exported(path: Path) -> GraphSummary:
         DamagedBundle: It is no such file, a damaged one, or one of another torch.
         MissingExtra: torch is not installed.
     """
-    try:
-        import torch
-        import torch.ao.quantization.fx._decomposed  # registers the operators of Q/DQ graphs
-    except ModuleNotFoundError as error:
-        raise MissingExtra("PyTorch", "build") from error
-    try:
-        exported = torch.export.load(path)
-    except Exception as error:  # zip, JSON and operator errors alike
-        raise DamagedBundle(
-            f"{path} cannot be read by torch {torch.__version__}: {error}. "
-            "Copy it again from where it came, or build it with this torch."
-        ) from error
+    exported = _exported(path)
+    import torch
+
     nodes = {node.name: node for node in exported.graph.nodes}
     counts = Counter(
         str(node.target) for node in exported.graph.nodes if node.op == "call_function"
@@ -85,3 +103,18 @@ def _tensor(name: object, nodes: dict[str, object]) -> TensorSpec:
         dtype=dtype,
         shape=tuple(axis if isinstance(axis, int) else str(axis) for axis in axes),
     )
+
+
+def _exported(path: Path) -> ExportedProgram:
+    try:
+        import torch
+        import torch.ao.quantization.fx._decomposed  # registers the operators of Q/DQ graphs
+    except ModuleNotFoundError as error:
+        raise MissingExtra("PyTorch", "build") from error
+    try:
+        return torch.export.load(path)
+    except Exception as error:  # zip, JSON and operator errors alike
+        raise DamagedBundle(
+            f"{path} cannot be read by torch {torch.__version__}: {error}. "
+            "Copy it again from where it came, or build it with this torch."
+        ) from error

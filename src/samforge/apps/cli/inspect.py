@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,10 +18,13 @@ from samforge.apps.cli.output import (
     shown_path,
 )
 from samforge.apps.cli.steps import print_steps
+from samforge.core.errors import SettingError
 from samforge.core.files import size_text
+from samforge.core.recipe import TARGETS
 
 if TYPE_CHECKING:
     from samforge.apps.cli.inspection import BundleReport
+    from samforge.measure import FusionRow
     from samforge.transform import ExternalFile, GraphSummary
 
 MOST_OPERATORS = 25
@@ -30,9 +35,21 @@ def inspect(
     path: Annotated[
         Path, typer.Argument(metavar="BUNDLE_OR_FILE", help="A bundle's folder, an .onnx or .pt2.")
     ],
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help="For a .pt2: also show which fusions would fire for this runtime, "
+            f"one of {', '.join(TARGETS)}."
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show what is inside a bundle or a graph file, and whether a bundle is intact."""
+    if target is not None and path.suffix != ".pt2":
+        raise SettingError(
+            f"--target shows fusions of a .pt2, got {path}. "
+            "What a bundle's fusions did is shown without it."
+        )
     if path.is_dir():
         from samforge.apps.cli.inspection import report_from_bundle
 
@@ -47,10 +64,18 @@ def inspect(
     from samforge.transform import summary_from_file
 
     summary = summary_from_file(path)
+    payload = {"file": path, "bytes": path.stat().st_size, "graph": summary}
+    fusions: tuple[FusionRow, ...] = ()
+    if target is not None:
+        from samforge.apps.cli.inspection import fusions_of_program
+
+        fusions = fusions_of_program(path, target)
+        payload["fusions"] = fusions
     if as_json:
-        print_json("inspect", {"file": path, "bytes": path.stat().st_size, "graph": summary})
+        print_json("inspect", payload)
     else:
         _print_graph(path, summary)
+        _print_fusions(fusions, every=True)
 
 
 def _print_bundle(report: BundleReport) -> None:
@@ -95,9 +120,29 @@ def _print_bundle(report: BundleReport) -> None:
         for one in ones
     ]
     print_table("Inputs and outputs", ("part", "", "name", "type", "shape"), tensors)
+    _print_fusions(report.fusions)
     print_steps(manifest.steps)
     if report.problem is not None:
         print_note(f"{type(report.problem).__name__}: {report.problem}", style="red")
+
+
+def _print_fusions(fusions: Sequence[FusionRow], *, every: bool = False) -> None:
+    """Print what fired how often, and each kind of candidate that stayed, with its reason."""
+    rows = [
+        (one.part, one.name, one.fired, _reasons(one.left))
+        for one in fusions
+        if every or one.fired or one.left
+    ]
+    if rows:
+        print_table(
+            "Fusions", ("part", "fusion", "fired", "left, and why"), rows, numbers=("fired",)
+        )
+
+
+def _reasons(left: Sequence[str]) -> str:
+    """Reasons of what was left, the most frequent first; a place stands before each colon."""
+    counts = Counter(one.partition(": ")[2] or one for one in left)
+    return "\n".join(f"{count} x {reason}" for reason, count in counts.most_common())
 
 
 def _weights_in_words(report: BundleReport) -> str:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from samforge import open_bundle
 from samforge.core.errors import DamagedBundle
 from samforge.core.manifest import MANIFEST_NAME, Manifest, manifest_from_text
+from samforge.measure import FusionRow
+from samforge.transform import fusions_from_exported
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,6 +26,8 @@ class BundleReport:
     """First line of the weights' licence."""
     problem: DamagedBundle | None
     """What is wrong with the files; None when every one is as it was built."""
+    fusions: tuple[FusionRow, ...] = ()
+    """What each fusion did to each part; none where files are damaged."""
 
     def payload(self) -> dict[str, object]:
         """The report for machines."""
@@ -30,6 +36,7 @@ class BundleReport:
             "intact": self.problem is None,
             "license": self.license_line,
             "manifest": self.manifest,
+            "fusions": self.fusions,
         }
         if self.problem is not None:
             payload["error"] = {
@@ -63,7 +70,36 @@ def report_from_bundle(path: Path) -> BundleReport:
     if name in manifest.files:
         lines = (_text_of(bundle.path(name)) or "").splitlines()
         license_line = f"{lines[0]} ({name})" if lines else name
-    return BundleReport(root=root, manifest=manifest, license_line=license_line, problem=None)
+    return BundleReport(
+        root=root,
+        manifest=manifest,
+        license_line=license_line,
+        problem=None,
+        fusions=tuple(
+            row
+            for part in manifest.parts
+            if (file := f"report/{part}/fusions.json") in manifest.files
+            for row in _fusions(part, json.loads(bundle.path(file).read_text("utf-8"))["fusions"])
+        ),
+    )
+
+
+def fusions_of_program(path: Path, target: str) -> tuple[FusionRow, ...]:
+    """Try a target's fusions on an exported program; the file stays as it is.
+
+    Raises:
+        SettingError: The target is unknown.
+        DamagedBundle: The file cannot be read.
+        MissingExtra: torch is not installed.
+    """
+    return tuple(_fusions(path.stem, fusions_from_exported(path, target)))
+
+
+def _fusions(part: str, rows: list[dict[str, Any]]) -> list[FusionRow]:
+    return [
+        FusionRow(part=part, name=row["name"], fired=row["fired"], left=tuple(row["left"]))
+        for row in rows
+    ]
 
 
 def _text_of(path: Path) -> str | None:
