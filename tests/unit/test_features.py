@@ -204,9 +204,6 @@ def test_a_bundle_without_an_encoder(
         feature_report(other, scenes, tmp_path / "pca.png", PictureSettings(), runs=1)
 
 
-@pytest.mark.xfail(
-    reason="a PCA shared by two scenes finds no foreground in the first of them (0.0 and 0.625)"
-)
 def test_sam_3s_vision_part_works_too(
     tiny_bundle: samforge.Bundle, scenes: list[Path], tmp_path: Path
 ) -> None:

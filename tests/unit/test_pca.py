@@ -74,6 +74,15 @@ def test_small_errors_do_not_turn_the_colours_over() -> None:
     assert np.abs(difference).mean() < 12
 
 
+def test_photos_that_differ_as_a_whole_share_a_pca() -> None:
+    # Night and day: what parts the two photos is not what parts a thing from its ground.
+    features, inside = disc()
+    other = features.copy()
+    other[4] += 40.0
+    for picture in pca_pictures([features, other], shared=True):
+        assert np.array_equal(picture.foreground, inside)
+
+
 def test_shared_colours_mean_the_same() -> None:
     features, inside = disc()
     # The same disc with its strongest direction at half strength.

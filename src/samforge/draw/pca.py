@@ -89,7 +89,10 @@ def _pictures(
 ) -> list[PcaPicture]:
     cells = [one.reshape(one.shape[0], -1).T.astype(np.float64) for one in maps_dhw]
     tokens = np.concatenate(cells)  # [N, D]
-    foreground = _foreground(tokens, _border([one.shape for one in maps_dhw]), threshold)
+    # Each map around its own mean: between two photos more differs than between things and ground,
+    # and one of them would be all foreground.
+    around = np.concatenate([one - one.mean(axis=0) for one in cells])
+    foreground = _foreground(around, _border([one.shape for one in maps_dhw]), threshold)
     inside = tokens[foreground]
     mean = inside.mean(axis=0)
     directions, explained = _components(inside - mean, COLORS)
@@ -127,7 +130,7 @@ def _border(shapes: Sequence[tuple[int, ...]]) -> npt.NDArray[np.bool_]:
 def _foreground(
     tokens: Floats, border: npt.NDArray[np.bool_], threshold: float | None
 ) -> npt.NDArray[np.bool_]:
-    """Cells on the side of the first component that has less of the rim.
+    """Cells on the side of the first component of centred tokens that has less of the rim.
 
     Too few of them for three components (fewer than four) means that nothing stands out: all are
     taken.
@@ -135,7 +138,7 @@ def _foreground(
     everything = np.ones(len(tokens), np.bool_)
     if threshold == 0.0:
         return everything
-    directions, _ = _components(tokens - tokens.mean(axis=0), 1)
+    directions, _ = _components(tokens, 1)
     score = tokens @ directions[:, 0]
     low, high = score.min(), score.max()
     if high <= low:
