@@ -4,6 +4,8 @@ PYTHON ?= python3
 # More options for pip, for example an index that has torch's small CPU wheels:
 #   make PIP_OPTIONS='--extra-index-url https://download.pytorch.org/whl/cpu' demo
 PIP_OPTIONS ?=
+# Tests of one file stay in one process; each process holds models of its own.
+TEST_PROCESSES ?= --numprocesses auto --maxprocesses 4 --dist loadfile
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -20,10 +22,10 @@ demo: $(INSTALLED) ## Build the tiny bundle, check it, segment its scenes: build
 	$(BIN)/samforge demo --out build/demo
 
 test: $(INSTALLED) ## Run the fast tests, offline
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(TEST_PROCESSES)
 
 test-full: $(INSTALLED) ## Run the slow tests too (those for a GPU: pytest -m gpu)
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not gpu and not rtx"
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(TEST_PROCESSES) -m "not gpu and not rtx"
 
 lint: $(INSTALLED) ## Check style, format and types
 	$(BIN)/ruff check

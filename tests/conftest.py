@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 import samforge
 from samforge.core.images import ImageSpec
@@ -80,16 +81,32 @@ def one_thread() -> None:
 
 
 @pytest.fixture(scope="session")
-def tiny_folder(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the bundles of the tiny model are built."""
-    return tmp_path_factory.mktemp("bundles")
+def shared_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that the processes of one run share (pytest-xdist)."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if hasattr(request.config, "workerinput") else folder) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def _once(path: Path, make: Callable[[Path], object]) -> Path:
+    """Make a file or folder unless another process of the run has; the others wait for it."""
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            make(path)
+    return path
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tiny_folder: Path) -> samforge.Bundle:
+def tiny_bundle(one_thread: None, shared_folder: Path) -> samforge.Bundle:
     """The tiny model's bundle, built once (about a minute): read it, copy it, never change it."""
-    keep = _KeepSteps(tiny_folder)
-    return samforge.build("tiny", out=tiny_folder / "tiny", jobs=2, progress=keep)
+    keep = _KeepSteps(shared_folder)
+    return samforge.open_bundle(
+        _once(
+            shared_folder / "tiny",
+            lambda path: samforge.build("tiny", out=path, jobs=2, progress=keep),
+        )
+    )
 
 
 class _KeepSteps:
@@ -110,9 +127,13 @@ class _KeepSteps:
 
 
 @pytest.fixture(scope="session")
-def tiny_torch_bundle(tiny_folder: Path, tiny_bundle: samforge.Bundle) -> samforge.Bundle:
+def tiny_torch_bundle(shared_folder: Path, tiny_bundle: samforge.Bundle) -> samforge.Bundle:
     """The same, stopped after the export: its steps are taken over from the other build."""
-    return samforge.build("tiny", until="export", out=tiny_folder / "torch")
+    return samforge.open_bundle(
+        _once(
+            shared_folder / "torch", lambda path: samforge.build("tiny", until="export", out=path)
+        )
+    )
 
 
 @pytest.fixture
@@ -230,17 +251,18 @@ def small_config() -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="session")
-def small_folder(
-    small_config: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def small_folder(small_config: Callable[..., Any], shared_folder: Path) -> Path:
     """A checkpoint as transformers saves it, with random weights of ordinary size: read only."""
+    return _once(shared_folder / "small", lambda folder: _save_small(small_config(), folder))
+
+
+def _save_small(config: Any, folder: Path) -> None:
     import torch
     from transformers import Sam3Model
 
     from samforge.models.sam3.byte_tokenizer import byte_tokenizer
 
-    folder = tmp_path_factory.mktemp("small")
-    model = Sam3Model(small_config())
+    model = Sam3Model(config)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -250,7 +272,6 @@ def small_folder(
             parameter.copy_(noise + ("norm" in name and name.endswith(".weight")))
     model.save_pretrained(folder)
     byte_tokenizer(300).save(str(folder / "tokenizer.json"))
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -305,22 +326,20 @@ def example(checkpoint: Callable[[str], Any], part: Callable[..., Any]) -> Calla
 
 @pytest.fixture(scope="session")
 def exported_file(
-    part: Callable[..., Any],
-    example: Callable[..., Any],
-    tmp_path_factory: pytest.TempPathFactory,
+    part: Callable[..., Any], example: Callable[..., Any], shared_folder: Path
 ) -> Callable[[str], Path]:
     """The ``.pt2`` of a part of ``small``: some seconds each, once."""
     from samforge.transform.export import TRACED_SIZES, exported_from_part, save_exported
 
-    folder = tmp_path_factory.mktemp("exported")
-
-    @lru_cache
     def make(name: str) -> Path:
-        path = folder / f"{name}.pt2"
-        save_exported(exported_from_part(part(name), example(name, TRACED_SIZES)), path)
-        return path
+        return _once(
+            shared_folder / f"{name}.pt2",
+            lambda path: save_exported(
+                exported_from_part(part(name), example(name, TRACED_SIZES)), path
+            ),
+        )
 
-    return make
+    return lru_cache(make)
 
 
 @pytest.fixture(scope="session")
@@ -331,11 +350,12 @@ def onnx_file(
     from samforge.transform.export import exported_from_file
     from samforge.transform.onnx.convert import onnx_from_exported, save_onnx
 
-    @lru_cache
-    def make(name: str) -> Path:
-        path = exported_file(name).with_suffix(".onnx")
+    def convert(name: str, path: Path) -> None:
         model = onnx_from_exported(exported_from_file(exported_file(name)), part(name).spec)
         save_onnx(model, path)
-        return path
 
-    return make
+    def make(name: str) -> Path:
+        path = exported_file(name).with_suffix(".onnx")
+        return _once(path, lambda path: convert(name, path))
+
+    return lru_cache(make)
