@@ -1,0 +1,152 @@
+"""What INT8 and FP8 keep of what fp32 finds: the tiny model, and the one with outlier channels.
+
+    python benchmarks/floors.py                      # 1,000 held-out scenes
+    python benchmarks/floors.py --scenes 50 --folder DIR
+
+Every row is a bundle of its own, built by the whole pipeline. "naive" is min-max calibration with
+no smoothing and no layer kept: its gates are opened, so that what it loses can be counted. The
+phrases and boxes asked of each scene are those of ``samforge compare --data scenes:N``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from _conditions import write_result
+
+import samforge
+from samforge import Bundle, Gates, Recipe
+from samforge.core.recipe import Quantization
+from samforge.measure import PackedDetections, SegmenterAccuracy, measure_segmenter
+from samforge.models import tiny
+
+MODELS = ("tiny", "tiny-stressed")
+NAIVE = Quantization(observer="min-max", smooth=False, mixed=False)
+OPEN = Gates(mask_iou=0.0, agreement=0.0, cgf1_drop=1.0)
+ROWS: dict[str, dict[str, Any]] = {
+    "fp32": {"target": "onnxruntime", "precision": "fp32"},
+    "int8": {"target": "onnxruntime", "precision": "int8"},
+    "fp8": {"target": "torch", "precision": "fp8"},
+    "int8-weights": {"target": "onnxruntime", "precision": "int8-weights"},
+    "naive int8": {
+        "target": "onnxruntime",
+        "precision": "int8",
+        "quantization": NAIVE,
+        "gates": OPEN,
+    },
+    "naive fp8": {
+        "target": "torch",
+        "precision": "fp8",
+        "quantization": NAIVE,
+        "gates": OPEN,
+    },
+}
+"""What differs between the bundles of one model; the first is what the others are held against."""
+FLOORS = {"cgf1_drop": 0.01, "mask_iou": 0.98}
+"""What the default recipes must keep."""
+COLLAPSED = 0.5
+"""Naive INT8 of the stressed model must lose at least this share of the objects."""
+
+
+def built(folder: Path, model: str, row: str) -> Bundle:
+    """Build a row's bundle, or open the one that is there."""
+    out = folder / f"{model}-{row.replace(' ', '-')}"
+    if out.exists():
+        return samforge.open_bundle(out)
+    return samforge.build(Recipe(model=model, **ROWS[row]), out=out, jobs=2)
+
+
+def measured(folder: Path, model: str, scenes: int) -> dict[str, dict[str, Any]]:
+    """Build and measure every row of a model."""
+    answers: dict[tuple[int, int], PackedDetections] = {}
+    found: dict[str, dict[str, Any]] = {}
+    for row in ROWS:
+        bundle = built(folder, model, row)
+        first = not found
+        accuracy = measure_segmenter(
+            samforge.load(bundle),
+            tiny.labelled_scenes(scenes),
+            record=answers if first else None,
+            reference=None if first else answers,
+        )
+        found[row] = _figures(bundle, accuracy, None if first else found["fp32"]["cgf1"])
+        print(f"{model} {row}: {json.dumps(found[row])}", flush=True)
+    return found
+
+
+def claims(rows: dict[str, dict[str, dict[str, Any]]]) -> dict[str, bool]:
+    """Whether each floor holds."""
+    found: dict[str, bool] = {}
+    for model in MODELS:
+        for row in ("int8", "fp8"):
+            figures = rows[model][row]
+            found[f"{model} {row}: cgF1 drop"] = figures["cgf1_drop"] <= FLOORS["cgf1_drop"]
+            found[f"{model} {row}: mask IoU"] = figures["mask_iou"] >= FLOORS["mask_iou"]
+    naive = rows["tiny-stressed"]["naive int8"]
+    lost = 1 - naive["pairs"] / naive["reference_objects"]
+    found["tiny-stressed: naive int8 collapses"] = lost >= COLLAPSED
+    return found
+
+
+def _figures(bundle: Bundle, accuracy: SegmenterAccuracy, cgf1: float | None) -> dict[str, Any]:
+    assert accuracy.cgf1 is not None
+    assert accuracy.text is not None
+    figures: dict[str, Any] = {
+        "target": bundle.manifest.target,
+        "precision": bundle.manifest.recipe["precision"],
+        "bytes": sum(file.bytes for file in bundle.manifest.files.values()),
+        "parts_bytes": sum(
+            bundle.manifest.files[file].bytes
+            for part in bundle.manifest.parts.values()
+            for file in (part.artifact, *part.side_files)
+        ),
+        "cgf1": round(accuracy.cgf1.cgf1, 5),
+        "text_f1": round(accuracy.text.f1, 5),
+        "image_ms": round(accuracy.image_ms, 2),
+    }
+    if accuracy.fidelity is not None and cgf1 is not None:
+        one = accuracy.fidelity
+        figures |= {
+            "cgf1_drop": round(cgf1 - accuracy.cgf1.cgf1, 5),
+            "mask_iou": None if one.mask_iou is None else round(one.mask_iou, 5),
+            "agreement": None if one.agreement is None else round(one.agreement, 5),
+            "pairs": one.pairs,
+            "objects": one.objects,
+            "reference_objects": one.reference_objects,
+        }
+    return figures
+
+
+def main() -> int:
+    """Measure, write the result, and fail when a floor does not hold."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--scenes", type=int, default=1000)
+    parser.add_argument("--folder", type=Path, help="keep the bundles here, and use those there")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = options.folder or Path(scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = {model: measured(folder, model, options.scenes) for model in MODELS}
+    holds = claims(rows)
+    path = write_result(
+        __file__,
+        {
+            "claim": "INT8 and FP8 keep what fp32 finds; naive INT8 of outlier channels does not",
+            "scenes": options.scenes,
+            "rows": rows,
+            "floors": FLOORS,
+            "holds": holds,
+        },
+    )
+    print(json.dumps(holds, indent=2))
+    print(f"-> {path.name}")
+    return 0 if all(holds.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
