@@ -38,8 +38,9 @@ def inspect(
     target: Annotated[
         str | None,
         typer.Option(
+            "--target",
             help="For a .pt2: also show which fusions would fire for this runtime, "
-            f"one of {', '.join(TARGETS)}."
+            f"one of {', '.join(TARGETS)}.",
         ),
     ] = None,
     as_json: JsonOption = False,
