@@ -133,3 +133,22 @@ def test_the_tiny_model_keeps_its_floors() -> None:
 
 def test_the_picture_is_small() -> None:
     assert (ROOT / "docs/demo.png").stat().st_size <= 400_000
+
+
+def test_the_table_of_engines_is_the_measured_one() -> None:
+    page = (ROOT / "docs/tensorrt.md").read_text(encoding="utf-8")
+    results = json.loads((ROOT / "benchmarks/results/tensorrt_rtx.json").read_text())
+    assert _rows(page, "part | precision | compute capability") == [
+        [
+            f"`{row['part']}`",
+            row["precision"],
+            ", ".join(f"{number[:-1]}.{number[-1]}" for number in row["generations"]),
+            f"{row['build_s']:.1f}",
+            f"{row['engine_mb']:.1f}",
+            ", ".join(f"{count} {name}" for name, count in row["found"]["gemms"].items()),
+            str(row["found"]["attentions"]),
+            f"{row['peak_gib']:.2f}",
+        ]
+        for row in results["rows"]
+    ]
+    assert all(row["holds"] for row in results["rows"])

@@ -132,6 +132,14 @@ def test_losing_the_fusion_is_an_error_and_writes_nothing(
     assert list((tmp_path / "out").iterdir()) == []
 
 
+def test_fusing_again_what_was_taken_apart_is_an_error(
+    build: Callable[..., EngineReport], tmp_path: Path
+) -> None:
+    planned = computation_from_onnx(ir.load(_block(tmp_path / "apart.onnx", "unfused")))
+    with pytest.raises(EngineError, match="0 attentions should be fused, 1 are: those that were"):
+        build(onnx_path=_block(tmp_path / "b.onnx"), form="unfused", planned=planned)
+
+
 def test_falling_back_to_float_is_an_error(
     build: Callable[..., EngineReport], tmp_path: Path
 ) -> None:
@@ -272,3 +280,32 @@ def test_our_parts_build_as_planned_in_half(
     assert (planned.attentions > 0) == (name in ("vision", "text"))  # the others' heads are small
     assert report.computation is not None
     assert report.computation.attentions == planned.attentions
+
+
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        ("vision", "unfused-windows"),
+        ("vision", "unfused"),
+        ("vision", "float"),
+        ("text", "unfused"),
+        ("text", "float"),
+    ],
+)
+def test_our_parts_build_as_planned_in_safer_forms(
+    name: str, form: str, onnx_file: Callable[[str], Path], tmp_path: Path
+) -> None:
+    model = cast_half(ir.load(onnx_file(name)), TENSORRT)
+    fused = computation_from_onnx(model)
+    planned = computation_from_onnx(reform_attention(model, form))
+    path = tmp_path / f"{name}.onnx"
+    ir.save(model, path)
+    summary = summary_from_onnx(path)
+    spec = PartSpec(name=name, inputs=summary.inputs, outputs=summary.outputs)
+    report = engine_from_onnx(
+        RTX, path, tmp_path / "a.engine", spec, ADA, form=form, planned=planned
+    )
+    assert report.computation is not None
+    assert report.computation.attentions == planned.attentions < fused.attentions
+    assert (planned.attentions > 0) == (form == "unfused-windows")
+    assert ("fp32" in report.computation.gemms) == (form == "float")

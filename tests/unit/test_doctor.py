@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
+from types import SimpleNamespace
 
 import onnxruntime
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from samforge.apps import cli
 from samforge.apps.cli.machine import Gpu, features_from_cpuinfo, gpus_from_csv
 from samforge.apps.cli.probe import processors_of
+from samforge.backends.tensorrt.cuda import gpu_here
 
 
 def test_json_tells_what_is_installed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -60,3 +62,19 @@ def test_nvidia_smi_is_read() -> None:
 
 def test_the_probe_asks_the_runtime() -> None:
     assert processors_of("onnxruntime", onnxruntime) == onnxruntime.get_available_providers()
+
+
+def test_tensorrt_without_a_gpu_builds_and_runs_nothing() -> None:
+    made: list[object] = []
+    trt = SimpleNamespace(Logger=_Logger, Builder=made.append)
+    (words,) = processors_of("tensorrt_rtx", trt)
+    gpu = gpu_here()
+    assert words == ("builds engines; no GPU here to run them" if gpu is None else str(gpu))
+    assert [logger.severity for logger in made if isinstance(logger, _Logger)] == ["error"]
+
+
+class _Logger:
+    ERROR = "error"
+
+    def __init__(self, severity: str) -> None:
+        self.severity = severity

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
 
+from samforge.core.recipe import TARGETS
 from samforge.transform.fuse import FUSIONS, fuse
 from samforge.transform.fuse.cut import NEVER, minimum_cut
 
@@ -384,6 +385,39 @@ def test_large_constants_stay_computed() -> None:
     }
 
 
+class _Tiled(nn.Module):
+    """A position embedding of 64 KiB tiled to 8 MiB, a little less than 2 % of the weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.row = nn.Parameter(torch.rand(16, 1024))
+        # 420 MiB by its shape, 4 KiB in memory.
+        self.weight = nn.Parameter(torch.zeros(1, 1024).expand(107_520, 1024))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.row.tile(128, 1) + F.linear(x[:, :1], self.weight)[..., :1]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_tiled_embedding_is_stored_where_the_target_wants_it(target: str) -> None:
+    program = exported(_Tiled(), torch.zeros(2, 2048, 1024))
+    result = fuse(program, target=target)
+    found = {one.name: (one.fired, one.left) for one in result.results}
+    tables = [tuple(table.shape) for table in result.program.constants.values()]
+    if target.startswith("tensorrt"):
+        reason = "tile (tile): its 8.0 MiB would be stored in place of 0.1 MiB"
+        assert "large-constants" not in found
+        assert found["constants"] == (0, (reason,))
+        assert (tables, counts(result.program)[aten.tile.default]) == ([], 1)
+        assert tuple(result.program.state_dict["row"].shape) == (16, 1024)
+    else:
+        assert (found["large-constants"], found["constants"]) == ((1, ()), (0, ()))
+        assert (tables, counts(result.program)[aten.tile.default]) == ([(2048, 1024)], 0)
+        assert torch.equal(
+            next(iter(result.program.constants.values())), program.state_dict["row"].tile(128, 1)
+        )
+
+
 def test_random_numbers_are_no_constants() -> None:
     class Noisy(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -682,6 +716,7 @@ def test_every_fusion_is_tested_here() -> None:
         "no-ops",
         "static-reshapes",
         "rotary-tables",
+        "large-constants",
         "constants",
         "duplicates",
         "attention",
@@ -691,4 +726,4 @@ def test_every_fusion_is_tested_here() -> None:
         "parallel-linears",
     ]
     moving = {"no-ops", "static-reshapes", "window-order"}
-    assert moving | {"rotary-tables", "constants", "duplicates"} == EXACT
+    assert moving | {"rotary-tables", "large-constants", "constants", "duplicates"} == EXACT

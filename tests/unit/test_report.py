@@ -28,6 +28,7 @@ from samforge.measure.accuracy import Accuracy
 from samforge.measure.cgf1 import cgf1_from_outcomes, outcome_from_iou
 from samforge.measure.predictions import AnswerFidelity, fidelity_from_answers
 from samforge.measure.report_data import (
+    EngineRow,
     FusionRow,
     GateRow,
     GroupRow,
@@ -156,6 +157,28 @@ def report(name: str = "tiny") -> ReportData:
             GroupRow(part=name, group=name, share=0.9, sqnr_db=50.0, damage=0.001, reason=name),
         ),
         fusions=(FusionRow(part=name, name=name, fired=12, left=(name,)),),
+        engines=(
+            EngineRow(
+                part=name,
+                form="fused",
+                build_s=12.34,
+                bytes=3 << 20,
+                products={"int8": 128},
+                convolutions={"int8": 6, "fp16": 4},
+                attentions=32,
+                source=name,
+                version="1.7.1",
+            ),
+            EngineRow(
+                part=name,
+                form="unfused",
+                build_s=1,
+                bytes=1,
+                products={},
+                convolutions={},
+                attentions=None,
+            ),
+        ),
         overlays=(
             OverlayPair(prompt=name, reference_rgb=picture_of(0), rgb=picture_of(255), note=name),
         ),
@@ -181,13 +204,16 @@ def test_the_page_says_what_was_measured() -> None:
         "1.5e-06",
         "120.5",
         "1 candidates left",
+        "128 int8",
+        "6 int8, 4 fp16",
+        "Built by tiny 1.7.1. Counts are held against the graph's plan; read from tiny.",
         "fp32 in PyTorch in the same run: 12 ms",
     ):
         assert words in page.text, words
     headings = re.findall(r"<h2>(.*?)</h2>", report_html(report()))
     assert headings == [
         *("Gates", "Side by side", "Fidelity to fp32", "Accuracy", "Sensitivity"),
-        *("Layer by layer", "Steps", "Parts", "Fusions", "Prompts", "Origin"),
+        *("Layer by layer", "Steps", "Parts", "Engines", "Fusions", "Prompts", "Origin"),
     ]
 
 

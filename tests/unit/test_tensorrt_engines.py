@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,6 @@ from samforge.backends import backend_from_name
 from samforge.backends.tensorrt.capabilities import FORMS
 from samforge.backends.tensorrt.cuda import CudaError, Gpu, call, gpu_here
 from samforge.backends.tensorrt.device_array import DeviceArray, array_from_dlpack
-from samforge.backends.tensorrt.inspector import computation_from_inspector
 from samforge.backends.tensorrt.ladder import NOT_VERIFIED, Verdict, safest_form
 from samforge.backends.tensorrt.library import RTX, TENSORRT
 from samforge.backends.tensorrt.loading import check_file, check_gpu, check_version, element_type
@@ -188,34 +186,6 @@ def test_counts_from_the_text_of_a_plan(tmp_path: Path) -> None:
     for content, expected in ((TEXT, found), (b"no text at all", None), (b"", None)):
         path.write_bytes(content)
         assert computation_from_plan_file(path) == expected
-
-
-def _layer(name: str, tactic: str, dtype: str, kind: str = "kgen") -> dict[str, object]:
-    return {
-        "Name": name,
-        "LayerType": kind,
-        "TacticName": tactic,
-        "Inputs": [{"Name": "x", "Format/Datatype": dtype}],
-    }
-
-
-def test_counts_from_the_inspector() -> None:
-    layers = [
-        _layer("qkv", "sm80_xmma_gemm_f16f16", "Half", "gemm"),
-        _layer("fc1", "sm89_xmma_gemm_i8", "Int8", "gemm"),
-        _layer("mha", "_gemm_mha_v2_0xabc", "Half"),
-        _layer("neck", "sm80_xmma_fprop_implicit_gemm", "Half", "CaskConvolution"),
-        _layer("add", "__myl_Add_0x1", "Float"),
-    ]
-    found = computation_from_inspector(json.dumps({"Layers": layers}))
-    assert found is not None
-    assert (found.gemms, found.convolutions) == ({"fp16": 1, "int8": 1}, {"fp16": 1})
-    assert (found.attentions, found.source) == (1, "the engine inspector")
-    newer = {"Name": "g", "LayerType": "gemm", "Inputs": [{"DataType": "FP8", "Format": "kLINEAR"}]}
-    found = computation_from_inspector(json.dumps({"Layers": [newer]}))
-    assert found is not None
-    assert found.gemms == {"fp8": 1}
-    assert computation_from_inspector('{"Layers": ["names", "only"]}') is None
 
 
 def _computation(attentions: int = 0, **gemms: int) -> Computation:

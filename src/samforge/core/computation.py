@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from samforge.core.errors import EngineError
+
 FORMATS = ("fp8", "int8", "fp16", "bf16", "fp32")
 """Number formats of matrix products, cheapest first."""
 
@@ -28,13 +30,16 @@ class Computation:
         return ", ".join([*parts, f"{self.attentions} fused attentions"])
 
 
-def lost_computation(planned: Computation, found: Computation) -> tuple[str, ...]:
+def lost_computation(
+    planned: Computation, found: Computation, *, apart: bool = False
+) -> tuple[str, ...]:
     """Say where an engine computes in a wider format, or fuses less, than its graph planned.
 
     Args:
         planned: Of the graph that the engine was built from.
         found: Of the engine. Products can be fewer than planned, because products of one input are
             merged, but never more in a format that is not the cheapest planned.
+        apart: Attentions were taken apart on purpose: fusing more than planned is a difference too.
 
     Returns:
         One sentence a loss; none when the plan was kept.
@@ -44,6 +49,11 @@ def lost_computation(planned: Computation, found: Computation) -> tuple[str, ...
         losses.append(
             f"{planned.attentions} attentions should be fused, {found.attentions} are: "
             "the others run as separate products around a softmax."
+        )
+    if apart and found.attentions > planned.attentions:
+        losses.append(
+            f"{planned.attentions} attentions should be fused, {found.attentions} are: those "
+            "that were taken apart on purpose are fused again."
         )
     for kind, wanted, counted in (
         ("products", planned.gemms, found.gemms),
@@ -63,3 +73,24 @@ def lost_computation(planned: Computation, found: Computation) -> tuple[str, ...
             if counted.get(name, 0) > wanted.get(name, 0)
         ]
     return tuple(losses)
+
+
+def check_computation(
+    what: str, planned: Computation, found: Computation, *, apart: bool = False
+) -> None:
+    """Make sure that an engine keeps its graph's plan.
+
+    Args:
+        what: The engine, for the message: ``TensorRT 10.13 made of vision.onnx``.
+        planned: Of the graph that it was built from.
+        found: Of the engine.
+        apart: As in :func:`lost_computation`.
+
+    Raises:
+        EngineError: Says each difference, both counts, and where the second comes from.
+    """
+    if losses := lost_computation(planned, found, apart=apart):
+        raise EngineError(
+            f"What {what} does not compute what the graph plans: {' '.join(losses)} Read from "
+            f"{found.source}. Planned: {planned}. Found: {found}. Nothing was written."
+        )

@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from samforge.core.computation import Computation
 from samforge.core.errors import DamagedBundle, SettingError, ShapeError
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -78,6 +79,15 @@ class Session(Protocol):
 
     def close(self) -> None:
         """Free the weights. The session cannot run afterwards."""
+        ...
+
+
+@runtime_checkable
+class InspectableSession(Session, Protocol):
+    """A session that can tell what it computes in which number format."""
+
+    def computation(self) -> Computation | None:
+        """Matrix products, convolutions and fused attentions; None where it cannot tell."""
         ...
 
 

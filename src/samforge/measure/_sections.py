@@ -316,12 +316,41 @@ def parts(data: ReportData) -> Markup | None:
             mebibytes(part.bytes),
             None if part.reference_bytes is None else mebibytes(part.reference_bytes),
             f"{part.bytes / part.reference_bytes:.2f}" if part.reference_bytes else None,
-            ", ".join(f"{count} {name}" for name, count in (part.precisions or {}).items()) or None,
+            _counts(part.precisions or {}),
         )
         for part in data.parts
     ]
     columns = ("part", "file", "size, MiB#", "fp32, MiB#", "ratio#", "operators")
     return _section("Parts", "", table(columns, rows))
+
+
+def engines(data: ReportData) -> Markup | None:
+    """What each engine computes, and where that was read."""
+    if not data.engines:
+        return None
+    rows = [
+        (
+            row.part,
+            Cell(content=row.form, look="word"),
+            _counts(row.products),
+            _counts(row.convolutions),
+            None if row.attentions is None else str(row.attentions),
+            mebibytes(row.bytes),
+            f"{row.build_s:.1f}",
+        )
+        for row in data.engines
+    ]
+    columns = ("part", "attention", "products", "convolutions", "fused#", "size, MiB#", "build, s#")
+    sources = dict.fromkeys(row.source for row in data.engines if row.source)
+    versions = dict.fromkeys(row.version for row in data.engines if row.version)
+    hint = f"Built by {data.target} {', '.join(versions)}."
+    if sources:
+        hint += f" Counts are held against the graph's plan; read from {' and '.join(sources)}."
+    return _section("Engines", hint, table(columns, rows))
+
+
+def _counts(formats: Mapping[str, int]) -> str | None:
+    return ", ".join(f"{count} {name}" for name, count in formats.items()) or None
 
 
 def fusions(data: ReportData) -> Markup | None:

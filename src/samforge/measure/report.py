@@ -27,6 +27,7 @@ _SECTIONS = (
     sections.layers,
     sections.steps,
     sections.parts,
+    sections.engines,
     sections.fusions,
     sections.prompts,
     sections.origin,

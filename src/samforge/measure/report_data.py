@@ -98,6 +98,30 @@ class FusionRow:
     """Candidates that stayed, each with the reason."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineRow:
+    """What became of one part in TensorRT."""
+
+    part: str
+    """``vision``."""
+    form: str
+    """Form of attention: ``fused``, ``unfused``, …"""
+    build_s: float
+    """Seconds of parsing and building."""
+    bytes: int
+    """Size of the engine."""
+    products: Mapping[str, int]
+    """Matrix products by number format."""
+    convolutions: Mapping[str, int]
+    """Convolutions by number format."""
+    attentions: int | None
+    """Fused attentions; None where the engine could not be read."""
+    source: str = ""
+    """What the counts were read from."""
+    version: str = ""
+    """Of the library."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class OverlayPair:
     """One prompt answered twice: by the reference and by this bundle."""
@@ -160,6 +184,8 @@ class ReportData:
     """The sensitivity table."""
     fusions: tuple[FusionRow, ...] = ()
     """What the fusions did."""
+    engines: tuple[EngineRow, ...] = ()
+    """What TensorRT made of each part, for its two targets."""
     overlays: tuple[OverlayPair, ...] = ()
     """A few prompts."""
     prompts: tuple[str, ...] = ()

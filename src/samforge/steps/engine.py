@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import statistics
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -14,10 +14,12 @@ import onnx_ir as ir
 from samforge.backends import backend_from_name
 from samforge.backends.tensorrt.backend import TensorRTBackend
 from samforge.backends.tensorrt.build import EngineReport
-from samforge.backends.tensorrt.capabilities import first_form
-from samforge.backends.tensorrt.ladder import Verdict, safest_form
+from samforge.backends.tensorrt.capabilities import UNTOUCHED
+from samforge.backends.tensorrt.ladder import Ladder, Verdict, safest_form
 from samforge.backends.tensorrt.settings import AxisRange, EngineSettings
+from samforge.core.computation import Computation, check_computation
 from samforge.core.files import atomic_write_json
+from samforge.core.session import InspectableSession, Session
 from samforge.measure import feature_cosine_limit
 from samforge.measure.fidelity import compare_outputs
 from samforge.steps.workshop import Made, Workshop
@@ -27,6 +29,20 @@ from samforge.transform.onnx.planned import computation_from_onnx
 
 TIMED = 10
 """Calls whose median is a form's latency."""
+UNTOLD = "What the engine computes in which format could not be read from the inspector."
+"""Said where the check against the plan on the GPU had nothing to read."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Built:
+    """An engine in one form of attention, and what its graph plans."""
+
+    form: str
+    """Form of attention."""
+    planned: Computation
+    """Of the graph in this form."""
+    report: EngineReport
+    """What the build made."""
 
 
 def engine_part(shop: Workshop, name: str) -> Made:
@@ -36,47 +52,59 @@ def engine_part(shop: Workshop, name: str) -> Made:
     was verified.
 
     Raises:
-        EngineError: The engine computes in other formats than its graph plans.
+        EngineError: The engine computes in other formats than its graph plans, by the build's own
+            reading or by the inspector's on the GPU.
         FidelityError: No form of attention holds on this GPU.
     """
     backend = cast(TensorRTBackend, backend_from_name(shop.recipe.target))
-    major, minor, *_ = map(int, re.findall(r"\d+", f"{backend.build_version()} 0 0"))
-    model = ir.load(shop.path(shop.onnx(name)))
-    forms, planned = forms_of(model), computation_from_onnx(model)
-    release_model(model)
     settings = _settings(shop)
 
-    def build(form: str) -> EngineReport:
-        onnx = _reformed(shop, name, form)
-        return backend.engine_from_onnx(
+    def build(form: str) -> _Built:
+        onnx, planned = _reformed(shop, name, form)
+        report = backend.engine_from_onnx(
             onnx,
             shop.path(shop.artifact(name)),
             shop.spec(name),
             settings,
             form=form,
-            planned=planned if form == "fused" else None,
+            planned=planned,
         )
+        return _Built(form=form, planned=planned, report=report)
 
-    def verify(_: EngineReport) -> Verdict | None:
-        return _verdict(shop, name) if backend.version() is not None else None
+    def verify(built: _Built) -> Verdict | None:
+        return _verdict(shop, name, built) if backend.version() is not None else None
 
-    capabilities = shop.recipe.compute_capabilities
-    first = first_form(backend.flavour, (major, minor), capabilities)
-    ladder = safest_form(build, verify, forms=forms, first=first)
-    report = ladder.chosen.built
+    first = backend.first_form(settings.compute_capabilities)
+    ladder = safest_form(build, verify, forms=_forms(shop, name), first=first)
+    return _made(shop, name, ladder)
+
+
+def _made(shop: Workshop, name: str, ladder: Ladder[_Built]) -> Made:
+    """Write the summary of the engine that was chosen."""
+    built, verdict = ladder.chosen.built.report, ladder.chosen.verdict
+    computation, notes = built.computation, ladder.notes
+    if verdict is not None and verdict.computation is not None:
+        computation = verdict.computation
+    elif verdict is not None:
+        notes += (UNTOLD,)
+    stamp = _relative(shop, built.stamp)
+    # Paths as they are in the bundle: the staging folder is gone by then.
+    report = replace(
+        built,
+        engine=Path(shop.artifact(name)),
+        stamp=Path(stamp),
+        command=built.command.replace(f"{shop.root}/", ""),
+        computation=computation,
+    )
     summary = f"report/{name}/engine.json"
     atomic_write_json(shop.path(summary), report)
     figures = {
         "part": name,
         "form": ladder.chosen.form,
-        "computes": str(report.computation) if report.computation else "not readable here",
-        "trtexec": report.command.replace(f"{shop.root}/", ""),
+        "computes": str(computation) if computation else "not readable here",
+        "trtexec": report.command,
     }
-    return Made(
-        outputs=(shop.artifact(name), _relative(shop, report.stamp), summary),
-        figures=(figures,),
-        notes=ladder.notes,
-    )
+    return Made(outputs=(shop.artifact(name), stamp, summary), figures=(figures,), notes=notes)
 
 
 def _settings(shop: Workshop) -> EngineSettings:
@@ -95,22 +123,55 @@ def _settings(shop: Workshop) -> EngineSettings:
     )
 
 
-def _reformed(shop: Workshop, name: str, form: str) -> Path:
-    """The graph with its attention in a form."""
+def _forms(shop: Workshop, name: str) -> tuple[str, ...]:
+    """Forms of attention that differ for the part's graph."""
+    model = ir.load(shop.path(shop.onnx(name)))
+    forms = forms_of(model)
+    release_model(model)
+    return forms
+
+
+def _reformed(shop: Workshop, name: str, form: str) -> tuple[Path, Computation]:
+    """The graph with its attention in a form, and what it plans in that form."""
     source = shop.path(shop.onnx(name))
-    if form == "fused":
-        return source
     model = reform_attention(ir.load(source), form)
+    planned = computation_from_onnx(model)
+    if form == UNTOUCHED:
+        release_model(model)
+        return source, planned
     target = shop.path(f"work/{name}/{form}.onnx")
     save_onnx(model, target)
-    return target
+    return target, planned
 
 
-def _verdict(shop: Workshop, name: str) -> Verdict:
-    """Run the engine on the part's samples."""
-    session = backend_from_name(shop.recipe.target).session_from_artifact(
-        shop.path(shop.artifact(name)), shop.spec(name)
+def _verdict(shop: Workshop, name: str, built: _Built) -> Verdict:
+    """Run the engine on the part's samples, and hold its inspector against the plan.
+
+    Raises:
+        EngineError: The inspector tells other formats, or other fusions, than planned.
+    """
+    artifact = shop.path(shop.artifact(name))
+    session = backend_from_name(shop.recipe.target).session_from_artifact(artifact, shop.spec(name))
+    try:
+        cosines, times = _compared(shop, name, session)
+        # After the runs: formats of layers with dynamic shapes are known by then.
+        found = session.computation() if isinstance(session, InspectableSession) else None
+    finally:
+        session.close()
+    if found is not None:
+        made = f"{shop.recipe.target} made of {name}, attention {built.form},"
+        check_computation(made, built.planned, found, apart=built.form != UNTOUCHED)
+    limit = feature_cosine_limit(shop.recipe.precision, shop.recipe.gates)
+    return Verdict(
+        holds=min(cosines) >= limit,
+        figures=f"cosine {min(cosines):.4f}, the gate is {limit:g}",
+        latency_ms=statistics.median(times),
+        computation=found,
     )
+
+
+def _compared(shop: Workshop, name: str, session: Session) -> tuple[list[float], list[float]]:
+    """Cosine of every output to fp32's, and milliseconds of every timed call."""
     cosines, times = [], []
     for path in shop.samples(name):
         with np.load(shop.path(path)) as sample:
@@ -121,13 +182,7 @@ def _verdict(shop: Workshop, name: str) -> Verdict:
             start = time.perf_counter()
             session.run(inputs)
             times.append(1000 * (time.perf_counter() - start))
-    session.close()
-    limit = feature_cosine_limit(shop.recipe.precision, shop.recipe.gates)
-    return Verdict(
-        holds=min(cosines) >= limit,
-        figures=f"cosine {min(cosines):.4f}, the gate is {limit:g}",
-        latency_ms=statistics.median(times),
-    )
+    return cosines, times
 
 
 def _relative(shop: Workshop, path: Path) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from samforge.core.manifest import Manifest, StepResult
 from samforge.core.structure import value_from_json
 from samforge.measure.report import write_report
 from samforge.measure.report_data import (
+    EngineRow,
     FusionRow,
     GateRow,
     GroupRow,
@@ -60,6 +61,7 @@ def report_of(shop: Workshop, manifest: Manifest) -> str:
         layers=tuple(_layers(shop)),
         groups=tuple(_groups(shop)),
         fusions=tuple(_fusions(shop)),
+        engines=tuple(engine_rows(_reports(shop, "engine.json"))),
         overlays=pictures_from_folder(shop.root / FOLDER),
         prompts=shop.recipe.calibration.prompts,
         recipe=manifest.recipe,
@@ -150,6 +152,23 @@ def _reports(shop: Workshop, file: str) -> Iterator[tuple[str, dict[str, Any]]]:
         path = shop.root / "report" / part / file
         if path.is_file():
             yield part, json.loads(path.read_text(encoding="utf-8"))
+
+
+def engine_rows(reports: Iterable[tuple[str, Mapping[str, Any]]]) -> Iterator[EngineRow]:
+    """One row a part from what the engine step wrote, ``report/PART/engine.json``."""
+    for part, report in reports:
+        found = report["computation"] or {}
+        yield EngineRow(
+            part=part,
+            form=report["form"],
+            build_s=report["seconds"],
+            bytes=report["bytes"],
+            products=found.get("gemms", {}),
+            convolutions=found.get("convolutions", {}),
+            attentions=found.get("attentions"),
+            source=found.get("source", ""),
+            version=report["version"],
+        )
 
 
 def _fusions(shop: Workshop) -> Iterator[FusionRow]:

@@ -23,7 +23,10 @@ def processors_of(name: str, runtime: Any) -> list[str]:
         return [f"CPU, {runtime.get_num_threads()} threads", *gpus]
     # TensorRT and TensorRT for RTX: making a builder is what fails without libraries or a driver.
     runtime.Builder(runtime.Logger(runtime.Logger.ERROR))
-    return []
+    from samforge.backends.tensorrt.cuda import gpu_here
+
+    gpu = gpu_here()
+    return ["builds engines; no GPU here to run them" if gpu is None else str(gpu)]
 
 
 def _main(name: str) -> None:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from samforge.backends.tensorrt.build import EngineReport, engine_from_onnx
+from samforge.backends.tensorrt.capabilities import first_form
 from samforge.backends.tensorrt.cuda import gpu_here
-from samforge.backends.tensorrt.library import Flavour, installed_version
+from samforge.backends.tensorrt.library import Flavour, installed_version, version_number
 from samforge.backends.tensorrt.reporting import Progress
 from samforge.backends.tensorrt.session import EngineSession
 from samforge.backends.tensorrt.settings import EngineSettings
@@ -42,6 +43,21 @@ class TensorRTBackend:
     def build_version(self) -> str | None:
         """Version of the installed package, GPU or not."""
         return installed_version(self.flavour)
+
+    def capabilities_here(self) -> tuple[str, ...]:
+        """Compute capability of the GPU at hand, ``("89",)``; empty where there is none."""
+        gpu = gpu_here()
+        return () if gpu is None else (gpu.compute_capability,)
+
+    def first_form(self, named: tuple[str, ...] = ()) -> str:
+        """Form of attention to begin with, one of ``capabilities.FORMS``.
+
+        Args:
+            named: Compute capabilities the engine is for; empty takes the GPU at hand, as the
+                build does. Without either the form is ``fused``.
+        """
+        version = version_number(self.build_version() or "0.0")
+        return first_form(self.flavour, version, named or self.capabilities_here())
 
     def engine_from_onnx(  # noqa: PLR0913  # two files, what they are, and three options
         self,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from samforge.backends.tensorrt.capabilities import check_capabilities
+from samforge.backends.tensorrt.capabilities import UNTOUCHED, check_capabilities
 from samforge.backends.tensorrt.command import command_line
 from samforge.backends.tensorrt.cuda import Gpu, gpu_here
 from samforge.backends.tensorrt.library import RTX, Flavour, Library, library
@@ -19,7 +19,7 @@ from samforge.backends.tensorrt.settings import EngineSettings
 from samforge.backends.tensorrt.shapes import InputShapes, shapes_from_spec
 from samforge.backends.tensorrt.stamp import EngineStamp, write_stamp
 from samforge.backends.tensorrt.timing_cache import TimingCache
-from samforge.core.computation import Computation, lost_computation
+from samforge.core.computation import Computation, check_computation
 from samforge.core.errors import EngineError, SettingError
 from samforge.core.files import atomic_write_bytes, sha256_of, size_text, writable_folder
 from samforge.core.session import PartSpec
@@ -35,6 +35,8 @@ class EngineReport:
     """What it was built for; belongs beside it."""
     version: str
     """Of the library."""
+    form: str
+    """Form of attention of the graph."""
     seconds: float
     """Wall-clock time of parsing and building."""
     bytes: int
@@ -70,7 +72,8 @@ def engine_from_onnx(  # noqa: PLR0913  # two files, what they are, and three op
         engine: File to write; it appears whole or not at all, with its stamp beside it.
         spec: Interface of the part.
         settings: How to build.
-        form: Form of attention of the graph, for the stamp.
+        form: Form of attention of the graph, for the stamp; in another than ``fused`` no attention
+            may be fused that is not planned to be.
         planned: What the graph plans, from ``computation_from_onnx``; None checks nothing.
         progress: Called with the phase and the share that is done; what it raises ends the build.
 
@@ -99,7 +102,8 @@ def engine_from_onnx(  # noqa: PLR0913  # two files, what they are, and three op
     content = memoryview(serialized)
     computation = computation_from_plan(content) if flavour is RTX else None
     if planned is not None and computation is not None:
-        _check_plan(lib, onnx, planned, computation)
+        made = f"{lib.flavour.title} {lib.version} made of {onnx}"
+        check_computation(made, planned, computation, apart=form != UNTOUCHED)
     atomic_write_bytes(engine, cast(bytes, content))
     cache.save(config)
     layers = int(network.num_layers)
@@ -120,6 +124,7 @@ def engine_from_onnx(  # noqa: PLR0913  # two files, what they are, and three op
         engine=engine,
         stamp=write_stamp(engine, stamp),
         version=lib.version,
+        form=form,
         seconds=round(seconds, 3),
         bytes=stamp.bytes,
         layers=layers,
@@ -240,12 +245,3 @@ def _why(lib: Library, logger: Any, settings: EngineSettings, onnx: Path) -> str
         room = size_text(int(settings.workspace_gib * 2**30))
         message += f" The workspace limit is {room}: raise it, or leave it out."
     return message
-
-
-def _check_plan(lib: Library, onnx: Path, planned: Computation, found: Computation) -> None:
-    if losses := lost_computation(planned, found):
-        raise EngineError(
-            f"What {lib.flavour.title} {lib.version} made of {onnx} does not compute what the "
-            f"graph plans: {' '.join(losses)} Read from {found.source}. Planned: {planned}. "
-            f"Found: {found}. Nothing was written."
-        )

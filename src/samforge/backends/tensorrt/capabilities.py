@@ -67,6 +67,8 @@ FORMATS_OF_PRECISION = {
 FORMS = ("fused", "unfused-windows", "unfused", "float")
 """Forms of attention from the fastest to the safest: fused everywhere; separate products in the
 windows; separate products everywhere; rotary and attention in float32."""
+UNTOUCHED = FORMS[0]
+"""The form of a graph as it was converted."""
 
 
 def check_capabilities(flavour: Flavour, names: Iterable[str], precision: str) -> None:
@@ -98,7 +100,7 @@ def first_form(flavour: Flavour, version: Version, names: Iterable[str]) -> str:
     (NVIDIA/TensorRT#4837): there it is not worth a try.
     """
     broken = flavour is TENSORRT and (10, 13) <= version <= (10, 16)
-    return "unfused" if broken and {"120", "121"} & set(names) else "fused"
+    return "unfused" if broken and {"120", "121"} & set(names) else UNTOUCHED
 
 
 def _lacking(flavour: Flavour, capability: Capability, precision: str, missing: str) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from samforge.backends.tensorrt.capabilities import FORMS
+from samforge.core.computation import Computation
 from samforge.core.errors import FidelityError, SettingError
 
 Built = TypeVar("Built")
@@ -25,6 +26,8 @@ class Verdict:
     """What was measured, in words."""
     latency_ms: float
     """Median time of a call."""
+    computation: Computation | None = None
+    """What the engine computes in which format, read on the GPU; None where it does not tell."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,7 +94,7 @@ def safest_form(
         verify: Runs it against the fp32 reference; None where there is no such GPU, and then the
             first form is kept as it is.
         forms: Forms that differ for the graph, from the fastest to the safest.
-        first: The one to begin with, from ``capabilities.first_form``; safer ones follow.
+        first: The one to begin with, from the backend's ``first_form``; safer ones follow.
 
     Raises:
         SettingError: ``first`` is no form.

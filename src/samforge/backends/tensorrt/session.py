@@ -89,11 +89,20 @@ class EngineSession:
             return worker.run_on_gpu(tensors)
 
     def computation(self) -> Computation | None:
-        """What the engine computes in which format, from the library's inspector."""
+        """What the engine computes in which format, from the library's inspector.
+
+        Formats of layers with dynamic shapes are known once the session has run.
+
+        Returns:
+            The counts, or None where the inspector tells names only.
+        """
         self._check_open()
         inspector = self._engine.create_engine_inspector()
         json_format = self._lib.trt.LayerInformationFormat.JSON
-        return computation_from_inspector(inspector.get_engine_information(json_format))
+        with self._worker() as worker:
+            inspector.execution_context = worker.context
+            text = inspector.get_engine_information(json_format)
+        return computation_from_inspector(text)
 
     def close(self) -> None:
         """Free the weights; calls that still run in other threads finish first."""

@@ -70,6 +70,11 @@ class Worker:
             if not self._context.set_tensor_address(name, buffer.pointer):
                 raise EngineError(f"The engine of {spec.name} does not take memory for {name}.")
 
+    @property
+    def context(self) -> Any:
+        """The library's execution context, with the shapes of the last call."""
+        return self._context
+
     def run(self, inputs: Mapping[str, Array], sizes: dict[str, int]) -> dict[str, Array]:
         """Run on host arrays: copied in, copied out."""
         self._cuda.make_current()

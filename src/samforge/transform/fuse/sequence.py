@@ -9,7 +9,7 @@ from samforge.core.recipe import TARGETS
 from samforge.core.structure import unknown_names
 from samforge.transform.fuse.attention import ATTENTION
 from samforge.transform.fuse.attention_scale import ATTENTION_SCALE
-from samforge.transform.fuse.constants import CONSTANTS
+from samforge.transform.fuse.constants import CONSTANTS, LARGE_CONSTANTS
 from samforge.transform.fuse.draft import Draft
 from samforge.transform.fuse.duplicates import DUPLICATES
 from samforge.transform.fuse.noops import NOOPS
@@ -24,6 +24,7 @@ FUSIONS: tuple[Fusion, ...] = (
     NOOPS,
     STATIC_RESHAPES,
     ROTARY,
+    LARGE_CONSTANTS,
     CONSTANTS,
     DUPLICATES,
     ATTENTION,
