@@ -69,7 +69,8 @@ def test_tensorrt_without_a_gpu_builds_and_runs_nothing() -> None:
     trt = SimpleNamespace(Logger=_Logger, Builder=made.append)
     (words,) = processors_of("tensorrt_rtx", trt)
     gpu = gpu_here()
-    assert words == ("builds engines; no GPU here to run them" if gpu is None else str(gpu))
+    here = gpu and f"GPU of compute capability {gpu.compute_capability}"
+    assert words == (here or "builds engines; no GPU here to run them")
     assert [logger.severity for logger in made if isinstance(logger, _Logger)] == ["error"]
 
 

@@ -10,6 +10,8 @@ import json
 import sys
 from typing import Any
 
+from samforge.backends import backend_from_name
+
 
 def processors_of(name: str, runtime: Any) -> list[str]:
     """What an imported runtime can run on, in its own words."""
@@ -23,10 +25,9 @@ def processors_of(name: str, runtime: Any) -> list[str]:
         return [f"CPU, {runtime.get_num_threads()} threads", *gpus]
     # TensorRT and TensorRT for RTX: making a builder is what fails without libraries or a driver.
     runtime.Builder(runtime.Logger(runtime.Logger.ERROR))
-    from samforge.backends.tensorrt.cuda import gpu_here
-
-    gpu = gpu_here()
-    return ["builds engines; no GPU here to run them" if gpu is None else str(gpu)]
+    backend: Any = backend_from_name("tensorrt-rtx")
+    found = [f"GPU of compute capability {one}" for one in backend.capabilities_here()]
+    return found or ["builds engines; no GPU here to run them"]
 
 
 def _main(name: str) -> None:
