@@ -114,14 +114,20 @@ def make_graphs(folder: Path, *, blocks: int, size: int, images: int) -> dict[st
 
 
 def make_static(folder: Path, *, size: int, images: int) -> None:
-    """ONNX Runtime's own quantization of the same graph, with the settings it is fastest with."""
+    """ONNX Runtime's own quantization of the same graph, with the settings it is fastest with.
+
+    Its calibration keeps every activation until the end, more than 24 GiB at the real size: there
+    it gets the range -4 to 4 for each. What it computes is then of no use, and as fast.
+    """
     import onnx
     from onnxruntime.quantization import (
         CalibrationDataReader,
+        CalibrationMethod,
         QuantFormat,
         QuantType,
         quantize_static,
     )
+    from onnxruntime.quantization.calibrate import TensorsData, save_tensors_data
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]  # it has no types
         def __init__(self) -> None:
@@ -132,6 +138,13 @@ def make_static(folder: Path, *, size: int, images: int) -> None:
             return None if sample is None else {k: v.numpy() for k, v in sample.items()}
 
     large = (folder / "fp32.onnx.data").exists()
+    ranges = folder / "ranges.json"
+    if large:
+        graph = onnx.load(folder / "fp32.onnx", load_external_data=False).graph
+        names = [*(one.name for one in graph.input), *(n for one in graph.node for n in one.output)]
+        bound = np.array(4, np.float32)
+        tensors = TensorsData(CalibrationMethod.MinMax, dict.fromkeys(names, (-bound, bound)))
+        save_tensors_data(tensors, ranges)
     quantize_static(
         folder / "fp32.onnx",
         folder / "int8_static.onnx",
@@ -142,6 +155,7 @@ def make_static(folder: Path, *, size: int, images: int) -> None:
         weight_type=QuantType.QInt8,
         op_types_to_quantize=["MatMul", "Gemm", "Conv"],
         use_external_data_format=large,
+        calibration_cache_path=ranges if large else None,
         extra_options={"MatMulConstBOnly": True},
     )
     # Without this its products would run in float (ONNX Runtime 1.31): it would not be a contest.
@@ -215,10 +229,11 @@ def ratios(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 def _row(folder: Path, name: str, results: list[dict[str, Any]]) -> dict[str, Any]:
     times = [time for result in results for time in result["milliseconds"]]
     file = folder / ENGINES[name][1]
+    made_up = file.name == "int8_static.onnx" and (folder / "ranges.json").exists()
     return {
         "min_ms": round(min(times), 1),
         "median_ms": round(statistics.median(times), 1),
-        "sqnr_db": round(results[0]["sqnr_db"], 1),
+        "sqnr_db": None if made_up else round(results[0]["sqnr_db"], 1),
         "bytes": sum(one.stat().st_size for one in folder.glob(f"{file.name}*")),
         "load_seconds": round(min(result["load_seconds"] for result in results), 1),
         "peak_gib": max(result["peak_gib"] for result in results),
@@ -290,6 +305,7 @@ def _parsed(arguments: Iterable[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=3, help="timed runs of an engine in a round")
     parser.add_argument("--threads", type=int, help="default: all that the process may use")
     parser.add_argument("--folder", type=Path, help="keep the graphs here, and use those there")
+    parser.add_argument("--static", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--engine", choices=ENGINES, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
@@ -301,15 +317,23 @@ def main() -> int:
         result = run_engine(options.folder, options.engine, options.runs, options.threads)
         print(json.dumps(result))
         return 0
+    if options.static:
+        make_static(options.folder, size=options.size, images=1)
+        return 0
     blocks, size = (32, 1008) if options.full else (options.blocks, options.size)
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.folder or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
         made: dict[str, Any] = {}
-        if not (folder / "int8_static.onnx").exists():
+        if not (folder / "made.json").exists():
             made = make_graphs(folder, blocks=blocks, size=size, images=4 if options.full else 2)
             np.save(folder / "image.npy", next(_samples(size, 1))["images"].numpy())
-            make_static(folder, size=size, images=1)
+            (folder / "made.json").write_text(json.dumps(made))
+        made = json.loads((folder / "made.json").read_text())
+        if not (folder / "int8_static.onnx").exists():
+            # In a process of its own: it takes more memory than everything else together.
+            command = [sys.executable, __file__, "--static", "--folder", str(folder)]
+            subprocess.run([*command, "--size", str(size)], check=True)
         rows = measure(folder, rounds=options.rounds, runs=options.runs, threads=options.threads)
     found = ratios(rows)
     holds = {key: found[key] >= limit for key, limit in LIMITS.items()}
