@@ -62,7 +62,7 @@ def segmenters(
         path: Path = folder / f"{name}.pt2"
         inputs = example(name, TRACED_SIZES, model="tiny")
         save_exported(exported_from_part(part(name, "tiny"), inputs), path)
-        sessions[name] = TorchSession(path, part(name, "tiny").spec)
+        sessions[name] = TorchSession(torch.export.load(path), part(name, "tiny").spec, path)
     device = DeviceSegmenter(
         {name: Eager(part(name, "tiny")) for name in NAMES}, tiny.image, tokenizer, read_image
     )

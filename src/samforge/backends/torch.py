@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,27 +23,33 @@ from samforge.core.session import (
     checked_tensors,
 )
 
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
 
 class TorchSession:
-    """Runs one ``.pt2`` file, operator by operator."""
+    """Runs one exported program, operator by operator."""
 
     runtime = "torch"
 
-    def __init__(self, path: Path, spec: PartSpec) -> None:
-        try:
-            import torch
-            import torch.ao.quantization.fx._decomposed  # registers the operators of Q/DQ graphs
-        except ImportError as error:
-            raise MissingExtra("PyTorch", "build") from error
-        try:
-            program = torch.export.load(path)
-            self._module: Callable[..., Any] | None = program.module(check_guards=False)
-        except Exception as error:  # zip, JSON and operator errors alike
-            raise DamagedBundle(f"torch {torch.__version__} cannot load {path}: {error}") from error
+    def __init__(self, program: ExportedProgram, spec: PartSpec, place: Path | str) -> None:
+        """Take a program.
+
+        Args:
+            program: From ``torch.export``.
+            spec: Interface that it must have.
+            place: Where it comes from, for messages.
+
+        Raises:
+            DamagedBundle: It is not the part.
+        """
+        import torch
+
+        self._module: Callable[..., Any] | None = program.module(check_guards=False)
         signature = program.graph_signature
         nodes = {node.name: node for node in program.graph.nodes}
         check_artifact(
-            path,
+            place,
             spec,
             _tensors(signature.user_inputs, nodes, spec.inputs),
             _tensors(signature.user_outputs, nodes, spec.outputs),
@@ -82,6 +88,18 @@ class TorchSession:
     def close(self) -> None:
         """Free the weights."""
         self._module = None
+
+
+def _program_from_file(path: Path) -> ExportedProgram:
+    try:
+        import torch
+        import torch.ao.quantization.fx._decomposed  # registers the operators of Q/DQ graphs
+    except ImportError as error:
+        raise MissingExtra("PyTorch", "build") from error
+    try:
+        return torch.export.load(path)
+    except Exception as error:  # zip, JSON and operator errors alike
+        raise DamagedBundle(f"torch {torch.__version__} cannot load {path}: {error}") from error
 
 
 def _tensors(
@@ -138,7 +156,7 @@ class TorchBackend:
                 "torch has one thread count for the whole process. "
                 "Set it there (torch.set_num_threads) instead of per session."
             )
-        return TorchSession(path, spec)
+        return TorchSession(_program_from_file(path), spec, path)
 
 
 BACKEND = TorchBackend()

@@ -182,7 +182,7 @@ def checked_tensors(spec: PartSpec, tensors: Tensors) -> dict[str, Array]:
 
 
 def check_artifact(
-    path: Path, spec: PartSpec, inputs: Iterable[TensorSpec], outputs: Iterable[TensorSpec]
+    path: Path | str, spec: PartSpec, inputs: Iterable[TensorSpec], outputs: Iterable[TensorSpec]
 ) -> None:
     """Compare what an artifact takes and gives with its part's interface.
 

@@ -75,12 +75,17 @@ def calibration_answers(shop: Workshop) -> dict[tuple[int, int], PackedDetection
     return {(one["key"][0], one["key"][1]): packed_from_dict(one["answer"]) for one in table}
 
 
-def float_sessions(shop: Workshop) -> dict[str, Session]:
-    """The exported parts, run by PyTorch: what everything is compared with."""
+def float_sessions(shop: Workshop, parts: Iterable[str] | None = None) -> dict[str, Session]:
+    """The exported parts, run by PyTorch: what everything is compared with.
+
+    Args:
+        shop: Of the build.
+        parts: Those to load; None loads all.
+    """
     backend = backend_from_name("torch")
     return {
         part: backend.session_from_artifact(shop.path(shop.exported(part)), shop.spec(part))
-        for part in shop.parts
+        for part in (shop.parts if parts is None else parts)
     }
 
 

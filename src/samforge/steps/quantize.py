@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from itertools import islice
 
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from samforge.backends import backend_from_name
+from samforge.backends.torch import TorchSession
 from samforge.core.errors import FidelityError
 from samforge.core.files import atomic_write_json
 from samforge.core.session import Session
@@ -31,7 +32,7 @@ from samforge.transform.quantize import (
     Calibrated,
     GroupDamage,
     LayerFidelity,
-    Quantized,
+    Programs,
     calibrate,
     choose_kept,
     e4m3_program,
@@ -58,8 +59,11 @@ def quantize_part(shop: Workshop, name: str) -> Made:
     floating = exported_from_file(shop.path(shop.fused(name)))
     settings = shop.recipe.quantization
     calibrated = calibrate(floating, samples, part=name, settings=settings)
-    table = _mixed(shop, calibrated, samples)
-    quantized = quantized_from_calibrated(calibrated, precision=shop.recipe.precision, table=table)
+    programs = Programs(calibrated)
+    table = _mixed(shop, programs, samples)
+    quantized = quantized_from_calibrated(
+        calibrated, precision=shop.recipe.precision, table=table, programs=programs
+    )
     layers = _layers(shop, calibrated, samples, table)
     report = f"report/{name}/quantization.json"
     if shop.recipe.target == "inductor":
@@ -67,7 +71,7 @@ def quantize_part(shop: Workshop, name: str) -> Made:
         scales = {path: one.activation_e4m3 for path, one in quantized.scales.items()}
         atomic_write_json(shop.path(shop.scales(name)), scales)
     if shop.recipe.target == "torch":
-        artifact, program = shop.artifact(name), _computing(shop, quantized)
+        artifact, program = shop.artifact(name), _computing(shop, quantized.program, name)
     else:
         artifact, program = shop.quantized(name), quantized.program
     save_exported(program, shop.path(artifact))
@@ -81,14 +85,15 @@ def quantize_part(shop: Workshop, name: str) -> Made:
     return Made(outputs=(artifact, report, *more), figures=(share,))
 
 
-def _mixed(shop: Workshop, calibrated: Calibrated, samples: Samples) -> tuple[GroupDamage, ...]:
+def _mixed(shop: Workshop, programs: Programs, samples: Samples) -> tuple[GroupDamage, ...]:
     """The sensitivity table, with what is kept.
 
     Measuring it runs the part once for every group: of a large model, only where it is needed.
     """
     if shop.recipe.random_weights or not shop.recipe.quantization.mixed:
         return ()
-    holds = _gate(shop, calibrated)
+    calibrated = programs.calibrated
+    holds = _gate(shop, programs)
     everything = holds(())
     if everything and shop.model.image.size > SMALL_IMAGE:
         return ()
@@ -108,19 +113,28 @@ def _layers(
     return layer_fidelity(calibrated, one, precision=shop.recipe.precision, kept=kept)
 
 
-def _gate(shop: Workshop, calibrated: Calibrated) -> Callable[[tuple[str, ...]], bool]:
-    """Whether detections hold with this part quantized and the others in float."""
-    if shop.model.text is None:
-        return _feature_gate(shop, calibrated)
-    sessions = float_sessions(shop)
+def _gate(shop: Workshop, programs: Programs) -> Callable[[tuple[str, ...]], bool]:
+    """Whether fidelity holds with this part quantized and the others in float.
+
+    What was asked once is remembered.
+    """
+    ask = _feature_gate if shop.model.text is None else _detection_gate
+    return lru_cache(maxsize=None)(ask(shop, programs))
+
+
+def _detection_gate(shop: Workshop, programs: Programs) -> Callable[[tuple[str, ...]], bool]:
+    part = programs.calibrated.part
+    # Only phrases go through the detector without boxes: boxes would find no difference.
+    boxes = "detector_boxes" in shop.parts and part != "detector"
+    others = [name for name in shop.parts if name != part and (boxes or name != "detector_boxes")]
+    sessions = float_sessions(shop, others)
     count = 2 if shop.model.image.size > SMALL_IMAGE else TRIED_IMAGES
     images = list(islice(calibration_images(shop), count))
-    boxes = "detector_boxes" in shop.parts
     answers = calibration_answers(shop)
 
     def holds(kept: tuple[str, ...]) -> bool:
-        trial = _trial(shop, calibrated, kept)
-        segmenter = segmenter_of(shop, {**sessions, calibrated.part: trial})
+        trial = _trial(shop, programs, kept)
+        segmenter = segmenter_of(shop, {**sessions, part: trial})
         measured = measure_segmenter(segmenter, images, boxes=boxes, reference=answers)
         trial.close()
         if measured.fidelity is None:
@@ -134,16 +148,17 @@ def _gate(shop: Workshop, calibrated: Calibrated) -> Callable[[tuple[str, ...]],
     return holds
 
 
-def _feature_gate(shop: Workshop, calibrated: Calibrated) -> Callable[[tuple[str, ...]], bool]:
-    part, recipe = calibrated.part, shop.recipe
+def _feature_gate(shop: Workshop, programs: Programs) -> Callable[[tuple[str, ...]], bool]:
+    part, recipe = programs.calibrated.part, shop.recipe
     limit = feature_cosine_limit(recipe.precision, recipe.gates)
-    session = float_sessions(shop)[part]
+    session = float_sessions(shop, [part])[part]
     first = next(iter(calibration_samples(shop, part)()))
     sample = {name: tensor.numpy() for name, tensor in first.items()}
     reference = session.run(sample)
+    session.close()
 
     def holds(kept: tuple[str, ...]) -> bool:
-        trial = _trial(shop, calibrated, kept)
+        trial = _trial(shop, programs, kept)
         figures = compare_outputs(reference, trial.run(sample))
         trial.close()
         return min(figure.cosine for figure in figures) >= limit
@@ -151,20 +166,13 @@ def _feature_gate(shop: Workshop, calibrated: Calibrated) -> Callable[[tuple[str
     return holds
 
 
-def _trial(shop: Workshop, calibrated: Calibrated, kept: tuple[str, ...]) -> Session:
+def _trial(shop: Workshop, programs: Programs, kept: tuple[str, ...]) -> Session:
     """The part with some groups kept, run by PyTorch."""
-    table = [
-        GroupDamage(group=group, share=0, sqnr_db=0, damage=0, kept=True, reason="trial")
-        for group in kept
-    ]
-    quantized = quantized_from_calibrated(calibrated, precision=shop.recipe.precision, table=table)
-    path = shop.path(f"work/{calibrated.part}/trial.pt2")
-    save_exported(_computing(shop, quantized), path)
-    return backend_from_name("torch").session_from_artifact(path, shop.spec(calibrated.part))
+    part = programs.calibrated.part
+    program = _computing(shop, programs.with_kept(kept), part)
+    return TorchSession(program, shop.spec(part), f"a trial of {part}")
 
 
-def _computing(shop: Workshop, quantized: Quantized) -> ExportedProgram:
+def _computing(shop: Workshop, program: ExportedProgram, part: str) -> ExportedProgram:
     """The program in the number format of the recipe; Q/DQ is int8, other flavours follow it."""
-    if shop.recipe.precision == "fp8":
-        return e4m3_program(quantized.program, quantized.report.part)
-    return quantized.program
+    return e4m3_program(program, part) if shop.recipe.precision == "fp8" else program

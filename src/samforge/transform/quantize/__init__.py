@@ -2,7 +2,7 @@
 
 from samforge.transform.quantize.calibration import Calibrated, CalibrationWarning, calibrate
 from samforge.transform.quantize.e4m3 import e4m3_program
-from samforge.transform.quantize.emit import program_from_calibrated, smoothed_program
+from samforge.transform.quantize.emit import Programs, program_from_calibrated, smoothed_program
 from samforge.transform.quantize.placement import LeftFloat
 from samforge.transform.quantize.quantized import (
     Quantized,
@@ -27,6 +27,7 @@ __all__ = [
     "LayerFidelity",
     "LayerNames",
     "LeftFloat",
+    "Programs",
     "QuantizeReport",
     "Quantized",
     "QuantizedLayer",

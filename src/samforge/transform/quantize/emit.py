@@ -46,6 +46,29 @@ def program_from_calibrated(calibrated: Calibrated, *, kept: Iterable[str] = ())
     return exported_again(quantized, calibrated.program, calibrated.part)
 
 
+class Programs:
+    """Quantized programs of one calibrated part.
+
+    The last one is remembered: what a gate accepts is what is asked for next, and making it traces
+    the whole part again.
+    """
+
+    def __init__(self, calibrated: Calibrated) -> None:
+        self.calibrated = calibrated
+        """Ranges of every site."""
+        self._kept: frozenset[str] | None = None
+        self._program: ExportedProgram | None = None
+
+    def with_kept(self, kept: Iterable[str] = ()) -> ExportedProgram:
+        """The program with some groups float, as :func:`program_from_calibrated` makes it."""
+        wanted = frozenset(kept)
+        if self._program is None or wanted != self._kept:
+            self._program = None  # at full size there is no room for two
+            self._program = program_from_calibrated(self.calibrated, kept=wanted)
+            self._kept = wanted
+        return self._program
+
+
 def smoothed_program(calibrated: Calibrated) -> ExportedProgram:
     """The float program with its LayerNorms evened out: the same function, to the last bit.
 

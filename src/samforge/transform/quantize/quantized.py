@@ -16,7 +16,7 @@ from samforge.transform.quantize.calibration import (
     Samples,
     calibrate,
 )
-from samforge.transform.quantize.emit import program_from_calibrated
+from samforge.transform.quantize.emit import Programs
 from samforge.transform.quantize.report import QuantizeReport, report_from_calibrated
 from samforge.transform.quantize.sensitivity import GroupDamage
 from samforge.transform.quantize.simulate import ACTIVATION_TO_E4M3, WEIGHT_TO_E4M3
@@ -87,7 +87,11 @@ def quantize(
 
 
 def quantized_from_calibrated(
-    calibrated: Calibrated, *, precision: str, table: Iterable[GroupDamage] = ()
+    calibrated: Calibrated,
+    *,
+    precision: str,
+    table: Iterable[GroupDamage] = (),
+    programs: Programs | None = None,
 ) -> Quantized:
     """Quantize a part with some groups kept in half.
 
@@ -95,6 +99,7 @@ def quantized_from_calibrated(
         calibrated: The part with its ranges.
         precision: ``int8`` or ``fp8``.
         table: From ``choose_kept``; empty quantizes everything.
+        programs: Of the same part: the one that was made last need not be made again.
 
     Raises:
         SettingError: The precision has no activations to quantize.
@@ -106,7 +111,7 @@ def quantized_from_calibrated(
     rows = tuple(table)
     kept = {row.group for row in rows if row.kept}
     return Quantized(
-        program=program_from_calibrated(calibrated, kept=kept),
+        program=(programs or Programs(calibrated)).with_kept(kept),
         report=report_from_calibrated(calibrated, precision=precision, table=rows),
         scales={
             site.path: StaticScales(
