@@ -25,7 +25,7 @@ test: $(INSTALLED) ## Run the fast tests, offline
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(TEST_PROCESSES)
 
 test-full: $(INSTALLED) ## Run the slow tests too (those for a GPU: pytest -m gpu)
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(TEST_PROCESSES) -m "not gpu and not rtx"
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(TEST_PROCESSES) -m "not gpu"
 
 lint: $(INSTALLED) ## Check style, format and types
 	$(BIN)/ruff check

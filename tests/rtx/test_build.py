@@ -266,7 +266,13 @@ def test_an_engine_of_another_version_is_refused(built: EngineReport, tmp_path: 
         backend_from_name("tensorrt-rtx").session_from_artifact(engine, SPEC)
 
 
-@pytest.mark.parametrize("name", ["vision", "text", "detector", "detector_boxes"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("vision", "text"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("detector", "detector_boxes")),
+    ],
+)
 def test_our_parts_build_as_planned_in_half(
     name: str, onnx_file: Callable[[str], Path], tmp_path: Path
 ) -> None:

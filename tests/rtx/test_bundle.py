@@ -1,6 +1,6 @@
 """Bundles for TensorRT for RTX, from the checkpoint to a refusal to run without a GPU.
 
-pytest -m rtx; the whole tiny model in int8 takes minutes: pytest -m "rtx and slow"
+The whole tiny model in int8 takes minutes, and is what continuous integration publishes.
 """
 
 from __future__ import annotations
@@ -73,7 +73,6 @@ def test_a_part_in_half(tmp_path: Path, one_thread: None, capsys: Capture) -> No
     assert "was built for a GPU of compute capability 89, and there is no GPU here" in error
 
 
-@pytest.mark.slow
 def test_the_tiny_model_in_int8(tmp_path: Path, one_thread: None, capsys: Capture) -> None:
     bundle = _built(tmp_path / "tiny", "--precision", "int8")
     parts = ("vision", "text", "detector", "detector_boxes")
