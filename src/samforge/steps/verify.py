@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -34,8 +35,8 @@ from samforge.steps.workshop import Made, Workshop, arrays
 
 REPORT = "report/verification.json"
 """What was compared, and the figures; written before the gates are asked."""
-
-
+NAMED = 5
+"""Layers that a gate which failed names."""
 ONE_OF_EACH = {"batch": 1, "prompts": 1, "boxes": 1}
 ELSEWHERE = ("tensorrt", "tensorrt-rtx", "inductor")
 """Targets whose bundles may run on another machine than the one that built them."""
@@ -75,12 +76,28 @@ def verify_bundle(shop: Workshop) -> Made:
         return _features(shop, proof, notes)
     verified, pictures = _asked(shop)
     atomic_write_json(shop.path(REPORT), verified)
+    try:
+        gates = _held(shop, verified)
+    except FidelityError as error:
+        raise FidelityError(f"{error}{noisiest_layers(shop)}") from error
     return Made(
         outputs=(REPORT, *proof, *pictures),
         figures=_figures(verified),
-        gates=_held(shop, verified),
+        gates=gates,
         notes=notes,
     )
+
+
+def noisiest_layers(shop: Workshop) -> str:
+    """Words for a gate that failed: where quantization hurts most; empty in other precisions."""
+    layers = []
+    for part in shop.parts:
+        report = shop.path(f"report/{part}/quantization.json")
+        if report.is_file():
+            rows = json.loads(report.read_text(encoding="utf-8"))["layers"]
+            layers += [(float(row["sqnr_db"]), f"{part}/{row['path']}") for row in rows]
+    named = ", ".join(f"{path} ({decibels:.1f} dB)" for decibels, path in sorted(layers)[:NAMED])
+    return named and f" The noisiest layers, by signal to noise behind each: {named}."
 
 
 def _proof(shop: Workshop) -> tuple[str, ...]:
@@ -199,6 +216,7 @@ def _features(shop: Workshop, proof: tuple[str, ...], notes: tuple[str, ...]) ->
             raise FidelityError(
                 f"Features of {shop.recipe.precision} against fp32: the cosine of {low.tensor} is "
                 f"{low.cosine:.4f}, the gate is {limit:g}. Nothing was published."
+                f"{noisiest_layers(shop)}"
             )
         gates = {"feature_cosine": limit}
     return Made(outputs=(REPORT, *proof), figures=figures, gates=gates, notes=notes)
