@@ -152,3 +152,27 @@ def test_the_table_of_engines_is_the_measured_one() -> None:
         for row in results["rows"]
     ]
     assert all(row["holds"] for row in results["rows"])
+
+
+def test_the_table_of_processors_is_the_measured_one() -> None:
+    page = (ROOT / "docs/precisions.md").read_text(encoding="utf-8")
+    result = json.loads((ROOT / "benchmarks/results/cpu_engines_full.json").read_text())
+    engines = result["engines"]
+    base = engines["onnxruntime fp32"]["min_ms"]
+
+    def decibels(value: float | None) -> str:
+        return "–" if value is None else "equal" if value > 200 else f"{value:.1f}"
+
+    assert _rows(page, "engine | seconds") == [
+        [
+            name,
+            f"{row['min_ms'] / 1000:.1f}",
+            f"{base / row['min_ms']:.2f}",
+            f"{row['bytes'] / 1e6:.0f}",
+            f"{row['peak_gib']:.1f}",
+            decibels(row["sqnr_db"]),
+        ]
+        for name, row in engines.items()
+    ]
+    for ratio in ("int8_over_fp32", "int8_over_quantize_static", "best_over_fp32"):
+        assert f"{result['ratios'][ratio]:.2f} times as fast" in " ".join(page.split())
