@@ -22,6 +22,9 @@ _COLUMNS = (
     "resumed",
 )
 
+NOTES_BYTES = 2**16
+"""Below this, a step left nothing in the bundle but notes for the report."""
+
 
 def print_steps(steps: Sequence[StepResult], *, title: str = "Steps") -> None:
     """Print one row a step, each figure the worst over its tensors and sizes.
@@ -33,7 +36,7 @@ def print_steps(steps: Sequence[StepResult], *, title: str = "Steps") -> None:
             step.name,
             step.part,
             f"{step.seconds:.1f}",
-            mebibytes(step.bytes),
+            mebibytes(step.bytes) if step.bytes >= NOTES_BYTES else None,
             _worst(step, "gated", max, "{:.1e}"),
             _worst(step, "sqnr_db", min, "{:.1f}"),
             _worst(step, "cosine", min, "{:.6f}"),
