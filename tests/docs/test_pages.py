@@ -176,3 +176,17 @@ def test_the_table_of_processors_is_the_measured_one() -> None:
     ]
     for ratio in ("int8_over_fp32", "int8_over_quantize_static", "best_over_fp32"):
         assert f"{result['ratios'][ratio]:.2f} times as fast" in " ".join(page.split())
+
+
+def test_the_table_of_floors_is_the_measured_one() -> None:
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    result = json.loads((ROOT / "benchmarks/results/floors.json").read_text())
+    wanted = []
+    for model, rows in result["rows"].items():
+        for name, row in rows.items():
+            kept = f"{row['pairs']:,} of {row['reference_objects']:,}" if "pairs" in row else "all"
+            iou = f"{row['mask_iou']:.4f}" if row.get("mask_iou") is not None else "–"
+            wanted.append([f"`{model}`", name, kept, iou, f"{row['cgf1']:.4f}"])
+    assert _rows(page, "checkpoint | bundle") == wanted
+    assert f"On {result['scenes']:,} held-out scenes" in page
+    assert all(result["holds"].values())
