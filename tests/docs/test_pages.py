@@ -25,7 +25,7 @@ PAGES = [
     CARD,
 ]
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)[^)]*\)")
-MACHINE = re.compile(r"/work/|/tmp/|/home/|/root/|localhost|127\.0\.0\.1")
+MACHINE = re.compile(r"/(?:work|tmp|home|root)/|localhost|127\.0\.0\.1")
 
 
 def _named(page: Path) -> str:

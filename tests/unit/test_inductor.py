@@ -11,15 +11,14 @@ import pytest
 import torch
 
 from samforge.backends import backend_from_name
-from samforge.backends.inductor import (
+from samforge.backends._gpu_memory import out_of_memory_message
+from samforge.backends._package_record import (
     PackageRecord,
     PassedTensor,
     check_device,
-    link_options,
-    out_of_memory_message,
-    package_from_exported,
     record_from_package,
 )
+from samforge.backends.inductor import link_options, package_from_exported
 from samforge.core.errors import (
     DamagedBundle,
     ExportError,

@@ -197,6 +197,14 @@ def test_frames_up_to_a_number(tmp_path: Path) -> None:
     assert len(read(path, at_most=20)[0]) == 9
 
 
+def test_a_reader_may_be_closed_before_its_frames(tmp_path: Path) -> None:
+    path = write_with_pyav(tmp_path / "in.mp4", [corners()] * 9)
+    with VideoReader(path) as reader:
+        frames = reader.frames()
+        assert next(frames).index == 0
+    assert list(frames) == []
+
+
 def test_the_same_frames_make_the_same_file(tmp_path: Path) -> None:
     """Nothing of what lies in memory beside the pictures gets into the file."""
     scenes = list(draw_clip(0, frames=8, size=112))  # seven blocks of 16: see _WITHOUT_AVX512

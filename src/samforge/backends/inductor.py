@@ -7,24 +7,30 @@ package was compiled for, which is how the device runtime chains parts without c
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import warnings
-import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from samforge.backends._gpu_memory import memory_errors
+from samforge.backends._package_record import (
+    KEY,
+    PackageRecord,
+    PassedTensor,
+    check_device,
+    record_from_package,
+    record_from_program,
+)
 from samforge.core.errors import (
     DamagedBundle,
     ExportError,
-    ForeignBundle,
     MissingExtra,
     OutOfMemory,
     SettingError,
@@ -35,7 +41,6 @@ from samforge.core.session import (
     PartSpec,
     Session,
     Tensors,
-    TensorSpec,
     check_artifact,
     checked_options,
     checked_tensors,
@@ -46,65 +51,6 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 SUFFIX = "aoti.pt2"
-KEY = "samforge"
-"""Our entry among the package's own metadata."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PassedTensor:
-    """One tensor as a package takes or gives it."""
-
-    spec: TensorSpec
-    """As the part's interface has it."""
-    dtype: str
-    """As the package has it, for example ``bfloat16``."""
-    channels_last: bool
-    """Whether a (B, C, H, W) tensor is stored with its channels together."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PackageRecord:
-    """What a package says of itself, read without loading its code."""
-
-    part: str
-    """Name of the part."""
-    device: str
-    """``cpu`` or ``cuda``."""
-    processor: str
-    """What it was compiled on, in words."""
-    capability: str
-    """Compute capability of the GPU, ``9.0``; empty for ``cpu``."""
-    precision: str
-    """As the recipe names it."""
-    torch: str
-    """Version it was compiled with."""
-    inputs: tuple[PassedTensor, ...]
-    """In the order of the part's arguments."""
-    outputs: tuple[PassedTensor, ...]
-    """In the order of the part's results."""
-
-    def to_json(self) -> str:
-        """Write the record."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> PackageRecord:
-        """Read a record.
-
-        Raises:
-            ValueError, KeyError, TypeError: It is none.
-        """
-        table = json.loads(text)
-        for side in ("inputs", "outputs"):
-            table[side] = tuple(
-                PassedTensor(
-                    spec=TensorSpec(**{**one["spec"], "shape": tuple(one["spec"]["shape"])}),
-                    dtype=one["dtype"],
-                    channels_last=one["channels_last"],
-                )
-                for one in table[side]
-            )
-        return cls(**table)
 
 
 def package_from_exported(
@@ -136,7 +82,7 @@ def package_from_exported(
             f"{spec.name} has no example inputs, which tell its device. Lower it first "
             "(samforge.transform.lower)."
         )
-    record = _record(program, spec, precision)
+    record = record_from_program(program, spec, precision)
     settings = {
         **link_options(),
         **(options or {}),
@@ -176,23 +122,6 @@ def link_options() -> dict[str, Any]:
     if Path(found).is_absolute():
         return {}
     return {"aot_inductor.custom_op_libs": [":libstdc++.so.6"]}
-
-
-def record_from_package(path: Path) -> PackageRecord:
-    """Read what a package says of itself.
-
-    Raises:
-        DamagedBundle: It is no whole package of samforge's.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
-                if name.endswith("_metadata.json"):
-                    return PackageRecord.from_json(json.loads(archive.read(name))[KEY])
-        reason = "it holds no metadata"
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        reason = str(error)
-    raise DamagedBundle(f"AOTInductor cannot load {path}: {reason}. Build it again.")
 
 
 class InductorSession:
@@ -323,137 +252,12 @@ class InductorSession:
         self._run = None
 
 
-def check_device(record: PackageRecord, path: Path) -> None:
-    """Refuse a package for a GPU that is not here.
-
-    Raises:
-        ForeignBundle: With what the package wants and what is here.
-    """
-    import torch
-
-    if record.device != "cuda":
-        return
-    wanted = f"{record.processor} (compute capability {record.capability})"
-    if not torch.cuda.is_available():
-        raise ForeignBundle(
-            f"{path} was compiled for {wanted}, and torch {torch.__version__} sees no NVIDIA GPU "
-            "here. Run it there, or build the bundle for --target onnxruntime."
-        )
-    here = ".".join(map(str, torch.cuda.get_device_capability()))
-    if here != record.capability:
-        raise ForeignBundle(
-            f"{path} was compiled for {wanted}, and here is {torch.cuda.get_device_name()} "
-            f"(compute capability {here}). Build the bundle again on this GPU."
-        )
-
-
-class memory_errors:  # noqa: N801  # reads as a statement, like contextlib's
-    """Turns a GPU's out-of-memory errors into :class:`OutOfMemory` with the batch that would fit.
-
-    AOTInductor's C++ door gives a bare RuntimeError, so the allocator's own count decides.
-    """
-
-    def __init__(self, part: str, device: torch.device, batch: int) -> None:
-        self.part, self.device, self.batch = part, device, batch
-
-    def _allocator(self) -> tuple[int, int, int]:
-        import torch
-
-        stats = torch.cuda.memory_stats(self.device)
-        return (
-            int(stats.get("num_ooms", 0)),
-            int(stats.get("allocated_bytes.all.current", 0)),
-            int(stats.get("allocated_bytes.all.peak", 0)),
-        )
-
-    def __enter__(self) -> None:
-        if self.device.type == "cuda":
-            self._before = self._allocator()
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if self.device.type != "cuda" or error is None:
-            return
-        import torch
-
-        failures, current, peak = self._allocator()
-        if failures == self._before[0]:
-            return
-        free = torch.cuda.mem_get_info(self.device)[0]
-        free += torch.cuda.memory_reserved(self.device) - current
-        used = max(peak - self._before[1], 1)
-        raise OutOfMemory(
-            out_of_memory_message(
-                self.part, torch.cuda.get_device_name(self.device), self.batch, free, used
-            )
-        ) from error
-
-
-def out_of_memory_message(part: str, gpu: str, batch: int, free: int, used: int) -> str:
-    """Say what did not fit and what would.
-
-    Args:
-        part: Name of the part.
-        gpu: Name of the GPU.
-        batch: Images, or phrases, of the call that failed.
-        free: Bytes that were free for it.
-        used: Bytes it had taken when it failed: what it needs is more.
-    """
-    # What was used so far is a lower bound of the need, so the share of it that would have fitted
-    # is taken with a quarter to spare.
-    fitting = int(batch * 0.75 * min(1.0, free / max(free, used)))
-    fitting = min(fitting, batch - 1)
-    advice = (
-        f"A batch of {fitting} would fit." if fitting >= 1 else "Free memory of other programs."
-    )
-    return (
-        f"{part} ran out of memory on {gpu} with a batch of {batch}: {free / 2**30:.1f} GiB were "
-        f"free. {advice}"
-    )
-
-
 def _in_format(tensor: torch.Tensor, passed: PassedTensor) -> torch.Tensor:
     import torch
 
     if passed.channels_last:
         return tensor.contiguous(memory_format=torch.channels_last)
     return tensor.contiguous()
-
-
-def _record(program: ExportedProgram, spec: PartSpec, precision: str) -> PackageRecord:
-    import torch
-
-    examples = cast("tuple[Any, ...]", program.example_inputs)[0]
-    device = examples[0].device
-    results = [node.meta["val"] for node in next(iter(reversed(program.graph.nodes))).args[0]][
-        -len(spec.outputs) :
-    ]
-    cuda = device.type == "cuda"
-    capability = torch.cuda.get_device_capability(device) if cuda else ()
-    return PackageRecord(
-        part=spec.name,
-        device=device.type,
-        processor=torch.cuda.get_device_name(device) if cuda else "the processor",
-        capability=".".join(map(str, capability)),
-        precision=precision,
-        torch=torch.__version__,
-        inputs=_passed(spec.inputs, examples),
-        outputs=_passed(spec.outputs, results),
-    )
-
-
-def _passed(specs: tuple[TensorSpec, ...], tensors: Any) -> tuple[PassedTensor, ...]:
-    import torch
-
-    return tuple(
-        PassedTensor(
-            spec=spec,
-            dtype=str(tensor.dtype).removeprefix("torch."),
-            channels_last=tensor.ndim == 4
-            and not tensor.is_contiguous()
-            and tensor.is_contiguous(memory_format=torch.channels_last),
-        )
-        for spec, tensor in zip(specs, tensors, strict=True)
-    )
 
 
 def _first_line(error: BaseException) -> str:

@@ -86,11 +86,10 @@ class VideoReader:
         self.problem: str | None = None
         """After the last frame: why it is not the whole video, if it is not."""
         self._damaged = 0
+        self._decoding: Generator[Any, None, None] | None = None
 
     def frames(self, *, every: int = 1, at_most: int | None = None) -> Iterator[VideoFrame]:
         """Decode from the start to the end, or to where the file breaks off: see ``problem``.
-
-        Close what is returned before the reader, unless it came to its end.
 
         Args:
             every: Give every Nth frame; the others are decoded and dropped.
@@ -104,8 +103,8 @@ class VideoReader:
         count = given = 0
         # One for all frames: each of them would start threads of its own.
         reformatter = self._av.video.reformatter.VideoReformatter()
-        with contextlib.closing(self._decoded()) as decoded:
-            for count, frame in enumerate(decoded, 1):
+        with contextlib.closing(self._decoded()) as self._decoding:
+            for count, frame in enumerate(self._decoding, 1):
                 seconds = self._time_of(frame, last)
                 if count == 1:
                     start, size = seconds, (frame.width, frame.height)
@@ -133,7 +132,10 @@ class VideoReader:
         self.problem = self._shortfall(count, last - start)
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; frames that were not read yet are lost."""
+        # First what reads it: a demuxer that outlives its file would clean up in freed memory.
+        if self._decoding is not None:
+            self._decoding.close()
         self._container.close()
 
     def __enter__(self) -> Self:

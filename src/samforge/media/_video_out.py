@@ -22,9 +22,9 @@ VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov")
 
 # Hardly larger than the default preset, and a third of its work: inference needs the processor.
 _OPTIONS = {"crf": "18", "preset": "veryfast"}
-# With AVX-512, x264's macroblock tree reads beyond rows whose blocks are no multiple of four (112
-# pixels are seven), and what it finds there goes into the file: one clip in five came out another
-# (x264 in PyAV 18.1). Its AVX2 code writes equal files.
+# With AVX-512, x264's macroblock tree made another file of equal frames, one in five of 112 pixels
+# (seven blocks), whatever its threads; without the tree, or with its AVX2 code, all files were
+# equal (x264 in PyAV 18.1).
 _WITHOUT_AVX512 = {"x264-params": "asm=avx2"}
 _BT709, _LIMITED = 1, 1  # of ITU-T H.273: what a browser assumes, and says so
 

@@ -1,0 +1,154 @@
+"""What a package of AOTInductor says of itself: made with it, and read without loading its code."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from samforge.core.errors import DamagedBundle, ForeignBundle
+from samforge.core.session import PartSpec, TensorSpec
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+KEY = "samforge"
+"""Our entry among the package's own metadata."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PassedTensor:
+    """One tensor as a package takes or gives it."""
+
+    spec: TensorSpec
+    """As the part's interface has it."""
+    dtype: str
+    """As the package has it, for example ``bfloat16``."""
+    channels_last: bool
+    """Whether a (B, C, H, W) tensor is stored with its channels together."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PackageRecord:
+    """What a package says of itself, read without loading its code."""
+
+    part: str
+    """Name of the part."""
+    device: str
+    """``cpu`` or ``cuda``."""
+    processor: str
+    """What it was compiled on, in words."""
+    capability: str
+    """Compute capability of the GPU, ``9.0``; empty for ``cpu``."""
+    precision: str
+    """As the recipe names it."""
+    torch: str
+    """Version it was compiled with."""
+    inputs: tuple[PassedTensor, ...]
+    """In the order of the part's arguments."""
+    outputs: tuple[PassedTensor, ...]
+    """In the order of the part's results."""
+
+    def to_json(self) -> str:
+        """Write the record."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> PackageRecord:
+        """Read a record.
+
+        Raises:
+            ValueError, KeyError, TypeError: It is none.
+        """
+        table = json.loads(text)
+        for side in ("inputs", "outputs"):
+            table[side] = tuple(
+                PassedTensor(
+                    spec=TensorSpec(**{**one["spec"], "shape": tuple(one["spec"]["shape"])}),
+                    dtype=one["dtype"],
+                    channels_last=one["channels_last"],
+                )
+                for one in table[side]
+            )
+        return cls(**table)
+
+
+def record_from_program(program: ExportedProgram, spec: PartSpec, precision: str) -> PackageRecord:
+    """Describe the package that a lowered program with example inputs becomes."""
+    import torch
+
+    examples = cast("tuple[Any, ...]", program.example_inputs)[0]
+    device = examples[0].device
+    results = [node.meta["val"] for node in next(iter(reversed(program.graph.nodes))).args[0]][
+        -len(spec.outputs) :
+    ]
+    cuda = device.type == "cuda"
+    capability = torch.cuda.get_device_capability(device) if cuda else ()
+    return PackageRecord(
+        part=spec.name,
+        device=device.type,
+        processor=torch.cuda.get_device_name(device) if cuda else "the processor",
+        capability=".".join(map(str, capability)),
+        precision=precision,
+        torch=torch.__version__,
+        inputs=_passed(spec.inputs, examples),
+        outputs=_passed(spec.outputs, results),
+    )
+
+
+def _passed(specs: tuple[TensorSpec, ...], tensors: Any) -> tuple[PassedTensor, ...]:
+    import torch
+
+    return tuple(
+        PassedTensor(
+            spec=spec,
+            dtype=str(tensor.dtype).removeprefix("torch."),
+            channels_last=tensor.ndim == 4
+            and not tensor.is_contiguous()
+            and tensor.is_contiguous(memory_format=torch.channels_last),
+        )
+        for spec, tensor in zip(specs, tensors, strict=True)
+    )
+
+
+def record_from_package(path: Path) -> PackageRecord:
+    """Read what a package says of itself.
+
+    Raises:
+        DamagedBundle: It is no whole package of samforge's.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                if name.endswith("_metadata.json"):
+                    return PackageRecord.from_json(json.loads(archive.read(name))[KEY])
+        reason = "it holds no metadata"
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        reason = str(error)
+    raise DamagedBundle(f"AOTInductor cannot load {path}: {reason}. Build it again.")
+
+
+def check_device(record: PackageRecord, path: Path) -> None:
+    """Refuse a package for a GPU that is not here.
+
+    Raises:
+        ForeignBundle: With what the package wants and what is here.
+    """
+    import torch
+
+    if record.device != "cuda":
+        return
+    wanted = f"{record.processor} (compute capability {record.capability})"
+    if not torch.cuda.is_available():
+        raise ForeignBundle(
+            f"{path} was compiled for {wanted}, and torch {torch.__version__} sees no NVIDIA GPU "
+            "here. Run it there, or build the bundle for --target onnxruntime."
+        )
+    here = ".".join(map(str, torch.cuda.get_device_capability()))
+    if here != record.capability:
+        raise ForeignBundle(
+            f"{path} was compiled for {wanted}, and here is {torch.cuda.get_device_name()} "
+            f"(compute capability {here}). Build the bundle again on this GPU."
+        )
