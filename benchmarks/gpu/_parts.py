@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from samforge.backends.inductor import InductorSession, package_from_exported
+from samforge.backends.inductor.backend import InductorSession, package_from_exported
 from samforge.core.session import PartSpec
 from samforge.transform.export import TRACED_SIZES, exported_from_part
 from samforge.transform.fuse import fuse

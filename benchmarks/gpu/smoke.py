@@ -20,7 +20,7 @@ from _parts import Order, build, device_name, family_checkpoint, family_inputs, 
 from _timing import Results, call_ms
 from torch import nn
 
-from samforge.backends.inductor import InductorSession, package_from_exported
+from samforge.backends.inductor.backend import InductorSession, package_from_exported
 from samforge.core.session import PartSpec, TensorSpec
 from samforge.runtime.device.graphs import Captured
 from samforge.transform.lower import kernels

@@ -88,7 +88,7 @@ def engine_file(backend: str, onnx: Path, spec: PartSpec) -> Path:
 @lru_cache
 def package_file(exported: Path, spec: PartSpec) -> Path:
     """Compile a part for the processor."""
-    from samforge.backends.inductor import package_from_exported
+    from samforge.backends.inductor.backend import package_from_exported
     from samforge.transform.export import exported_from_file
     from samforge.transform.lower import Lowering, lower
 

@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from samforge.backends import backend_from_name
-from samforge.backends._gpu_memory import out_of_memory_message
-from samforge.backends._package_record import (
+from samforge.backends.inductor.backend import link_options, package_from_exported
+from samforge.backends.inductor.memory import out_of_memory_message
+from samforge.backends.inductor.record import (
     PackageRecord,
     PassedTensor,
     check_device,
     record_from_package,
 )
-from samforge.backends.inductor import link_options, package_from_exported
 from samforge.core.errors import (
     DamagedBundle,
     ExportError,

@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "assembly": LIBRARY,
 }
 
-BUILDERS = {"models", "transform", "steps", "pipeline", "backends/torch.py", "backends/inductor.py"}
+BUILDERS = {"models", "transform", "steps", "pipeline", "backends/torch.py", "backends/inductor"}
 # Upstream's models are torch modules, and what takes the place of their backbone is one too.
 # runtime/device keeps images and features on the GPU that torch holds them on.
 TORCH = BUILDERS | {"integrations/sam3d_body.py", "runtime/device"}

@@ -17,7 +17,7 @@ BACKENDS = {
     "torch": "samforge.backends.torch",
     "tensorrt": "samforge.backends.tensorrt.proper",
     "tensorrt-rtx": "samforge.backends.tensorrt.rtx",
-    "inductor": "samforge.backends.inductor",
+    "inductor": "samforge.backends.inductor.backend",
     "fake": "samforge.backends.fake",
 }
 """Module of each backend by target name. Nothing is imported until it is asked for."""

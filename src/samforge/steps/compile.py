@@ -6,7 +6,7 @@ import json
 
 import torch
 
-from samforge.backends.inductor import package_from_exported
+from samforge.backends.inductor.backend import package_from_exported
 from samforge.core.recipe import QUANTIZED
 from samforge.measure.fidelity import rows
 from samforge.steps.convert import compared_with_samples

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from samforge.backends._gpu_memory import memory_errors
-from samforge.backends._package_record import (
+from samforge.backends.inductor.memory import memory_errors
+from samforge.backends.inductor.record import (
     KEY,
     PackageRecord,
     PassedTensor,
