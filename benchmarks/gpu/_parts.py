@@ -10,7 +10,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -41,8 +41,10 @@ class Order:
     """Kernel for attention without a mask."""
     residual: str = "fp32"
     """Type of residual sums."""
-    position_bias: str = "explicit"
+    position_bias: str = "separable"
     """How attention with a position bias runs."""
+    sums: str = "joined"
+    """Whether a residual sum and the norm behind it are one kernel."""
     fixed: str = ""
     """Axes that are constants: ``batch=1,prompts=1``."""
     tuned: bool = False
@@ -85,6 +87,16 @@ def family_part(family: str, checkpoint: Any, name: str) -> Any:
     from importlib import import_module
 
     return import_module(f"samforge.models.{family}.parts").part_from_checkpoint(checkpoint, name)
+
+
+def family_spec(family: str, checkpoint: Any, name: str) -> PartSpec:
+    """Interface of one part, whatever the family."""
+    if hasattr(checkpoint, "spec"):
+        return cast(PartSpec, checkpoint.spec(name))
+    from importlib import import_module
+
+    parts = import_module(f"samforge.models.{family}.parts")
+    return cast(PartSpec, parts.part_spec(checkpoint.config, name))
 
 
 def family_inputs(checkpoint: Any, spec: PartSpec, sizes: dict[str, int], seed: int) -> Any:
@@ -130,6 +142,7 @@ def lowered_part(order: Order, device: str) -> tuple[Any, PartSpec, dict[str, fl
         attention=order.attention,
         residual=order.residual,
         position_bias=order.position_bias,
+        sums=order.sums,
         scales=scales,
         half_features=True,
     )
@@ -169,8 +182,10 @@ class CompiledPart:
         self.examples = lowered.program.example_inputs[0]
         self.device = self.examples[0].device
         # Fixed sizes need no guards, and for the dynamic ones the spec has them.
-        module = lowered.program.module(check_guards=False)
-        self.module = module if options.get("eager") else torch.compile(module, options=options)
+        self.plain: torch.nn.Module = lowered.program.module(check_guards=False)
+        self.module: Any = self.plain
+        if not options.get("eager"):
+            self.module = torch.compile(self.plain, options=options)
 
     def placed(self, tensors: Any) -> dict[str, torch.Tensor]:
         """As the program was traced; some of the inputs may be given alone."""
@@ -254,13 +269,7 @@ def build_all(orders: list[Order], folder: Path, limit_s: float) -> dict[str, st
 def session(order: Order, folder: Path) -> InductorSession:
     """Load a package that was built."""
     checkpoint = family_checkpoint(order.family, order.model, order.size)
-    if hasattr(checkpoint, "spec"):
-        spec = checkpoint.spec(order.part)
-    else:
-        from importlib import import_module
-
-        parts = import_module(f"samforge.models.{order.family}.parts")
-        spec = parts.part_spec(checkpoint.config, order.part)
+    spec = family_spec(order.family, checkpoint, order.part)
     return InductorSession(folder / f"{order.name}.aoti.pt2", spec)
 
 

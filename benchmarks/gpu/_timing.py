@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import statistics
 import subprocess
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 PACKAGES = ("torch", "triton", "transformers", "numpy")
 
@@ -22,7 +26,8 @@ def gpu_conditions() -> dict[str, Any]:
     """GPU, driver and versions; nothing that names the machine."""
     found: dict[str, Any] = {
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "python": ".".join(map(str, __import__("sys").version_info[:3])),
+        "python": ".".join(map(str, sys.version_info[:3])),
+        "cores": os.cpu_count(),
         "versions": {},
     }
     for package in PACKAGES:
@@ -42,6 +47,26 @@ def gpu_conditions() -> dict[str, Any]:
     return found
 
 
+class OutOfTime(BaseException):
+    """A section's time is over. No ``Exception``: kernel tuning goes on after those."""
+
+
+@contextmanager
+def alarm(seconds: float) -> Iterator[None]:
+    """Raise :class:`OutOfTime` in the middle of what takes longer; main thread only."""
+
+    def ring(*_: object) -> None:
+        raise OutOfTime(f"stopped after {seconds:.0f} s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 class Results:
     """Figures by name, written after every one, within a time limit."""
 
@@ -58,23 +83,40 @@ class Results:
         """Keep one figure and write them all."""
         self.values["figures"][name] = value
         print(f"{self.elapsed_s:6.1f}s  {name}: {value}", flush=True)
+        self.write()
+
+    def fail(self, name: str, why: str) -> None:
+        """Keep why there is no figure."""
+        self.values["failed"][name] = why[:2000]
+        print(f"{self.elapsed_s:6.1f}s  NOT {name}: {why[:600]}", flush=True)
+        self.write()
+
+    def write(self) -> None:
+        """Write everything so far."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.write_text(json.dumps(self.values, indent=1) + "\n")
 
     @contextmanager
-    def section(self, name: str, needs_s: float = 0.0) -> Iterator[bool]:
-        """Run a section unless too little time is left; its failure ends the section alone."""
-        left = self.limit_s - self.elapsed_s
-        if left < needs_s:
-            self.values["failed"][name] = f"skipped: {left:.0f} s left, it needs {needs_s:.0f}"
-            print(f"{self.elapsed_s:6.1f}s  SKIP {name}", flush=True)
+    def section(
+        self, name: str, needs_s: float = 0.0, until: float | None = None
+    ) -> Iterator[bool]:
+        """Run a section unless too little time is left; its failure ends the section alone.
+
+        Args:
+            name: For what is said of it.
+            needs_s: Seconds below which it is not begun.
+            until: Time (``time.time``) at which it is stopped; None lets it end.
+        """
+        left = self.limit_s - self.elapsed_s if until is None else until - time.time()
+        if left <= needs_s:
+            self.fail(name, f"skipped: {left:.0f} s left, it needs {needs_s:.0f}")
             yield False
             return
         try:
-            yield True
-        except Exception as error:  # noqa: BLE001  # a lost section must not lose the run
-            self.values["failed"][name] = repr(error)[:2000]
-            print(f"{self.elapsed_s:6.1f}s  FAIL {name}: {repr(error)[:600]}", flush=True)
+            with nullcontext() if until is None else alarm(left):
+                yield True
+        except (Exception, OutOfTime) as error:  # noqa: BLE001  # a lost section must not lose the run
+            self.fail(name, repr(error))
             traceback.print_exc(limit=-6)
 
 
@@ -84,8 +126,8 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def call_ms(call: Callable[[], Any], rounds: int = 50, warm_up: int = 5) -> float:
-    """Median time of one call by CUDA events, launches included."""
+def call_times(call: Callable[[], Any], rounds: int = 50, warm_up: int = 5) -> list[float]:
+    """Times of one call by CUDA events, launches included, shortest first; milliseconds."""
     for _ in range(warm_up):
         call()
     synchronize()
@@ -102,7 +144,17 @@ def call_ms(call: Callable[[], Any], rounds: int = 50, warm_up: int = 5) -> floa
             begin = time.perf_counter()
             call()
             times.append((time.perf_counter() - begin) * 1e3)
-    return round(statistics.median(times), 4)
+    return sorted(times)
+
+
+def call_ms(call: Callable[[], Any], rounds: int = 50, warm_up: int = 5) -> float:
+    """Median time of one call by CUDA events, launches included."""
+    return round(statistics.median(call_times(call, rounds, warm_up)), 4)
+
+
+def p95(times: Sequence[float]) -> float:
+    """95th percentile of sorted times."""
+    return times[min(len(times) - 1, int(0.95 * len(times)))]
 
 
 def wall_ms(call: Callable[[int], Any], rounds: int = 50, warm_up: int = 5) -> dict[str, float]:
@@ -119,7 +171,7 @@ def wall_ms(call: Callable[[int], Any], rounds: int = 50, warm_up: int = 5) -> d
     times.sort()
     return {
         "median": round(statistics.median(times), 3),
-        "p95": round(times[min(len(times) - 1, int(0.95 * len(times)))], 3),
+        "p95": round(p95(times), 3),
         "min": round(times[0], 3),
     }
 
@@ -147,3 +199,20 @@ def kernel_ms(calls: Sequence[Callable[[], Any]], repeats: int = 8, rounds: int 
             for call in calls:
                 call()
     return round(call_ms(graph.replay, rounds=rounds, warm_up=2) / (repeats * len(calls)), 5)
+
+
+def kernels(call: Any, count: int = 3) -> list[dict[str, Any]]:
+    """Kernels of one call by share of its time."""
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        for _ in range(count):
+            call()
+        synchronize()
+    rows = [
+        {
+            "kernel": row.key[:110],
+            "calls": row.count // count,
+            "ms": round(row.device_time_total / count / 1e3, 4),
+        }
+        for row in seen.key_averages()
+    ]
+    return sorted(rows, key=lambda row: -row["ms"])[:32]

@@ -30,7 +30,11 @@ from samforge.transform.fuse import fuse
 from samforge.transform.lower import Lowering, fp8_scales_from_samples, lower
 
 PHRASES = ("red circle", "blue object", "star", "green square")
+GPU = {"residual": "half", "attention": "triton", "sums": "joined"}
+"""As ``Lowering.for_gpu``, but for cuDNN, which no processor has."""
 FORMATS: dict[str, dict[str, Any]] = {
+    "fp8, as for a GPU": {"precision": "fp8", **GPU},
+    "bf16, as for a GPU": {"precision": "bf16", **GPU},
     "fp8, half residual": {"precision": "fp8", "residual": "half"},
     "bf16": {"precision": "bf16"},
     "fp8": {"precision": "fp8"},
@@ -64,6 +68,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--scenes", type=int, default=16)
     parser.add_argument("--models", default="tiny,stressed")
+    parser.add_argument("--formats", default=";".join(FORMATS), help="with ; between them")
     options = parser.parse_args()
     results = Results(options.out, 3600)
     chosen = options.models.split(",")
@@ -92,7 +97,8 @@ def main() -> None:
         scenes = [draw_scene(index, split="demo").image for index in range(options.scenes)]
         reference = segmenter(checkpoint, programs, None)
         wanted = [reference.predict(scene, text=[p]) for scene in scenes for p in PHRASES]
-        for words, changes in FORMATS.items():
+        for words in options.formats.split(";"):
+            changes = FORMATS[words]
             with results.section(f"{model} {words}") as go:
                 if not go:
                     continue

@@ -10,14 +10,11 @@ through torch.compile at one fixed size, for machines where packages do not load
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,48 +22,10 @@ os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "4")
 
 import torch
 from _parts import Order, build, compiled, device_name, family_checkpoint, family_inputs, session
-from _timing import Results, call_ms, synchronize
-from torch.profiler import ProfilerActivity, profile
+from _timing import Results, call_ms, kernels, synchronize
+from _turns import turn
 
 from samforge.runtime.device.graphs import Captured
-
-
-def wait_for_all(folder: Path, name: str, names: list[str], limit_s: float) -> None:
-    """Say that this contender has compiled, and wait until all others have, or are gone.
-
-    Compiling tries kernels on the GPU and takes every processor: nothing is measured beside it.
-    """
-    (folder / f"{name}.ready").touch()
-    deadline = time.monotonic() + limit_s
-    while time.monotonic() < deadline:
-        if all((folder / f"{other}.ready").exists() for other in names):
-            return
-        time.sleep(0.5)
-
-
-@contextmanager
-def turn(folder: Path) -> Iterator[None]:
-    """Hold the GPU alone."""
-    with (folder / "gpu.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def kernels(call: Any, count: int = 3) -> list[dict[str, Any]]:
-    """Kernels of one call by share of its time."""
-    with profile(activities=[ProfilerActivity.CUDA]) as seen:
-        for _ in range(count):
-            call()
-        synchronize()
-    rows = [
-        {
-            "kernel": row.key[:110],
-            "calls": row.count // count,
-            "ms": round(row.device_time_total / count / 1e3, 4),
-        }
-        for row in seen.key_averages()
-    ]
-    return sorted(rows, key=lambda row: -row["ms"])[:32]
 
 
 def sizes_of(order: Order) -> list[dict[str, int]]:

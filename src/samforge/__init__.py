@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from samforge.core.version import __version__
 
 if TYPE_CHECKING:
-    from samforge.assembly import load
+    from samforge.assembly import load, load_on_device
     from samforge.core.bundle import Bundle, open_bundle
     from samforge.core.detections import Detections
     from samforge.core.errors import SamforgeError, SamforgeWarning
@@ -32,12 +32,13 @@ _HOMES = {
     "Segmenter": "samforge.runtime",
     "build": "samforge.pipeline",
     "load": "samforge.assembly",
+    "load_on_device": "samforge.assembly",
     "open_bundle": "samforge.core.bundle",
     "overlay": "samforge.draw",
     "read_image": "samforge.media",
 }
 
-_EXTRAS = {"build": "build"}
+_EXTRAS = {"build": "build", "load_on_device": "build"}
 """Names that need more than the base install, and the extra that brings it."""
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "__version__",
     "build",
     "load",
+    "load_on_device",
     "open_bundle",
     "overlay",
     "read_image",

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from samforge.backends import backend_from_name
 from samforge.core.bundle import Bundle, open_bundle
-from samforge.core.errors import ForeignBundle
+from samforge.core.errors import ForeignBundle, SettingError
 from samforge.core.session import Session
 from samforge.media import read_image
 from samforge.runtime import PhraseTokenizer, Segmenter
+
+if TYPE_CHECKING:
+    from samforge.runtime.device import DeviceSegmenter
 
 SEGMENTER_PARTS = ("vision", "text", "detector", "detector_boxes")
 
@@ -28,6 +32,40 @@ def load(path: str | Path | Bundle, *, threads: int | None = None) -> Segmenter:
         BundleError: It is no bundle, is damaged, or lacks a part that segmenting needs.
         MissingExtra: Its runtime is not installed.
     """
+    sessions, tokenizer, bundle = _opened(path, SEGMENTER_PARTS, threads)
+    return Segmenter(sessions, bundle.manifest.image, tokenizer, read_image)
+
+
+def load_on_device(path: str | Path | Bundle) -> DeviceSegmenter:
+    """Open a bundle so that everything between two copies stays on its GPU.
+
+    Pictures go up as they are; resize, parts and scores run on the device, and only the masks of
+    what was found come down. It takes phrases; boxes need :func:`load`.
+
+    Args:
+        path: The folder of a bundle for the target ``inductor``, or the opened bundle.
+
+    Raises:
+        SettingError: The bundle's runtime does not take tensors where they are.
+        BundleError: It is no bundle, is damaged, lacks a part, or was built for another GPU.
+        MissingExtra: torch is not installed.
+    """
+    sessions, tokenizer, bundle = _opened(path, SEGMENTER_PARTS[:3], None)
+    if not all(hasattr(session, "run_tensors") for session in sessions.values()):
+        raise SettingError(
+            f"{bundle.root} was built for {bundle.manifest.target}, which takes arrays of the "
+            "host. Build it with --target inductor to stay on a GPU, or use samforge.load."
+        )
+    from samforge.runtime.device import DeviceSegmenter
+
+    on_device: Any = sessions
+    return DeviceSegmenter(on_device, bundle.manifest.image, tokenizer, read_image)
+
+
+def _opened(
+    path: str | Path | Bundle, parts: tuple[str, ...], threads: int | None
+) -> tuple[dict[str, Session], PhraseTokenizer, Bundle]:
+    """Sessions of those parts that a bundle has, and what reads its prompts."""
     bundle = path if isinstance(path, Bundle) else open_bundle(path)
     manifest = bundle.manifest
     missing = [name for name in SEGMENTER_PARTS[:3] if name not in manifest.parts]
@@ -38,13 +76,13 @@ def load(path: str | Path | Bundle, *, threads: int | None = None) -> Segmenter:
         )
     sessions = {
         name: session_from_bundle(bundle, name, threads=threads)
-        for name in SEGMENTER_PARTS
+        for name in parts
         if name in manifest.parts
     }
     tokenizer = PhraseTokenizer(
         bundle.path(manifest.text.tokenizer), manifest.text.context, manifest.text.pad_id
     )
-    return Segmenter(sessions, manifest.image, tokenizer, read_image)
+    return sessions, tokenizer, bundle
 
 
 def session_from_bundle(bundle: Bundle, name: str, *, threads: int | None = None) -> Session:

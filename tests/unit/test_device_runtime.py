@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import samforge
 from samforge.backends.torch import TorchSession
 from samforge.core.errors import FidelityError, SettingError, ShapeError
 from samforge.core.images import ImageSpec
@@ -19,7 +20,7 @@ from samforge.media import read_image
 from samforge.models.tiny.scenes import draw_scene
 from samforge.runtime import PhraseTokenizer, Segmenter, image_bchw_from_rgb
 from samforge.runtime.device import DeviceSegmenter, Resizer
-from samforge.runtime.device.resize import resize_weights
+from samforge.runtime.device.resize import resize_weights, taps_from_weights
 from samforge.runtime.device.results import (
     admitted,
     detections_from_found,
@@ -162,6 +163,16 @@ def test_weights_of_the_resize() -> None:
     assert resize_weights(3, 3) == pytest.approx(np.eye(3))
 
 
+@pytest.mark.parametrize(("source", "target"), [(3840, 1008), (37, 14), (5, 14), (14, 14)])
+def test_taps_are_all_of_the_weights(source: int, target: int) -> None:
+    weights = resize_weights(source, target)
+    first, taps = taps_from_weights(weights)
+    again = np.zeros_like(weights)
+    for row, (start, values) in enumerate(zip(first, taps, strict=True)):
+        again[row, start : start + len(values)] = values
+    assert again == pytest.approx(weights, abs=1e-7)
+
+
 def test_the_resize_refuses_what_is_no_picture() -> None:
     resize = Resizer(ImageSpec(size=8), CPU)
     with pytest.raises(ShapeError, match=r"wants uint8 \(H, W, 3\), got float32 \(4, 4, 3\)"):
@@ -204,3 +215,10 @@ def test_nan_is_not_nothing() -> None:
         detections_from_found(
             found, np.zeros((0, 2, 2), np.bool_), chosen, image=0, labels=("cat",), size_hw=(2, 2)
         )
+
+
+def test_a_bundle_for_arrays_of_the_host_is_not_for_the_device(
+    tiny_bundle: samforge.Bundle,
+) -> None:
+    with pytest.raises(SettingError, match="was built for onnxruntime"):
+        samforge.load_on_device(tiny_bundle)

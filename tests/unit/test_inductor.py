@@ -125,5 +125,17 @@ def test_threads_are_torchs_own(tmp_path: Path) -> None:
         backend.session_from_artifact(tmp_path / "t", spec, options={"graphs": "on"})
 
 
-def test_the_runtime_library_is_named_only_where_the_linker_misses_it() -> None:
-    assert link_options() in ({}, {"aot_inductor.custom_op_libs": [":libstdc++.so.6"]})
+@pytest.mark.parametrize(
+    ("answer", "named"), [("libstdc++.so", True), ("/lib/libstdc++.so", False)]
+)
+def test_the_runtime_library_is_named_where_the_compiler_of_torch_misses_it(
+    answer: str, named: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = tmp_path / "g++"
+    compiler.write_text(f"#!/bin/sh\necho {answer}\n")
+    compiler.chmod(0o755)
+    from torch._inductor import cpp_builder
+
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", lambda: str(compiler))
+    libraries = link_options().get("aot_inductor.custom_op_libs")
+    assert libraries == ([":libstdc++.so.6"] if named else None)

@@ -20,6 +20,7 @@ NAMES = {
     "__version__",
     "build",
     "load",
+    "load_on_device",
     "open_bundle",
     "overlay",
     "read_image",

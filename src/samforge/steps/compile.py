@@ -30,9 +30,11 @@ def compile_part(shop: Workshop, name: str) -> Made:
     else:
         program = exported_from_file(shop.path(shop.fused(name)))
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    lowered = lower(
-        program, spec, settings=Lowering(precision=precision, scales=scales), device=device
-    )
+    if device == "cuda":
+        settings = Lowering.for_gpu(precision, scales)
+    else:
+        settings = Lowering(precision=precision, scales=scales)
+    lowered = lower(program, spec, settings=settings, device=device)
     artifact = shop.artifact(name)
     record = package_from_exported(lowered.program, spec, shop.path(artifact), precision=precision)
     figures = compared_with_samples(shop, name, shop.path(artifact))

@@ -7,7 +7,6 @@ package was compiled for, which is how the device runtime chains parts without c
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import warnings
 from collections.abc import Mapping
@@ -110,14 +109,17 @@ def link_options() -> dict[str, Any]:
     """Settings that keep the C++ library out of the package.
 
     Where the compiler finds no ``libstdc++.so`` it links the static one without a word, and a
-    package with a second C++ library in it crashes while it loads (seen with torch 2.11 and g++ 13
-    on a CUDA image without the development link). The runtime library serves just as well.
+    package with a second C++ library in it crashes while it loads: seen with torch 2.11 on a CUDA
+    image whose ``CXX`` is a g++ of its own, without that link. The runtime library serves as well.
     """
-    compiler = shutil.which("g++")
-    if compiler is None:
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    try:
+        compiler = get_cpp_compiler()
+        asked = [compiler, "-print-file-name=libstdc++.so"]
+        found = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+    except Exception:  # noqa: BLE001  # no compiler: compiling says it better
         return {}
-    asked = [compiler, "-print-file-name=libstdc++.so"]
-    found = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
     # The compiler answers with the bare name where it knows no such file.
     if Path(found).is_absolute():
         return {}

@@ -18,6 +18,7 @@ class Captured:
     """One call captured: the same memory goes in and comes out of every replay."""
 
     def __init__(self, call: Callable[[], dict[str, Tensor]], pool: Any) -> None:
+        self.call = call  # it holds the inputs, whose memory every replay reads
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):

@@ -22,8 +22,7 @@ class Attention(nn.Module):
 
         Args:
             dtype: Of query, key, value and the result.
-            kernel: ``cudnn``, ``flash`` or ``triton`` (no mask), ``fastest`` of these for the
-                shape, ``explicit``, or ``auto``: torch's choice.
+            kernel: ``cudnn`` or ``flash`` (no mask), ``explicit``, or ``auto``: torch's choice.
             scale: Of the scores; None takes one over the square root of the head size.
             causal: Whether a token sees only those before it.
         """
@@ -42,15 +41,6 @@ class Attention(nn.Module):
         if self.kernel == "explicit":
             return self._explicit(q, k, v, mask)
         kernel = self.kernel if mask is None else "auto"
-        if kernel == "fastest":
-            kernel = "triton" if suits_streaming(q, k) else "cudnn"
-        if kernel == "triton":
-            scale = q.shape[-1] ** -0.5 if self.scale is None else self.scale
-            q, k, v = (
-                tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in (q, k, v)
-            )
-            attended: Tensor = attend(q, k, v, scale)
-            return attended.transpose(1, 2)
         if kernel == "cudnn":
             result: Tensor
             result, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(  # noqa: SLF001
@@ -78,6 +68,38 @@ class Attention(nn.Module):
         if mask is not None:
             scores = scores + mask
         return torch.matmul(scores.softmax(-1).to(self.dtype), v)
+
+
+class StreamedAttention(nn.Module):
+    """Attention by the Triton kernel, with the query's rotary encoding in it."""
+
+    cos: Tensor | None
+    sin: Tensor | None
+
+    def __init__(
+        self, dtype: torch.dtype, scale: float | None, turn: tuple[Tensor, Tensor] | None
+    ) -> None:
+        """Take over what surrounds the kernel.
+
+        Args:
+            dtype: Of query, key and value.
+            scale: Of the scores; None takes one over the square root of the head size.
+            turn: Cosine and sine (T, D / 2) by which the query is still to be turned.
+        """
+        super().__init__()
+        self.dtype, self.scale = dtype, scale
+        self.register_buffer("cos", None if turn is None else turn[0])
+        self.register_buffer("sin", None if turn is None else turn[1])
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attend from (B, H, T, D) to (B, H, T, D)."""
+        q, k, v = (tensor.to(self.dtype) for tensor in (q, k, v))
+        q, k, v = (
+            tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in (q, k, v)
+        )
+        scale = q.shape[-1] ** -0.5 if self.scale is None else self.scale
+        attended: Tensor = attend(q, k, v, scale, self.cos, self.sin)
+        return attended.transpose(1, 2)
 
 
 def suits_streaming(q: Tensor, k: Tensor) -> bool:

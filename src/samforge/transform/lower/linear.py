@@ -67,6 +67,8 @@ class Fp8Linear(nn.Module):
         # Scaling inside the product is as fast where there are more outputs than inputs (32 us
         # either way for q, k and v on an H200) and slower where there are fewer (45 against 35).
         self.inside = weight.shape[0] > weight.shape[1]
+        self.raw = False
+        """Whether :meth:`forward` leaves scales and bias to whatever reads its product."""
 
     def product(self, quantized_input: Tensor) -> Tensor:
         """Multiply (M, K) in E4M3 with the weight, unscaled."""
@@ -87,10 +89,15 @@ class Fp8Linear(nn.Module):
         return result.to(self.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute ``x @ weight^T + bias`` of (..., K)."""
-        values = quantized(x.flatten(0, -2), self.inverse)
-        result = self.scaled_inside(values) if self.inside else self.scaled(self.product(values))
-        return result.view(*x.shape[:-1], -1)
+        """Compute ``x @ weight^T + bias`` of (..., K), which may be quantized already."""
+        values = as_operand(x, self.inverse)
+        if self.inside and not self.raw:
+            return self.scaled_inside(values).view(*x.shape[:-1], -1)
+        return self.finished(self.product(values)).view(*x.shape[:-1], -1)
+
+    def finished(self, product: Tensor) -> Tensor:
+        """Scale a product, unless its reader does."""
+        return product if self.raw else self.scaled(product)
 
     def scaled_inside(self, quantized_input: Tensor) -> Tensor:
         """Multiply (M, K) in E4M3 with the weight and scale each row and column in the kernel."""
@@ -124,9 +131,15 @@ class Fp8Mlp(nn.Module):
         """Compute both linears of (..., K)."""
         from samforge.transform.lower.kernels import gelu_to_e4m3
 
-        product = self.first.product(quantized(x.flatten(0, -2), self.first.inverse))
+        product = self.first.product(as_operand(x, self.first.inverse))
         hidden = gelu_to_e4m3(product, self.first.scale, self.bias, self.inverse)
-        return self.second.scaled(self.second.product(hidden)).view(*x.shape[:-1], -1)
+        return self.second.finished(self.second.product(hidden)).view(*x.shape[:-1], -1)
+
+
+def as_operand(x: Tensor, inverse: float) -> Tensor:
+    """(..., K) as (M, K) in E4M3; a kernel before may have quantized it."""
+    values = x.flatten(0, -2)
+    return values if values.dtype == E4M3 else quantized(values, inverse)
 
 
 def quantized(values: Tensor, inverse: Tensor | float) -> Tensor:

@@ -18,6 +18,7 @@ from torch.fx import GraphModule, Node
 
 from samforge.core.errors import ExportError
 from samforge.core.session import PartSpec, TensorSpec
+from samforge.transform.lower.residual import join_sums
 from samforge.transform.lower.rules import RULES, Surroundings, folded_convolutions, operator_name
 from samforge.transform.lower.settings import Lowering
 
@@ -149,6 +150,8 @@ def _with_rules(
         graph.erase_node(node)
         if made.format is not None:
             layers.append((surroundings.path(node), made.format))
+    if settings.sums == "joined":
+        join_sums(module)
     graph.eliminate_dead_code()
     _drop_unused_constants(module)
     graph.lint()

@@ -20,7 +20,8 @@ PRECISIONS = {
 CHOICES = {
     "residual": ("fp32", "half"),
     "attention": ("auto", "fastest", "triton", "cudnn", "flash", "explicit"),
-    "position_bias": ("explicit", "sdpa"),
+    "position_bias": ("separable", "explicit", "sdpa"),
+    "sums": ("apart", "joined"),
     "gelu": ("exact", "fast"),
     "weight_scales": ("channel", "tensor"),
 }
@@ -34,9 +35,9 @@ SENSITIVE = (
 """Layers that stay float32: a box or a score is read off them, and they are a thousandth of the
 work."""
 HALF_IN_FP8 = ("*o_proj*", "*decoder*", "*text*", "*encoder.layers*", "*scoring*", "*masks*")
-"""Linears that fp8 leaves in bf16. The attention's output comes from a kernel that cannot quantize
-it, so ``o_proj`` would pay a pass over its input for 3 us of a faster product; the rest are the
-detector's, whose products are too small to gain."""
+"""Linears that fp8 leaves in bf16. ``o_proj`` would gain 8 us by a faster product, and lose them
+where its input is quantized: a pass of its own, or 8 us more in the attention kernel (H200); the
+rest are the detector's, whose products are too small to gain."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,10 +52,13 @@ class Lowering:
     attention: str = "auto"
     """Kernel of attention without a mask: ``cudnn``, ``flash``, ``triton``, the ``fastest`` of
     them for each shape on an H200, ``explicit`` products, or ``auto``: torch's own choice."""
-    position_bias: str = "explicit"
-    """Attention with a bias for every query and key: ``explicit`` products, faster for one phrase
-    (64 against 102 us a layer on an H200), or torch's ``sdpa``, faster from four (143 against 230).
-    """
+    position_bias: str = "separable"
+    """Attention with a bias for every query and key: a ``separable`` one over a grid streams
+    through a Triton kernel, any other becomes ``explicit`` products; or torch's ``sdpa``, which is
+    slower than they are (detector with 16 phrases on an H200: 30.6 against 26.4 ms)."""
+    sums: str = "apart"
+    """Residual sums and the LayerNorms behind them as two operators for the compiler to fuse, or
+    ``joined`` in a Triton kernel (12 against 20 us a half layer on an H200)."""
     gelu: str = "fast"
     """``exact`` with erf, or ``fast``: within 2.6e-5 of it at a third of the instructions."""
     weight_scales: str = "channel"
@@ -67,6 +71,21 @@ class Lowering:
     """Module path patterns of linears that ``fp8`` leaves in bf16."""
     half_features: bool = False
     """Features pass between parts in half, channels last, instead of as the interface's float32."""
+
+    @classmethod
+    def for_gpu(cls, precision: str, scales: Mapping[str, float] | None = None) -> Lowering:
+        """What runs fastest on an NVIDIA GPU within the gates of a precision: see docs/gpu.md.
+
+        Residual sums stay float32 in fp16, whose largest value a ViT's outlier channels can reach.
+        """
+        return cls(
+            precision=precision,
+            residual="fp32" if PRECISIONS[precision] in (torch.float32, torch.float16) else "half",
+            attention="fastest",
+            sums="joined",
+            scales=scales or {},
+            half_features=True,
+        )
 
     def __post_init__(self) -> None:
         for name, allowed in (("precision", tuple(PRECISIONS)), *CHOICES.items()):

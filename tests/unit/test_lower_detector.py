@@ -1,0 +1,192 @@
+"""What the lowering does for SAM 3's detector: bias over a grid, ReLU behind linears."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from samforge.transform.export import exported_from_file
+from samforge.transform.fuse import fuse
+from samforge.transform.lower import Lowering, lower
+from samforge.transform.lower.biased_attention import (
+    DYNAMIC_SPLITS,
+    MOST_SPLITS,
+    BiasedAttention,
+    attend_grid_reference,
+    splits_for,
+)
+from samforge.transform.lower.grid_bias import (
+    edges_from_bias,
+    embed_edges_reference,
+    grid_bias_from_mask,
+)
+from samforge.transform.lower.linear import TypedLinear
+from samforge.transform.lower.relu import ReluLinear
+
+F32, BF16 = torch.float32, torch.bfloat16
+
+
+def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def error(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Relative difference in the 2-norm."""
+    return float((found.double() - wanted.double()).norm() / wanted.double().norm())
+
+
+def bias_of(down: torch.Tensor, across: torch.Tensor, plain: int) -> torch.Tensor:
+    """As the model writes it."""
+    return F.pad((down[..., None] + across[..., None, :]).flatten(3), (0, 0, plain, 0))
+
+
+@pytest.mark.parametrize(("height", "width", "plain"), [(8, 8, 1), (9, 13, 2), (5, 16, 0)])
+def test_attention_over_a_grid_is_attention_with_the_whole_bias(
+    height: int, width: int, plain: int
+) -> None:
+    q = drawn(2, 3, 6 + plain, 16)
+    k, v = (drawn(2, 3, height * width, 16, seed=seed) for seed in (1, 2))
+    down, across = drawn(2, 3, 6, height, seed=3), drawn(2, 3, 6, width, seed=4)
+    mask = bias_of(down, across, plain)
+    wanted = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=0.2)
+    edges = edges_from_bias(down, across, plain, F32)
+    assert edges.shape[-1] % 8 == 0
+    found = attend_grid_reference(q, k, v, edges, height, width, 0.2)
+    assert error(found.transpose(1, 2), wanted) < 1e-6
+    half = BiasedAttention(BF16, 0.2, plain)(q, k, v, down, across)
+    assert half.dtype == BF16
+    assert error(half, wanted) < 0.02
+
+
+def test_embedded_edges_are_the_two_linears() -> None:
+    rows, columns = drawn(2, 5, 6, 2), drawn(2, 5, 9, 2, seed=1)
+    down, across = (
+        [drawn(24, 2, seed=s), drawn(24, seed=s + 1), drawn(4, 24, seed=s + 2), drawn(4, seed=s)]
+        for s in (2, 5)
+    )
+    parts = [
+        F.linear(F.relu(F.linear(cells, *one[:2])), *one[2:]).permute(0, 3, 1, 2)
+        for cells, one in ((rows, down), (columns, across))
+    ]
+    found = embed_edges_reference(rows, columns, *down, *across, 1)
+    assert error(found, edges_from_bias(*parts, 1, F32)) < 1e-6
+    assert not found[:, :, 0].any()
+    assert not found[..., 6:8].any()
+    linears = [(TypedLinear(*one[:2], BF16), TypedLinear(*one[2:], BF16)) for one in (down, across)]
+    embeddings = tuple((ReluLinear(first), second) for first, second in linears)
+    q, k, v = drawn(2, 4, 6, 8), drawn(2, 4, 54, 8, seed=8), drawn(2, 4, 54, 8, seed=9)
+    apart = BiasedAttention(BF16, None, 1)(q, k, v, *parts)
+    assert error(BiasedAttention(BF16, None, 1, embeddings)(q, k, v, rows, columns), apart) < 0.02  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("programs", "tiles", "splits"), [(16, 81, 16), (256, 81, 1), (1, 81, MOST_SPLITS), (2, 4, 4)]
+)
+def test_keys_are_split_where_programs_are_few(programs: int, tiles: int, splits: int) -> None:
+    assert splits_for(programs, tiles) == splits
+
+
+def test_a_dynamic_batch_has_a_fixed_number_of_splits() -> None:
+    symbolic: Any = object()
+    assert splits_for(symbolic, 81) == DYNAMIC_SPLITS
+    assert splits_for(symbolic, 4) == 4
+
+
+class Biased(torch.nn.Module):
+    """Attention with one of several masks."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, q: torch.Tensor, k: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> Any:
+        if self.kind == "grid":
+            mask = F.pad((a[..., None] + b[..., None, :]).flatten(3), (0, 0, 1, 0))
+        elif self.kind == "turned":
+            mask = F.pad((b.unsqueeze(-2) + a.unsqueeze(-1)).reshape(2, 3, 4, 48), (0, 0, 1, 0))
+        elif self.kind == "ones":
+            mask = F.pad((a[..., None] + b[..., None, :]).flatten(3), (0, 0, 1, 0), value=1.0)
+        elif self.kind == "product":
+            mask = F.pad((a[..., None] * b[..., None, :]).flatten(3), (0, 0, 1, 0))
+        elif self.kind == "both rows":
+            mask = F.pad(
+                (a[..., None] + a[..., None]).expand(2, 3, 4, 6, 8).flatten(3), (0, 0, 1, 0)
+            )
+        else:
+            mask = F.pad((a[..., None] + b[..., None, :]).flatten(3), (0, 0, 0, 1))
+        return F.scaled_dot_product_attention(q, k, k, attn_mask=mask)
+
+
+@pytest.mark.parametrize(
+    ("kind", "found"),
+    [
+        ("grid", True),
+        ("turned", True),
+        ("ones", False),
+        ("product", False),
+        ("both rows", False),
+        ("padded behind", False),
+    ],
+)
+def test_only_a_sum_of_rows_and_columns_is_taken_for_one(kind: str, found: bool) -> None:
+    inputs = (drawn(2, 3, 5, 8), drawn(2, 3, 48, 8), drawn(2, 3, 4, 6), drawn(2, 3, 4, 8))
+    graph = torch.export.export(Biased(kind), inputs, strict=False).module().graph
+    (node,) = [n for n in graph.nodes if "scaled_dot_product" in str(n.target)]
+    read = grid_bias_from_mask(node.kwargs.get("attn_mask") or node.args[3])
+    assert (read is not None) is found
+    if read is not None:
+        shapes = [tuple(one.meta["val"].shape) for one in read[:2]]
+        assert (shapes, read[2]) == ([(2, 3, 4, 6), (2, 3, 4, 8)], 1)
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16])
+def test_a_linear_with_relu_rounds_once(dtype: torch.dtype) -> None:
+    x, weight, bias = drawn(2, 7, 32), drawn(48, 32, seed=1), drawn(48, seed=2)
+    linear = TypedLinear(weight, bias, dtype)
+    found = ReluLinear(linear)(x)
+    assert found.shape == (2, 7, 48)
+    assert found.dtype == dtype
+    assert error(found, F.relu(linear(x))) < (1e-6 if dtype == F32 else 0.005)
+
+
+@pytest.fixture(scope="module")
+def detector(
+    exported_file: Callable[[str], Path],
+    part: Callable[..., Any],
+    example: Callable[..., Any],
+) -> Callable[..., Any]:
+    """Runs the small detector before and after lowering; gives its operators too."""
+
+    def run(settings: Lowering) -> Any:
+        inputs = example("detector", {"batch": 2, "prompts": 2}, seed=3)
+        program = fuse(exported_from_file(exported_file("detector")), target="inductor").program
+        with torch.no_grad():
+            wanted = program.module()(*inputs.values())
+        lowered = lower(program, part("detector").spec, settings=settings).program
+        with torch.no_grad():
+            found = lowered.module(check_guards=False)(*inputs.values())
+        worst = max(error(*pair) for pair in zip(found, wanted, strict=True))
+        return worst, [str(node.target) for node in lowered.graph.nodes]
+
+    return run
+
+
+def test_the_detector_is_the_same_through_its_own_kernels(detector: Callable[..., Any]) -> None:
+    worst, operators = detector(Lowering())
+    assert worst < 0.05
+    # Two layers of encoder and decoder, their boxes, the mask head: ReLUs that stay follow
+    # GroupNorm, or are part of the reference of the bias where there is no Triton.
+    assert operators.count("aten._addmm_activation.default") > 10
+    explicit, _ = detector(Lowering(position_bias="explicit"))
+    assert worst < explicit * 1.5
+
+
+def test_in_float32_the_detector_keeps_its_operators(detector: Callable[..., Any]) -> None:
+    worst, operators = detector(Lowering(precision="fp32"))
+    assert worst < 1e-4
+    assert "aten._addmm_activation.default" not in operators
