@@ -37,7 +37,10 @@ LIMITS = {
 
 
 def program(target: str, precision: str, folder: Path) -> Path:
-    """Write the fused, for int8 and fp8 also quantized program of a target, unless it is there."""
+    """Write the fused, for 8 bits also quantized program of a target, unless it is there.
+
+    FP8 graphs are made of the int8 program: the flavour of the graph changes its number format.
+    """
     from samforge.core.recipe import Quantization
     from samforge.models.dinov3.loading import checkpoint_from_name
     from samforge.transform.export import (
@@ -48,7 +51,7 @@ def program(target: str, precision: str, folder: Path) -> Path:
         save_exported,
     )
     from samforge.transform.fuse import fuse
-    from samforge.transform.quantize import e4m3_program, quantize
+    from samforge.transform.quantize import quantize
 
     checkpoint = checkpoint_from_name(MODEL, random_weights=True)
     plain = folder / "exported.pt2"
@@ -75,12 +78,7 @@ def program(target: str, precision: str, folder: Path) -> Path:
             precision="int8",
         )
         save_exported(quantized.program, int8)
-    if precision == "int8":
-        return int8
-    fp8 = folder / f"{target}.fp8.pt2"
-    if not fp8.exists():
-        save_exported(e4m3_program(exported_from_file(int8), PART), fp8)
-    return fp8
+    return int8
 
 
 def graph(target: str, precision: str, folder: Path) -> Path:

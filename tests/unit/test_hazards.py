@@ -123,6 +123,14 @@ UP = """(float[1,4,4,4] x, float[4,4,2,2] w, float s, int8 z) => (float[1,4,8,8]
     y = ConvTranspose <strides = [2, 2]> (xd, wd)
 }"""
 
+FP8_CAST = """(float16[2,8] x, float16[8,8] w, float16 s) => (float16[2,8] y) {
+    small = Cast <to = 17> (w)
+    wide = Cast <to = 10> (small)
+    scaled = Mul(wide, s)
+    y = MatMul(x, scaled)
+}"""
+FP8_PAIR = FP8_CAST.replace("Cast <to = 10> (small)", "DequantizeLinear(small, s)")
+
 CORPUS = {
     "cumsum-axes": (CUMSUM, CUMSUM.replace("CumSum(x, one)", "CumSum(x, zero)")),
     "grid-sample": (GRID, GRID.replace("GridSample(x, at)", "Identity(x)")),
@@ -141,6 +149,7 @@ CORPUS = {
     "attention-operator-float": (OPERATOR, OPERATOR.replace("float[", "float16[")),
     "zero-point": (QDQ.replace("z = {0}", "z = {3}"), QDQ),
     "asymmetric-activations": (QDQ.replace("int8 z", "uint8 z"), QDQ),
+    "fp8-arithmetic": (FP8_CAST, FP8_PAIR),
     "transposed-convolution-8-bit": (UP, UP.replace("(xd, wd)", "(x, w)")),
     "dequantize-alone": (QDQ.replace("MatMul(xd, kt)", "MatMul(x, kt)"), QDQ),
 }

@@ -14,6 +14,9 @@ FUSABLE = {"MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum", "Attention"}
 """What TensorRT fuses with the DequantizeLinear in front of it."""
 MOVES = {"Transpose", "Reshape", "Squeeze", "Unsqueeze", "MaxPool"}
 """What commutes with quantization, so that TensorRT looks through it."""
+FP8 = {ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT8E5M2}
+FP8_READERS = {*PAIR, *MOVES, "Concat", "Flatten", "Identity", "Shape"} - {"MaxPool"}
+"""What may read FP8 values: what TensorRT's error message lists, and Q/DQ for its zero point."""
 UNSIGNED = {ir.DataType.UINT8, ir.DataType.UINT4}
 
 
@@ -38,6 +41,14 @@ def _unsigned(model: ir.Model) -> Iterator[str]:
         zero = node.inputs[2] if len(node.inputs) > 2 else None
         values = (zero, node.outputs[0] if node.op_type == "QuantizeLinear" else node.inputs[0])
         if any(value is not None and value.dtype in UNSIGNED for value in values):
+            yield named(node)
+
+
+def _fp8_arithmetic(model: ir.Model) -> Iterator[str]:
+    for node in model.graph.all_nodes():
+        if node.domain or node.op_type in FP8_READERS:
+            continue  # an operator of another domain is a plugin
+        if any(value is not None and value.dtype in FP8 for value in node.inputs):
             yield named(node)
 
 
@@ -80,6 +91,14 @@ RULES = (
         "TensorRT wants signed ones. Build the graph for a TensorRT target.",
         reference="TensorRT documentation: explicit quantization",
         find=_unsigned,
+    ),
+    Rule(
+        id="fp8-arithmetic",
+        severity="refused",
+        explanation="TensorRT reads FP8 values through DequantizeLinear and in no other way: a "
+        "Cast of them stops the build. Give it Q/DQ; samforge makes FP8 graphs of int8 ones.",
+        reference="error message of TensorRT for RTX 1.7",
+        find=_fp8_arithmetic,
     ),
     Rule(
         id="dequantize-alone",
