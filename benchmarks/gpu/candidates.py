@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from _timing import Results, kernel_ms
 
-from samforge.transform.lower import kernels
+from samforge.transform.lower import gelu_kernels
 
 
 @triton.jit
@@ -96,9 +96,9 @@ def gelu(results: Results, device: str, rows: int, columns: int) -> None:
     bias = torch.randn(columns, device=device)
     inverse = torch.tensor([20.0], device=device)
     xs = [torch.randn(rows, columns, device=device).bfloat16() for _ in range(3)]
-    wanted = kernels.gelu_to_e4m3_reference(xs[0], scale, bias, inverse)
-    compiled = torch.compile(kernels.gelu_to_e4m3_reference)
-    for name, call in (("Triton", kernels.gelu_to_e4m3), ("Inductor", compiled)):
+    wanted = gelu_kernels.gelu_to_e4m3_reference(xs[0], scale, bias, inverse)
+    compiled = torch.compile(gelu_kernels.gelu_to_e4m3_reference)
+    for name, call in (("Triton", gelu_kernels.gelu_to_e4m3), ("Inductor", compiled)):
         with results.section(f"gelu to e4m3 {name}") as go:
             if go:
                 found = call(xs[0], scale, bias, inverse)

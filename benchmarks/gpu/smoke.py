@@ -23,7 +23,7 @@ from torch import nn
 from samforge.backends.inductor.backend import InductorSession, package_from_exported
 from samforge.core.session import PartSpec, TensorSpec
 from samforge.runtime.device.graphs import Captured
-from samforge.transform.lower import kernels
+from samforge.transform.lower import gelu_kernels
 from samforge.transform.lower.attention import Attention
 from samforge.transform.lower.linear import Fp8Linear
 
@@ -53,7 +53,7 @@ class OneFp8(nn.Module):
         y = self.linear(x)
         scale, bias = (torch.full((128,), n, device=x.device) for n in (1.0, 0.0))
         inverse = torch.full((1,), 20.0, device=x.device)
-        z = kernels.gelu_to_e4m3(y.flatten(0, 1), scale, bias, inverse)
+        z = gelu_kernels.gelu_to_e4m3(y.flatten(0, 1), scale, bias, inverse)
         return y + z.to(BF16).view(y.shape)
 
 

@@ -5,9 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from samforge.transform.lower import biased_attention, grid_bias, kernels
+from samforge.transform.lower import (
+    biased_attention,
+    gelu_kernels,
+    grid_bias,
+    streamed_attention,
+)
 from samforge.transform.lower.linear import TypedLinear
 from samforge.transform.lower.relu import ReluLinear
+from samforge.transform.lower.residual import sum_norm, sum_norm_reference
 
 pytestmark = [
     pytest.mark.gpu,
@@ -28,8 +34,8 @@ def test_gelu_to_e4m3(rows: int, columns: int) -> None:
     product, inverse = drawn(rows, columns) * 2, torch.tensor([20.0], device="cuda")
     scale = torch.rand(columns, device="cuda") + 0.5
     bias = torch.randn(columns, device="cuda")
-    found = kernels.gelu_to_e4m3(product, scale, bias, inverse)
-    wanted = kernels.gelu_to_e4m3_reference(product, scale, bias, inverse)
+    found = gelu_kernels.gelu_to_e4m3(product, scale, bias, inverse)
+    wanted = gelu_kernels.gelu_to_e4m3_reference(product, scale, bias, inverse)
     assert error(found.float(), wanted.float()) < 0.005
     assert found.float().isfinite().all()
 
@@ -37,7 +43,7 @@ def test_gelu_to_e4m3(rows: int, columns: int) -> None:
 @pytest.mark.parametrize("shape", [(5184, 4736), (3, 7), (2, 5, 11)])
 def test_gelu_half(shape: tuple[int, ...]) -> None:
     value = drawn(*shape) * 2
-    found, wanted = kernels.gelu_half(value), kernels.gelu_half_reference(value)
+    found, wanted = gelu_kernels.gelu_half(value), gelu_kernels.gelu_half_reference(value)
     assert error(found, wanted) < 0.003
 
 
@@ -48,8 +54,8 @@ def test_gelu_half(shape: tuple[int, ...]) -> None:
 def test_attend(batch: int, heads: int, tokens: int, size: int) -> None:
     qkv = drawn(batch, tokens, 3, heads, size).permute(2, 0, 3, 1, 4)
     q, k, v = qkv.unbind(0)
-    found = kernels.attend(q, k, v, 0.17)
-    wanted = kernels.attend_reference(q.float(), k.float(), v.float(), 0.17)
+    found = streamed_attention.attend(q, k, v, 0.17)
+    wanted = streamed_attention.attend_reference(q.float(), k.float(), v.float(), 0.17)
     assert error(found, wanted) < 0.01
 
 
@@ -65,9 +71,9 @@ def test_attend_turns_queries(batch: int, heads: int, tokens: int, size: int) ->
     qkv = drawn(batch, tokens, 3, heads, size).permute(2, 0, 3, 1, 4)
     q, k, v = qkv.unbind(0)
     cos, sin = angles(tokens, size // 2)
-    found = kernels.attend(q, k, v, size**-0.5, cos, sin)
-    q = kernels.rotated_pairs(q, cos, sin).float()
-    wanted = kernels.attend_reference(q, k.float(), v.float(), size**-0.5)
+    found = streamed_attention.attend(q, k, v, size**-0.5, cos, sin)
+    q = streamed_attention.rotated_pairs(q, cos, sin).float()
+    wanted = streamed_attention.attend_reference(q, k.float(), v.float(), size**-0.5)
     assert error(found, wanted) < 0.01
 
 
@@ -84,7 +90,7 @@ def test_sum_norm(
 ) -> None:
     residual, product = drawn(rows, columns).to(residual_type) * 3, drawn(rows, columns)
     weight, shift, scale, bias = (torch.randn(columns, device="cuda") for _ in range(4))
-    wanted = kernels.sum_norm_reference(
+    wanted = sum_norm_reference(
         residual.double(),
         product.double(),
         weight,
@@ -93,7 +99,7 @@ def test_sum_norm(
         *((scale, bias) if scaled else (None, None)),
     )
     made = None if inverse is None else torch.tensor([inverse], device="cuda")
-    total, normed = kernels.sum_norm(
+    total, normed = sum_norm(
         residual, product, weight, shift, 1e-6, *((scale, bias) if scaled else (None, None)), made
     )
     assert total.dtype == residual_type
@@ -187,8 +193,8 @@ def test_a_linear_with_relu(rows: int, inputs: int, outputs: int, dtype: torch.d
 def test_sum_norm_compiles() -> None:
     residual, product = drawn(64, 96), drawn(64, 96)
     weight, shift = (torch.randn(96, device="cuda") for _ in range(2))
-    compiled = torch.compile(lambda *given: kernels.sum_norm(*given, 1e-6))
+    compiled = torch.compile(lambda *given: sum_norm(*given, 1e-6))
     found = compiled(residual, product, weight, shift)
-    wanted = kernels.sum_norm_reference(residual, product, weight, shift, 1e-6)
+    wanted = sum_norm_reference(residual, product, weight, shift, 1e-6)
     assert error(found[0], wanted[0]) < 0.004
     assert error(found[1], wanted[1]) < 0.004

@@ -21,16 +21,17 @@ from samforge.transform.lower import (
     lower,
 )
 from samforge.transform.lower.activation import fast_gelu
-from samforge.transform.lower.attention import Attention, suits_streaming
+from samforge.transform.lower.attention import Attention
 from samforge.transform.lower.convolution import (
     PatchConvolution,
     ScatteredConvolution,
     TypedConvolution,
     folded_pointwise,
 )
-from samforge.transform.lower.kernels import attend, gelu_half, gelu_to_e4m3
+from samforge.transform.lower.gelu_kernels import gelu_half, gelu_to_e4m3
 from samforge.transform.lower.linear import Fp8Linear, Fp8Mlp, fits_fp8, quantized
 from samforge.transform.lower.normalization import TypedGroupNorm, TypedLayerNorm
+from samforge.transform.lower.streamed_attention import attend, suits_streaming
 
 F32, BF16 = torch.float32, torch.bfloat16
 

@@ -179,9 +179,9 @@ def detector(
 def test_the_detector_is_the_same_through_its_own_kernels(detector: Callable[..., Any]) -> None:
     worst, operators = detector(Lowering())
     assert worst < 0.05
-    # Two layers of encoder and decoder, their boxes, the mask head: ReLUs that stay follow
-    # GroupNorm, or are part of the reference of the bias where there is no Triton.
-    assert operators.count("aten._addmm_activation.default") > 10
+    # At least the MLPs of two layers of the encoder and two of the decoder: ReLUs that stay follow
+    # GroupNorm or a float32 linear, or are part of the reference of the bias without Triton.
+    assert 4 <= operators.count("aten._addmm_activation.default") < 10
     explicit, _ = detector(Lowering(position_bias="explicit"))
     assert worst < explicit * 1.5
 

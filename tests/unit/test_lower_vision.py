@@ -11,10 +11,10 @@ import torch.nn.functional as F
 
 from samforge.core.session import PartSpec, TensorSpec
 from samforge.transform.lower import Lowering, fp8_scales_from_samples, lower
-from samforge.transform.lower.kernels import attend, rotated_pairs, sum_norm
 from samforge.transform.lower.linear import E4M3, Fp8Linear
 from samforge.transform.lower.normalization import TypedLayerNorm
-from samforge.transform.lower.residual import SumNorm
+from samforge.transform.lower.residual import SumNorm, sum_norm
+from samforge.transform.lower.streamed_attention import attend, rotated_pairs
 
 F32, BF16 = torch.float32, torch.bfloat16
 
@@ -128,18 +128,18 @@ def test_the_settings_for_a_gpu() -> None:
 def test_only_pairs_with_one_angle_are_read_as_rotary(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from samforge.transform.lower import attention
+    from samforge.transform.lower import streamed_attention
 
     tensor = TensorSpec(name="x", dtype="float32", shape=("batch", 80, 32))
     spec = PartSpec(name="block", inputs=(tensor,), outputs=(tensor,))
     turns = []
-    kept = attention.StreamedAttention.forward
+    kept = streamed_attention.StreamedAttention.forward
 
     def forward(self: Any, *tensors: torch.Tensor) -> torch.Tensor:
         turns.append(self.cos is not None)
         return kept(self, *tensors)
 
-    monkeypatch.setattr(attention.StreamedAttention, "forward", forward)
+    monkeypatch.setattr(streamed_attention.StreamedAttention, "forward", forward)
     for pairs in (True, False):
         block, x = Block(pairs).eval(), drawn(2, 80, 32, seed=7)
         program = torch.export.export(block, (x,), dynamic_shapes=({0: torch.export.Dim.AUTO},))

@@ -32,7 +32,7 @@ class FastGelu(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply GELU to every element."""
-        from samforge.transform.lower.kernels import gelu_half  # it builds on this file
+        from samforge.transform.lower.gelu_kernels import gelu_half  # it builds on this file
 
         if x.dtype == self.dtype != torch.float32 and x.ndim >= 2:
             result: Tensor = gelu_half(x.contiguous())

@@ -20,7 +20,7 @@ from samforge.transform.lower.grid_bias import (
     embed_edges,
     padded,
 )
-from samforge.transform.lower.kernels import HAS_TRITON
+from samforge.transform.lower.triton_here import HAS_TRITON
 
 ROWS = 128
 """Queries of a program."""

@@ -129,7 +129,7 @@ class Fp8Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute both linears of (..., K)."""
-        from samforge.transform.lower.kernels import gelu_to_e4m3
+        from samforge.transform.lower.gelu_kernels import gelu_to_e4m3
 
         product = self.first.product(as_operand(x, self.first.inverse))
         hidden = gelu_to_e4m3(product, self.first.scale, self.bias, self.inverse)

@@ -10,12 +10,123 @@ import operator
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from samforge.transform.lower.kernels import sum_norm
-from samforge.transform.lower.linear import Fp8Linear, Fp8Mlp, TypedLinear
+from samforge.transform.lower.linear import E4M3, Fp8Linear, Fp8Mlp, TypedLinear, quantized
 from samforge.transform.lower.normalization import TypedLayerNorm
+from samforge.transform.lower.triton_here import HAS_TRITON
+
+SUM_ROWS = 2
+"""Rows of a program: the vectors of a LayerNorm and of scales are read once for all of them."""
+
+
+def sum_norm_reference(  # noqa: PLR0913, PLR0917  # as the operator takes them
+    residual: Tensor,
+    product: Tensor,
+    weight: Tensor,
+    shift: Tensor,
+    epsilon: float,
+    scale: Tensor | None = None,
+    bias: Tensor | None = None,
+    inverse: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Add a branch to a residual stream and normalize the sum, in one pass.
+
+    Args:
+        residual: (M, C).
+        product: (M, C), half: the branch, before its scales and bias where these are given.
+        weight: (C,), float32, of the LayerNorm.
+        shift: (C,), float32, its bias.
+        epsilon: Added to the variance.
+        scale: (C,), float32, times which the branch is the product.
+        bias: (C,), float32, of the branch.
+        inverse: (1,), float32: one over the scale of a normalized result in E4M3.
+
+    Returns:
+        The sum (M, C) in the residual's type, and the normalized sum (M, C) in the product's type
+        or in E4M3.
+    """
+    branch = product.float()
+    if scale is not None and bias is not None:
+        branch = branch * scale + bias
+    total = residual.float() + branch
+    normed = F.layer_norm(total, (total.shape[-1],), weight, shift, epsilon)
+    normed = normed.to(product.dtype) if inverse is None else quantized(normed, inverse)
+    return total.to(residual.dtype), normed
+
+
+if HAS_TRITON:
+    import triton
+    import triton.language as tl
+
+    @triton.jit  # type: ignore[untyped-decorator,unused-ignore]
+    def _sum_norm(  # type: ignore[no-untyped-def]  # noqa: PLR0913, PLR0917
+        residual_ptr, product_ptr, weight_ptr, shift_ptr, scale_ptr, bias_ptr, inverse_ptr,
+        total_ptr, normed_ptr, rows, columns,
+        epsilon: tl.constexpr, scaled: tl.constexpr, quantize: tl.constexpr,
+        block: tl.constexpr, each: tl.constexpr,
+    ):  # fmt: skip
+        column = tl.arange(0, block)
+        inside = column < columns
+        weight = tl.load(weight_ptr + column, mask=inside, other=0.0)
+        shift = tl.load(shift_ptr + column, mask=inside, other=0.0)
+        if scaled:
+            scale = tl.load(scale_ptr + column, mask=inside, other=0.0)
+            bias = tl.load(bias_ptr + column, mask=inside, other=0.0)
+        if quantize:
+            inverse = tl.load(inverse_ptr)
+        for index in range(each):
+            row = tl.program_id(0) * each + index
+            place = row.to(tl.int64) * columns + column
+            mask = inside & (row < rows)
+            total = tl.load(residual_ptr + place, mask=mask, other=0.0).to(tl.float32)
+            branch = tl.load(product_ptr + place, mask=mask, other=0.0).to(tl.float32)
+            if scaled:
+                branch = branch * scale + bias
+            total += branch
+            tl.store(total_ptr + place, total.to(total_ptr.dtype.element_ty), mask=mask)
+            centred = tl.where(inside, total - tl.sum(total, 0) / columns, 0.0)
+            variance = tl.sum(centred * centred, 0) / columns
+            normed = centred * tl.rsqrt(variance + epsilon) * weight + shift
+            if quantize:
+                normed = tl.minimum(tl.maximum(normed * inverse, -448.0), 448.0)
+            tl.store(normed_ptr + place, normed.to(normed_ptr.dtype.element_ty), mask=mask)
+
+    @torch.library.triton_op("samforge::sum_norm", mutates_args={})
+    def sum_norm(  # noqa: PLR0913, PLR0917
+        residual: Tensor,
+        product: Tensor,
+        weight: Tensor,
+        shift: Tensor,
+        epsilon: float,
+        scale: Tensor | None = None,
+        bias: Tensor | None = None,
+        inverse: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """See :func:`sum_norm_reference`."""
+        rows, columns = residual.shape
+        total = torch.empty_like(residual)
+        normed = torch.empty_like(product, dtype=product.dtype if inverse is None else E4M3)
+
+        def grid(meta: dict[str, Any]) -> tuple[Any, ...]:
+            return (triton.cdiv(rows, meta["each"]),)
+
+        torch.library.wrap_triton(_sum_norm)[grid](
+            residual, product, weight, shift,
+            weight if scale is None else scale, weight if bias is None else bias,
+            weight if inverse is None else inverse,
+            total, normed, rows, columns,
+            # A constant: Inductor passes a number as float64, which has no rsqrt.
+            epsilon=epsilon, scaled=scale is not None, quantize=inverse is not None,
+            block=triton.next_power_of_2(columns), each=SUM_ROWS, num_warps=4,
+        )  # fmt: skip
+        return total, normed
+
+    sum_norm.register_kernel("cpu")(sum_norm_reference)
+else:
+    sum_norm = sum_norm_reference
 
 
 class SumNorm(nn.Module):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from samforge.transform.lower.activation import FastGelu
-from samforge.transform.lower.attention import Attention, StreamedAttention, suits_streaming
+from samforge.transform.lower.attention import Attention
 from samforge.transform.lower.biased_attention import BiasedAttention
 from samforge.transform.lower.convolution import (
     PatchConvolution,
@@ -25,6 +25,7 @@ from samforge.transform.lower.normalization import TypedGroupNorm, TypedLayerNor
 from samforge.transform.lower.relu import ReluLinear, linear_before
 from samforge.transform.lower.rotary import rotation_from_node
 from samforge.transform.lower.settings import Lowering
+from samforge.transform.lower.streamed_attention import StreamedAttention, suits_streaming
 
 FEW_KEYS = 64
 """Attention to at most so many keys is two small products, whatever the kernel for long ones."""
