@@ -15,7 +15,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from samforge.backends import onnxruntime
 from samforge.backends._onnx_file import notes_from_onnx
-from samforge.backends.onnxruntime import OnnxRuntimeSession, optimized_from_onnx, saturates
+from samforge.backends.onnxruntime import (
+    OnnxRuntimeSession,
+    _options,
+    optimized_from_onnx,
+    saturates,
+)
 from samforge.backends.openvino import OpenVinoSession
 from samforge.core.errors import BuildError, SettingError
 from samforge.core.session import PartSpec, TensorSpec
@@ -571,3 +576,8 @@ def test_notes_are_those_onnx_writes(tmp_path: Path) -> None:
     path = saved(model, tmp_path)
     written = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
     assert notes_from_onnx(path) == written == model.metadata_props
+
+
+def test_threads_of_a_session_rest_between_its_runs() -> None:
+    options = _options({})
+    assert options.get_session_config_entry("session.force_spinning_stop") == "1"
