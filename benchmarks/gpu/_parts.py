@@ -1,12 +1,7 @@
-"""Parts for the benchmarks: from a checkpoint with random weights to packages on disk.
-
-Packages are built by processes of their own, side by side: compiling is work for the processor.
-"""
+"""Parts for the benchmarks: from a checkpoint with random weights to compiled ones."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +14,6 @@ from samforge.core.session import PartSpec
 from samforge.transform.export import TRACED_SIZES, exported_from_part
 from samforge.transform.fuse import fuse
 from samforge.transform.lower import Lowering, fp8_scales_from_samples, lower
-
-HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,14 +51,6 @@ class Order:
         words += [self.fixed.replace("=", "").replace(",", "-")] if self.fixed else []
         words += ["tuned"] if self.tuned else []
         return "_".join(words)
-
-    def arguments(self) -> list[str]:
-        """The order as command-line arguments."""
-        return [
-            f"--{name}={value}"
-            for name in self.__dataclass_fields__
-            if (value := getattr(self, name)) not in (None, "", False)
-        ]
 
 
 def family_checkpoint(family: str, model: str, size: int | None) -> Any:
@@ -241,29 +226,6 @@ class SizedPart:
             )
             for name, tensor in tensors.items()
         }
-
-
-def build_all(orders: list[Order], folder: Path, limit_s: float) -> dict[str, str]:
-    """Build packages side by side; gives the log of those that failed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    running = {}
-    for order in orders:
-        log = (folder / f"{order.name}.log").open("w")
-        command = [sys.executable, str(HERE / "build.py"), f"--folder={folder}"]
-        running[order.name] = subprocess.Popen(
-            [*command, *order.arguments()], stdout=log, stderr=subprocess.STDOUT
-        )
-    deadline = time.monotonic() + limit_s
-    failed = {}
-    for name, process in running.items():
-        try:
-            code = process.wait(timeout=max(1.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            code = "out of time"
-        if code != 0:
-            failed[name] = f"{code}: {(folder / f'{name}.log').read_text()[-3000:]}"
-    return failed
 
 
 def session(order: Order, folder: Path) -> InductorSession:
