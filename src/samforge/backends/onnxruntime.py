@@ -149,8 +149,7 @@ def _options(notes: Mapping[str, str]) -> ort.SessionOptions:
     """Settings that a file asks for in its notes."""
     options = ort.SessionOptions()
     # A bundle has several sessions, each with threads of its own. After a run they would go on
-    # spinning, on the processors that the next session wants: 1.5 to 1.7 times the time of an image
-    # on two cores (the tiny model). Within a run they spin as before.
+    # spinning, on the processors that the next session wants. Within a run they spin as before.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if UNOPTIMIZED_NOTE in notes:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL

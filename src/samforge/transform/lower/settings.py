@@ -36,7 +36,7 @@ SENSITIVE = (
 work."""
 HALF_IN_FP8 = ("*o_proj*", "*decoder*", "*text*", "*encoder.layers*", "*scoring*", "*masks*")
 """Linears that fp8 leaves in bf16. ``o_proj`` would gain 8 us by a faster product, and lose them
-where its input is quantized: a pass of its own, or 8 us more in the attention kernel (H200); the
+where its input is quantized, by a pass of its own or in the attention kernel (H200); the
 rest are the detector's, whose products are too small to gain."""
 
 
