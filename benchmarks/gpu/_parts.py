@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import torch
 
-from samforge.backends.inductor.backend import InductorSession, package_from_exported
+from samforge.backends.inductor.backend import OPTIONS, InductorSession, package_from_exported
 from samforge.core.session import PartSpec
 from samforge.transform.export import TRACED_SIZES, exported_from_part
 from samforge.transform.fuse import fuse
@@ -170,7 +170,7 @@ class CompiledPart:
         self.plain: torch.nn.Module = lowered.program.module(check_guards=False)
         self.module: Any = self.plain
         if not options.get("eager"):
-            self.module = torch.compile(self.plain, options=options)
+            self.module = torch.compile(self.plain, options={**OPTIONS, **options})
 
     def placed(self, tensors: Any) -> dict[str, torch.Tensor]:
         """As the program was traced; some of the inputs may be given alone."""

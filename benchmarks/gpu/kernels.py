@@ -1,4 +1,3 @@
-# ruff: noqa: E741
 """Kernels that a lowering can choose between, each alone at SAM 3's shapes.
 
     python benchmarks/gpu/kernels.py --out FILE [--small]
@@ -20,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from samforge.core.images import ImageSpec
 from samforge.runtime.device import Resizer
-from samforge.runtime.device.results import masks_above
+from samforge.runtime.device.masks import masks_above
 from samforge.runtime.device.transfer import Uploader, host_tensor
 from samforge.transform.lower.activation import FastGelu
 from samforge.transform.lower.linear import Fp8Linear, quantized
@@ -260,7 +259,10 @@ def transfers(bench: Bench) -> None:
     for count in (1, 4, 16):
         logits = bench.random(count, 4 * bench.side, 4 * bench.side)
         out = host_tensor((count, height, width), torch.bool, device)
-        call = lambda _, l=logits, o=out: masks_above(l, (height, width), 0.5, o)  # noqa: E731
+        wanted = [(0, query) for query in range(count)]
+        call = lambda _, x=logits[None], w=wanted, o=out: masks_above(  # noqa: E731
+            x, w, (height, width), 0.5, o
+        )
         bench.results.add(f"masks of {count} to 4K on the host ms", wall_ms(call, rounds=20))
 
 

@@ -7,6 +7,7 @@ import torch
 
 from samforge.transform.lower import (
     biased_attention,
+    float_linear,
     gelu_kernels,
     grid_bias,
     streamed_attention,
@@ -198,3 +199,29 @@ def test_sum_norm_compiles() -> None:
     wanted = sum_norm_reference(residual, product, weight, shift, 1e-6)
     assert error(found[0], wanted[0]) < 0.004
     assert error(found[1], wanted[1]) < 0.004
+
+
+@pytest.mark.parametrize(("batch", "heads", "tokens", "size"), [(9, 16, 576, 64), (2, 3, 5, 32)])
+def test_turned(batch: int, heads: int, tokens: int, size: int) -> None:
+    qkv = drawn(batch, tokens, 3, heads, size).permute(2, 0, 3, 1, 4)
+    angles = torch.rand(tokens, size // 2, device="cuda") * 7
+    found = streamed_attention.turned(qkv[1], angles.cos(), angles.sin())
+    wanted = streamed_attention.turned_reference(qkv[1], angles.cos(), angles.sin())
+    assert found.stride() == wanted.stride()
+    assert error(found, wanted) < 0.001
+
+
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize(
+    ("rows", "inputs", "outputs"), [(200, 256, 256), (200, 512, 256), (3200, 256, 4), (1, 40, 1)]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_float_linear(rows: int, inputs: int, outputs: int, relu: bool, dtype: torch.dtype) -> None:
+    x = torch.randn(rows, inputs, device="cuda").to(dtype)
+    weight = torch.randn(outputs, inputs, device="cuda") / inputs**0.5
+    bias = torch.randn(outputs, device="cuda")
+    found = float_linear.float_linear(x, weight, bias, relu)
+    wanted = torch.nn.functional.linear(x.double(), weight.double(), bias.double())
+    wanted = wanted.relu() if relu else wanted
+    assert found.dtype == torch.float32
+    assert torch.allclose(found.double(), wanted, rtol=1e-5, atol=1e-5)

@@ -20,12 +20,12 @@ from samforge.media import read_image
 from samforge.models.tiny.scenes import draw_scene
 from samforge.runtime import PhraseTokenizer, Segmenter, image_bchw_from_rgb
 from samforge.runtime.device import DeviceSegmenter, Resizer
+from samforge.runtime.device.masks import masks_above
 from samforge.runtime.device.resize import resize_weights, taps_from_weights
 from samforge.runtime.device.results import (
     admitted,
     detections_from_found,
     found_from_summary,
-    masks_above,
     summary,
 )
 from samforge.transform.export import TRACED_SIZES, exported_from_part, save_exported
@@ -168,7 +168,7 @@ def test_taps_are_all_of_the_weights(source: int, target: int) -> None:
     weights = resize_weights(source, target)
     first, taps = taps_from_weights(weights)
     again = np.zeros_like(weights)
-    for row, (start, values) in enumerate(zip(first, taps, strict=True)):
+    for row, (start, values) in enumerate(zip(first, taps.T, strict=True)):
         again[row, start : start + len(values)] = values
     assert again == pytest.approx(weights, abs=1e-7)
 
@@ -193,7 +193,7 @@ def test_scores_boxes_and_masks() -> None:
     assert chosen[0, 0].tolist() == [1, 0]
     masks = torch.empty(2, 4, 4, dtype=torch.bool)
     logits = torch.tensor([[[9.0, -9.0], [-9.0, -9.0]], [[9.0, 9.0], [9.0, 9.0]]])
-    masks_above(logits, (4, 4), 0.5, masks)
+    masks_above(logits[None], [(0, 0), (0, 1)], (4, 4), 0.5, masks)
     assert masks.sum((1, 2)).tolist() == [4, 16]
     made = detections_from_found(
         found, masks.numpy(), chosen, image=0, labels=("cat",), size_hw=(4, 4)

@@ -144,6 +144,9 @@ def test_norms_are_float32_inside() -> None:
     weight, bias = drawn(16, seed=1), drawn(16, seed=2)
     found = TypedGroupNorm(4, weight, bias, 1e-5, F32)(x)
     assert error(found, F.group_norm(x, 4, weight, bias, 1e-5)) < 1e-6
+    ending_in_relu = TypedGroupNorm(4, weight, bias, 1e-5, F32)
+    ending_in_relu.relu = True
+    assert error(ending_in_relu(x), F.group_norm(x, 4, weight, bias, 1e-5).relu()) < 1e-6
     row = (drawn(5, 16) * 300).to(BF16)
     wanted = F.layer_norm(row.float(), (16,), weight, bias, 1e-6)
     assert torch.equal(TypedLayerNorm((16,), weight, bias, 1e-6, BF16)(row), wanted.to(BF16))

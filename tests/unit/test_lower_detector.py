@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
+from samforge.core.session import PartSpec, TensorSpec
 from samforge.transform.export import exported_from_file
 from samforge.transform.fuse import fuse
 from samforge.transform.lower import Lowering, lower
@@ -20,6 +22,7 @@ from samforge.transform.lower.biased_attention import (
     attend_grid_reference,
     splits_for,
 )
+from samforge.transform.lower.float_linear import FloatLinear
 from samforge.transform.lower.grid_bias import (
     edges_from_bias,
     embed_edges_reference,
@@ -29,6 +32,7 @@ from samforge.transform.lower.linear import TypedLinear
 from samforge.transform.lower.relu import ReluLinear
 
 F32, BF16 = torch.float32, torch.bfloat16
+LINEARS = ("aten.linear", "samforge.float_linear")
 
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -152,6 +156,59 @@ def test_a_linear_with_relu_rounds_once(dtype: torch.dtype) -> None:
     assert found.shape == (2, 7, 48)
     assert found.dtype == dtype
     assert error(found, F.relu(linear(x))) < (1e-6 if dtype == F32 else 0.005)
+
+
+class Heads(nn.Module):
+    """Keys of three layers from the same tokens, and heads as boxes are read off them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.k_proj = nn.ModuleList(nn.Linear(16, 8 + index) for index in range(3))
+        self.box_head = nn.ModuleList([nn.Linear(16, 16), nn.Linear(16, 4)])
+        self.presence_head = nn.Linear(600, 1)
+        self.norm = nn.GroupNorm(4, 16)
+        self.register_buffer("projection", torch.randn(16, 5))
+
+    def forward(self, x: torch.Tensor, wide: torch.Tensor) -> torch.Tensor:
+        first, second = self.box_head
+        parts = [project(x) for project in self.k_proj]
+        parts += [second(F.relu(first(x))), torch.matmul(x, self.projection)]
+        parts += [self.presence_head(wide)]
+        parts += [F.relu(self.norm(x.transpose(1, 2)[..., None]))[..., 0].transpose(1, 2)]
+        return torch.cat(parts, -1)
+
+
+def test_linears_that_read_one_tensor_are_one_and_heads_stay_float32() -> None:
+    x, wide = drawn(2, 7, 16), drawn(2, 7, 600, seed=1)
+    sizes = {"x": 16, "wide": 600}
+    inputs = tuple(
+        TensorSpec(name=n, dtype="float32", shape=("batch", 7, s)) for n, s in sizes.items()
+    )
+    output = TensorSpec(name="all", dtype="float32", shape=("batch", 7, 8 + 9 + 10 + 4 + 5 + 17))
+    spec = PartSpec(name="heads", inputs=inputs, outputs=(output,))
+    module = Heads().eval().requires_grad_(False)
+    axes = {0: torch.export.Dim.AUTO}
+    program = torch.export.export(module, (x, wide), dynamic_shapes=(axes, axes))
+    exact = lower(program, spec, settings=Lowering(precision="fp32")).program.module()
+    assert error(exact(x, wide)[0], module(x, wide)) < 1e-6
+    traced = lower(program, spec, settings=Lowering()).program
+    names = [str(node.target) for node in traced.graph.nodes if node.op == "call_function"]
+    # The three projections at once, the product with a constant, and three of heads.
+    assert sum(names.count(f"{name}.default") for name in LINEARS) == 5
+    (found,), wanted = traced.module()(x, wide), module(x, wide)
+    assert error(found, wanted) < 0.01
+    assert (found - wanted)[..., 27:31].abs().max() < 1e-5
+    assert (found - wanted)[..., 36].abs().max() < 1e-5
+
+
+def test_a_float_linear_takes_half_and_keeps_float32() -> None:
+    x, weight, bias = drawn(2, 7, 32).to(BF16), drawn(48, 32, seed=1), drawn(48, seed=2)
+    layer = FloatLinear(weight, bias)
+    assert error(layer(x), F.linear(x.double(), weight.double(), bias.double())) < 1e-6
+    layer.relu = True
+    assert torch.equal(layer(x), F.linear(x.float(), weight, bias).relu())
+    assert torch.equal(layer(x.transpose(0, 1)), layer(x).transpose(0, 1))
 
 
 @pytest.fixture(scope="module")

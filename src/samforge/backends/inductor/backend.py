@@ -52,6 +52,15 @@ if TYPE_CHECKING:
 SUFFIX = "aoti.pt2"
 
 
+OPTIONS: Mapping[str, Any] = {
+    # What Inductor would pad is rows, 201 of a decoder's queries to 208: an operand's alignment is
+    # in its other axis, and the kernel that pads costs half the product. It measures whether to,
+    # and no two compilations agree.
+    "shape_padding": False,
+}
+"""Of ``torch._inductor.config``, for whatever is compiled."""
+
+
 def package_from_exported(
     program: ExportedProgram,
     spec: PartSpec,
@@ -83,6 +92,7 @@ def package_from_exported(
         )
     record = record_from_program(program, spec, precision)
     settings = {
+        **OPTIONS,
         **link_options(),
         **(options or {}),
         "aot_inductor.metadata": {KEY: record.to_json()},

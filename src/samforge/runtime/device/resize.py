@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from importlib.util import find_spec
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +11,10 @@ from torch import Tensor
 
 from samforge.core.errors import ShapeError
 from samforge.core.images import ImageSpec
+from samforge.core.triton_here import HAS_TRITON
 
-HAS_TRITON = find_spec("triton") is not None
+COLUMNS = 128
+"""Columns of the target in one program."""
 _KEPT_SIZES = 8  # a stream rarely mixes more; 4K weights take 12 MB
 
 
@@ -41,12 +42,13 @@ def resize_weights(source: int, target: int) -> npt.NDArray[np.float64]:
 def taps_from_weights(
     weights: npt.NDArray[np.float64],
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-    """First source pixel of every target pixel, (T,), and its weights from there on, (T, taps)."""
+    """First source pixel of every target pixel, (T,), and its weights from there on, (taps, T)."""
     first = (weights > 0).argmax(1)
     taps = int((weights > 0).sum(1).max())
     first = np.minimum(first, weights.shape[1] - taps)
     places = first[:, None] + np.arange(taps)[None]
-    return first.astype(np.int32), np.take_along_axis(weights, places, 1).astype(np.float32)
+    taken = np.take_along_axis(weights, places, 1).T.astype(np.float32)
+    return first.astype(np.int32), np.ascontiguousarray(taken)
 
 
 class Resizer:
@@ -67,11 +69,12 @@ class Resizer:
         self._mean, self._std = (values[:, None, None] for values in scale)
         self._scales = torch.cat([scale[0], 1.0 / scale[1]]).float()
 
-    def __call__(self, rgb: Tensor) -> Tensor:
+    def __call__(self, rgb: Tensor, out: Tensor | None = None) -> Tensor:
         """Prepare one picture.
 
         Args:
             rgb: (H, W, 3), uint8, on this resizer's device.
+            out: Where the result goes, (3, size, size), float32, contiguous; None makes it.
 
         Returns:
             (3, size, size), float32.
@@ -92,9 +95,10 @@ class Resizer:
         height, width = rgb.shape[:2]
         same = (height, width) == (self.spec.size, self.spec.size)
         if self._in_kernels and not same:
-            return _resized_by_kernels(
-                rgb.contiguous(), self.spec.size, self._scales, self._tables_of(height, width)
-            )
+            if out is None:
+                out = torch.empty(3, self.spec.size, self.spec.size, device=self.device)
+            _resize_by_kernels(rgb.contiguous(), out, self._scales, self._tables_of(height, width))
+            return out
         values = rgb.to(self.dtype)
         if same:
             pixels = values.permute(2, 0, 1).float()
@@ -104,7 +108,7 @@ class Resizer:
             rows = (down @ values.view(height, width * 3)).view(-1, width, 3)
             pixels = (rows.permute(2, 0, 1) @ across).float()  # [3, S, W] @ [W, S]
             pixels = (pixels + 0.5).floor_().clamp_(0, 255)
-        return (pixels - self._mean) / self._std
+        return torch.div(pixels - self._mean, self._std, out=out)
 
     def _tables_of(self, height: int, width: int) -> tuple[Tensor, ...]:
         """Taps of both axes for the kernels, (first, weights) each; else the two matrices."""
@@ -132,7 +136,7 @@ if HAS_TRITON:
 
     @triton.jit  # type: ignore[untyped-decorator,unused-ignore]
     def _rows(  # type: ignore[no-untyped-def]  # noqa: PLR0913, PLR0917
-        rgb_ptr, out_ptr, first_ptr, weight_ptr, values, taps, block: tl.constexpr,
+        rgb_ptr, out_ptr, first_ptr, weight_ptr, values, size, taps, block: tl.constexpr,
     ):  # fmt: skip
         """One row of the target over full rows of the source: (H, W * 3) to (S, W * 3)."""
         row = tl.program_id(0)
@@ -141,7 +145,7 @@ if HAS_TRITON:
         first = tl.load(first_ptr + row).to(tl.int64)
         total = tl.zeros((block,), tl.float32)
         for tap in range(taps):
-            weight = tl.load(weight_ptr + row * taps + tap)
+            weight = tl.load(weight_ptr + tap * size + row)
             source = rgb_ptr + (first + tap) * values + place
             total += weight * tl.load(source, mask=inside, other=0).to(tl.float32)
         tl.store(out_ptr + row.to(tl.int64) * values + place, total.to(tl.float16), mask=inside)
@@ -151,35 +155,42 @@ if HAS_TRITON:
         rows_ptr, out_ptr, first_ptr, weight_ptr, scale_ptr, width, size,
         taps, block: tl.constexpr,
     ):  # fmt: skip
-        """One row of one channel: (S, W, 3) to (3, S, S), rounded to 8 bits and normalized."""
-        row, channel = tl.program_id(0), tl.program_id(1)
-        column = tl.arange(0, block)
+        """Part of a row: (S, W, 3) to (3, S, S), rounded to 8 bits and normalized.
+
+        A program takes all channels of its columns: what they read lies side by side.
+        """
+        row, column = tl.program_id(0), tl.program_id(1) * block + tl.arange(0, block)
         inside = column < size
         first = tl.load(first_ptr + column, mask=inside, other=0)
-        source = rows_ptr + (row.to(tl.int64) * width + first) * 3 + channel
-        total = tl.zeros((block,), tl.float32)
+        source = rows_ptr + (row.to(tl.int64) * width + first) * 3
+        red = tl.zeros((block,), tl.float32)
+        green = tl.zeros((block,), tl.float32)
+        blue = tl.zeros((block,), tl.float32)
         for tap in range(taps):
-            weight = tl.load(weight_ptr + column * taps + tap, mask=inside, other=0.0)
-            total += weight * tl.load(source + tap * 3, mask=inside, other=0.0).to(tl.float32)
-        value = tl.minimum(tl.maximum(tl.floor(total + 0.5), 0.0), 255.0)
-        mean, inverse = tl.load(scale_ptr + channel), tl.load(scale_ptr + 3 + channel)
-        place = (channel * size + row).to(tl.int64) * size + column
-        tl.store(out_ptr + place, (value - mean) * inverse, mask=inside)
+            weight = tl.load(weight_ptr + tap * size + column, mask=inside, other=0.0)
+            red += weight * tl.load(source + tap * 3, mask=inside, other=0.0).to(tl.float32)
+            green += weight * tl.load(source + tap * 3 + 1, mask=inside, other=0.0).to(tl.float32)
+            blue += weight * tl.load(source + tap * 3 + 2, mask=inside, other=0.0).to(tl.float32)
+        place = row.to(tl.int64) * size + column
+        for channel in tl.static_range(3):
+            total = red if channel == 0 else green if channel == 1 else blue
+            value = tl.minimum(tl.maximum(tl.floor(total + 0.5), 0.0), 255.0)
+            mean, inverse = tl.load(scale_ptr + channel), tl.load(scale_ptr + 3 + channel)
+            at = out_ptr + channel * size.to(tl.int64) * size + place
+            tl.store(at, (value - mean) * inverse, mask=inside)
 
-    def _resized_by_kernels(
-        rgb: Tensor, size: int, scales: Tensor, tables: tuple[Tensor, ...]
-    ) -> Tensor:
-        """(H, W, 3), uint8 to (3, S, S), float32."""
-        width = rgb.shape[1]
+    def _resize_by_kernels(
+        rgb: Tensor, out: Tensor, scales: Tensor, tables: tuple[Tensor, ...]
+    ) -> None:
+        """(H, W, 3), uint8, into (3, S, S), float32."""
+        width, size = rgb.shape[1], out.shape[-1]
         down_first, down, across_first, across = tables
         rows = torch.empty(size, width, 3, dtype=torch.float16, device=rgb.device)
-        out = torch.empty(3, size, size, device=rgb.device)
         block = 1024
         _rows[size, triton.cdiv(width * 3, block)](
-            rgb, rows, down_first, down, width * 3, taps=down.shape[1], block=block
+            rgb, rows, down_first, down, width * 3, size, taps=down.shape[0], block=block
         )
-        _columns[size, 3](
+        _columns[size, triton.cdiv(size, COLUMNS)](
             rows, out, across_first, across, scales, width, size,
-            taps=across.shape[1], block=triton.next_power_of_2(size),
+            taps=across.shape[0], block=COLUMNS,
         )  # fmt: skip
-        return out

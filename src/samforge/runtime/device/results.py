@@ -8,14 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from samforge.core.detections import Detections
 from samforge.core.errors import FidelityError
 from samforge.runtime.postprocess import Thresholds
-
-_CHUNK_BYTES = 256 << 20  # of float32 masks at image size
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -49,40 +46,6 @@ def admitted(scores: npt.NDArray[np.float32], threshold: float) -> npt.NDArray[n
     """Queries above a threshold, best score first, (Q,) -> (K,)."""
     order = np.argsort(-scores, kind="stable")
     return order[scores[order] > np.float32(threshold)]
-
-
-def masks_above(
-    logits: Tensor,
-    size_hw: tuple[int, int],
-    threshold: float,
-    out: Tensor,
-    copies: torch.cuda.Stream | None = None,
-) -> None:
-    """Bring masks to image size and compare them with a threshold, some at a time.
-
-    Args:
-        logits: (K, h, w) of admitted queries.
-        size_hw: Height and width of the image.
-        threshold: Pixels of a mask have a probability above it.
-        out: (K, H, W), bool, on the host; pinned where the logits are on a GPU.
-        copies: Stream on which masks go to the host, beside the kernels of what comes next.
-    """
-    height, width = size_hw
-    step = max(1, _CHUNK_BYTES // (4 * height * width))
-    for start in range(0, len(logits), step):
-        part = slice(start, start + step)
-        probabilities = logits[part].float().sigmoid()
-        wide = F.interpolate(
-            probabilities[:, None], size=size_hw, mode="bilinear", align_corners=False
-        )
-        above = wide[:, 0] > threshold
-        if copies is None:
-            out[part].copy_(above)
-            continue
-        copies.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(copies):
-            out[part].copy_(above, non_blocking=True)
-        above.record_stream(copies)
 
 
 def detections_from_found(

@@ -15,12 +15,12 @@ from samforge.core.errors import SettingError, ShapeError
 from samforge.core.images import ImageSource, ImageSpec, RgbImage
 from samforge.core.session import PartSpec
 from samforge.runtime.device.graphs import Graphs
+from samforge.runtime.device.masks import masks_above
 from samforge.runtime.device.resize import Resizer
 from samforge.runtime.device.results import (
     chosen_from_found,
     detections_from_found,
     found_from_summary,
-    masks_above,
     summary,
 )
 from samforge.runtime.device.transfer import Uploader, host_tensor
@@ -247,7 +247,7 @@ class DeviceSegmenter:
             ("images", batch), vision, {"images": torch.empty(batch, 3, size, size)}
         )
         for index, rgb in enumerate(pictures):
-            images["images"][index].copy_(self._resize(rgb))
+            self._resize(rgb, images["images"][index])
         outputs = self._graphs.run(("vision", batch), lambda: vision.run_tensors(images))
         # At fixed addresses: the graph's own outputs, which the detector's graph reads.
         self._static["features", batch] = {name: outputs[name] for name in _LEVELS}
@@ -313,9 +313,8 @@ class DeviceSegmenter:
             ]
             out = host_tensor((len(wanted), *size_hw), torch.bool, self.device)
             if wanted:
-                index = torch.tensor(wanted, device=self.device)
-                logits = pending.outputs["pred_masks"][image][index[:, 0], index[:, 1]]
-                masks_above(logits, size_hw, pending.thresholds.mask, out, self._copies)
+                logits = pending.outputs["pred_masks"][image]
+                masks_above(logits, wanted, size_hw, pending.thresholds.mask, out, self._copies)
             masks.append(out)
         done = None
         if self.device.type == "cuda":

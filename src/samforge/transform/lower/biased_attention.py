@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from samforge.core.triton_here import HAS_TRITON
 from samforge.transform.lower.grid_bias import (
     SIDE,
     Embedding,
@@ -20,7 +21,6 @@ from samforge.transform.lower.grid_bias import (
     embed_edges,
     padded,
 )
-from samforge.transform.lower.triton_here import HAS_TRITON
 
 ROWS = 128
 """Queries of a program."""

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from samforge.core.triton_here import HAS_TRITON
 from samforge.transform.lower.linear import TypedLinear
 from samforge.transform.lower.relu import ReluLinear
-from samforge.transform.lower.triton_here import HAS_TRITON
 
 SIDE = 8
 """Cells along a side of a tile: edges are padded to whole tiles."""

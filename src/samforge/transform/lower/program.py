@@ -18,6 +18,7 @@ from torch.fx import GraphModule, Node
 
 from samforge.core.errors import ExportError
 from samforge.core.session import PartSpec, TensorSpec
+from samforge.transform.lower.joined_linears import join_linears
 from samforge.transform.lower.residual import join_sums
 from samforge.transform.lower.rules import RULES, Surroundings, folded_convolutions, operator_name
 from samforge.transform.lower.settings import Lowering
@@ -152,6 +153,7 @@ def _with_rules(
             layers.append((surroundings.path(node), made.format))
     if settings.sums == "joined":
         join_sums(module)
+    join_linears(module)
     graph.eliminate_dead_code()
     _drop_unused_constants(module)
     graph.lint()

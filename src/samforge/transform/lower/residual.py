@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
+from samforge.core.triton_here import HAS_TRITON
 from samforge.transform.lower.linear import E4M3, Fp8Linear, Fp8Mlp, TypedLinear, quantized
 from samforge.transform.lower.normalization import TypedLayerNorm
-from samforge.transform.lower.triton_here import HAS_TRITON
 
 SUM_ROWS = 2
 """Rows of a program: the vectors of a LayerNorm and of scales are read once for all of them."""

@@ -1,4 +1,4 @@
-"""Finds a query's rotary encoding in a graph, for kernels that apply it themselves."""
+"""Finds the rotary encoding of queries and keys in a graph, for kernels that apply it."""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ from samforge.transform.lower.convolution import (
     TypedConvolution,
     folded_pointwise,
 )
+from samforge.transform.lower.float_linear import MOST_INPUTS, FloatLinear
 from samforge.transform.lower.grid_bias import embedding_before, grid_bias_from_mask
 from samforge.transform.lower.linear import Fp8Linear, Fp8Mlp, TypedLinear, fits_fp8
 from samforge.transform.lower.normalization import TypedGroupNorm, TypedLayerNorm
@@ -63,6 +64,12 @@ class Surroundings:
             value = getattr(value, name)
         return cast(Tensor, value).detach().to(self.device)
 
+    def lowered(self, node: Any) -> nn.Module | None:
+        """The module that a node calls, where it has been lowered."""
+        if not (isinstance(node, Node) and "lowered" in node.meta):
+            return None
+        return self.module.get_submodule(str(node.target))
+
     def path(self, node: Node) -> str:
         """Module path of an operator: that of its weight, or where it was traced."""
         for argument in node.args:
@@ -94,7 +101,10 @@ def _linear(node: Node, surroundings: Surroundings) -> Made | None:
     settings = surroundings.settings
     precision = settings.linear_precision(surroundings.path(node))
     dtype = torch.float32 if precision == "fp32" else settings.compute
-    module = TypedLinear(weight, bias, dtype)
+    if dtype == torch.float32 != settings.compute and weight.shape[1] <= MOST_INPUTS:
+        module: TypedLinear = FloatLinear(weight, bias)
+    else:
+        module = TypedLinear(weight, bias, dtype)
     return Made(module=module, arguments=(cast(Node, node.args[0]),), format=_format(dtype))
 
 
@@ -184,12 +194,16 @@ def _attention(node: Node, surroundings: Surroundings) -> Made:
     elif kernel == "triton" or (
         kernel == "fastest" and suits_streaming(query.meta["val"], key.meta["val"])
     ):
-        turn = rotation_from_node(query, surroundings)
-        source = query if turn is None else turn[0]
+        found = [rotation_from_node(one, surroundings) for one in (query, key)]
+        sources = [
+            one if turn is None else turn[0] for one, turn in zip((query, key), found, strict=True)
+        ]
         streamed = StreamedAttention(
-            settings.compute, argument(node, 6, "scale"), None if turn is None else turn[1:]
+            settings.compute,
+            argument(node, 6, "scale"),
+            *(None if turn is None else turn[1:] for turn in found),
         )
-        return Made(module=streamed, arguments=(source, key, value))
+        return Made(module=streamed, arguments=(*sources, value))
     elif kernel == "fastest":
         kernel = "cudnn"
     module = Attention(
@@ -226,10 +240,18 @@ def _is_bias(mask: Any) -> bool:
 
 
 def _relu(node: Node, surroundings: Surroundings) -> Made | None:
+    front = node.args[0]
+    norm = surroundings.lowered(front)
+    if isinstance(norm, TypedGroupNorm) and len(cast(Node, front).users) == 1:
+        norm.relu = True
+        return Made(module=norm, arguments=(cast(Node, cast(Node, front).args[0]),))
     found = linear_before(node, surroundings.module)
     if found is None or surroundings.settings.precision == "fp32":
         return None
     linear, source = found
+    if isinstance(linear, FloatLinear):
+        linear.relu = True
+        return Made(module=linear, arguments=(source,))
     if linear.dtype == torch.float32:
         return None  # cuBLASLt's float32 kernels with an epilogue: 10 and 16 us for 6.5 on an H200
     return Made(module=ReluLinear(linear), arguments=(source,))
@@ -283,6 +305,9 @@ def _matmul(node: Node, surroundings: Surroundings) -> Made | None:
     dtype = surroundings.settings.compute
     if surroundings.settings.linear_precision(surroundings.path(node)) == "fp32":
         dtype = torch.float32
+    weight = surroundings.constant(second)
+    if weight is not None and weight.ndim == 2:
+        return Made(module=TypedLinear(weight.t(), None, dtype), arguments=(cast(Node, first),))
     return Made(module=Product(dtype), arguments=(cast(Node, first), cast(Node, second)))
 
 

@@ -1,4 +1,7 @@
-"""Attention without a mask as one Triton kernel, which may turn queries by their positions."""
+"""Attention without a mask as one Triton kernel, which may turn queries by their positions.
+
+Keys are read once for every block of queries, so they are turned before, in a kernel of their own.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from samforge.transform.lower.triton_here import HAS_TRITON
+from samforge.core.triton_here import HAS_TRITON
 
 STREAMED_SIZE = 32
 """At this head size, and over windows, the Triton kernel beats cuDNN (110 against 160 us for 5184
 tokens and 8 heads of 32 on an H200); over all tokens at 64 it loses (301 against 266 us)."""
 WINDOW_TOKENS = 1024
+TURNED_TOKENS = 4
+"""Tokens of a program that turns keys."""
 
 
 def attend_reference(  # as the operator takes them
@@ -54,9 +59,54 @@ def rotated_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return turned.flatten(-2).to(x.dtype)
 
 
+def turned_reference(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """:func:`rotated_pairs` of (B, H, T, D), the heads of a token side by side in memory."""
+    return rotated_pairs(x, cos, sin).transpose(1, 2).contiguous().transpose(1, 2)
+
+
 if HAS_TRITON:
     import triton
     import triton.language as tl
+
+    @triton.jit  # type: ignore[untyped-decorator,unused-ignore]
+    def _turn(  # type: ignore[no-untyped-def]  # noqa: PLR0913, PLR0917
+        x_ptr, cos_ptr, sin_ptr, out_ptr, count, tokens, x_batch, x_head, x_row,
+        heads: tl.constexpr, size: tl.constexpr, rows: tl.constexpr, block: tl.constexpr,
+    ):  # fmt: skip
+        """All heads of some tokens."""
+        row = tl.program_id(0) * rows + tl.arange(0, rows)
+        token, batch = row % tokens, (row // tokens).to(tl.int64)
+        value = tl.arange(0, block)
+        mask = (row < count)[:, None] & (value < heads * size)[None, :]
+        x_at = x_ptr + (batch * x_batch + token * x_row)[:, None]
+        x_at = x_at + (value // size * x_head + value % size)[None, :]
+        x = tl.load(x_at, mask=mask, other=0.0).to(tl.float32)
+        pair = tl.arange(0, block // 2) % (size // 2)
+        angle = token[:, None] * (size // 2) + pair[None, :]
+        cos, sin = tl.load(cos_ptr + angle), tl.load(sin_ptr + angle)
+        first, second = tl.split(tl.reshape(x, (rows, block // 2, 2)))
+        x = tl.join(first * cos - second * sin, second * cos + first * sin)
+        x = tl.reshape(x, (rows, block)).to(out_ptr.dtype.element_ty)
+        out_at = out_ptr + row.to(tl.int64)[:, None] * (heads * size) + value[None, :]
+        tl.store(out_at, x, mask=mask)
+
+    @torch.library.triton_op("samforge::turned", mutates_args={})
+    def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """See :func:`turned_reference`."""
+        batch, heads, tokens, size = x.shape
+        out = torch.empty((batch, tokens, heads, size), dtype=x.dtype, device=x.device)
+
+        def grid(meta: dict[str, Any]) -> tuple[Any, ...]:
+            return (triton.cdiv(batch * tokens, meta["rows"]),)
+
+        torch.library.wrap_triton(_turn)[grid](
+            x, cos, sin, out, batch * tokens, tokens, x.stride(0), x.stride(1), x.stride(2),
+            heads=heads, size=size, rows=TURNED_TOKENS,
+            block=triton.next_power_of_2(heads * size), num_warps=4,
+        )  # fmt: skip
+        return out.transpose(1, 2)
+
+    turned.register_kernel("cpu")(turned_reference)
 
     @triton.jit  # type: ignore[untyped-decorator,unused-ignore]
     def _attend(  # type: ignore[no-untyped-def]  # noqa: PLR0913, PLR0917
@@ -142,17 +192,23 @@ if HAS_TRITON:
 
     attend.register_kernel("cpu")(attend_reference)
 else:
-    attend = attend_reference
+    attend, turned = attend_reference, turned_reference
 
 
 class StreamedAttention(nn.Module):
-    """Attention by the Triton kernel, with the query's rotary encoding in it."""
+    """Attention by the Triton kernel, with the rotary encoding of queries and of keys."""
 
     cos: Tensor | None
     sin: Tensor | None
+    key_cos: Tensor | None
+    key_sin: Tensor | None
 
     def __init__(
-        self, dtype: torch.dtype, scale: float | None, turn: tuple[Tensor, Tensor] | None
+        self,
+        dtype: torch.dtype,
+        scale: float | None,
+        turn: tuple[Tensor, Tensor] | None,
+        key_turn: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         """Take over what surrounds the kernel.
 
@@ -160,11 +216,14 @@ class StreamedAttention(nn.Module):
             dtype: Of query, key and value.
             scale: Of the scores; None takes one over the square root of the head size.
             turn: Cosine and sine (T, D / 2) by which the query is still to be turned.
+            key_turn: The same for the key.
         """
         super().__init__()
         self.dtype, self.scale = dtype, scale
         self.register_buffer("cos", None if turn is None else turn[0])
         self.register_buffer("sin", None if turn is None else turn[1])
+        self.register_buffer("key_cos", None if key_turn is None else key_turn[0])
+        self.register_buffer("key_sin", None if key_turn is None else key_turn[1])
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attend from (B, H, T, D) to (B, H, T, D)."""
@@ -172,6 +231,8 @@ class StreamedAttention(nn.Module):
         q, k, v = (
             tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in (q, k, v)
         )
+        if self.key_cos is not None and self.key_sin is not None:
+            k = turned(k, self.key_cos, self.key_sin)
         scale = q.shape[-1] ** -0.5 if self.scale is None else self.scale
         attended: Tensor = attend(q, k, v, scale, self.cos, self.sin)
         return attended.transpose(1, 2)
