@@ -51,12 +51,14 @@ def int8_and_scales(array: Array, axis: int) -> tuple[Array, Array]:
         int8 of the same shape, and float32 scales (channels,): largest magnitude / 127.
     """
     others = tuple(index for index in range(array.ndim) if index != axis)
-    largest = np.abs(array).max(axis=others)
+    largest = np.maximum(array.max(axis=others), -array.min(axis=others))
     # A channel of zeros keeps a scale that is not zero.
     scales = (np.where(largest > 0, largest, 1) / 127).astype(np.float32)
     shape = [1] * array.ndim
     shape[axis] = -1
-    return np.rint(array / scales.reshape(shape)).astype(np.int8), scales
+    steps = array / scales.reshape(shape)
+    np.rint(steps, out=steps)  # the text encoder's table is 202 MB: no second copy of it
+    return steps.astype(np.int8), scales
 
 
 def _output_axis(value: ir.Value, node: ir.Node, index: int) -> int | None:
