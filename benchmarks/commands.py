@@ -2,9 +2,12 @@
 
     python benchmarks/commands.py demo         # samforge demo, from nothing
     python benchmarks/commands.py build-full   # the 840 M architecture at 1008 px, random weights
+    python benchmarks/commands.py build-full-int8   # the same in int8, calibrated on 4 images
 
 Peak memory is the highest sum of resident memory over the command's processes, sampled ten times a
-second, and the kernel's own high-water mark of the largest process.
+second, and the kernel's own high-water mark of the largest process. The size of an int8 bundle is
+compared with that of the fp32 bundle in the kept result of ``build-full``. Random weights tell
+size, time and memory, and calibration on noise gives ranges without meaning.
 """
 
 from __future__ import annotations
@@ -18,9 +21,11 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 from _conditions import write_result
 
+RESULTS = Path(__file__).parent / "results"
 SAMFORGE = [sys.executable, "-m", "samforge.apps.cli"]
 COMMANDS = {
     "demo": (["demo", "--out", "{out}"], {"seconds": 90.0}),
@@ -31,8 +36,17 @@ COMMANDS = {
         ],
         {"peak_gib": 6.0},
     ),
+    "build-full-int8": (
+        [
+            *("build", "facebook/sam3", "--random-weights", "--target", "onnxruntime"),
+            *("--precision", "int8", "--samples", "4", "--out", "{out}/bundle"),
+        ],
+        {"vision_peak_gib": 8.0, "of_fp32": 0.30},
+    ),
 }
 """Arguments and limits of each command."""
+FP32 = {"build-full-int8": "build_full"}
+"""Result whose bundle is the same model in fp32."""
 
 
 def resident_bytes(pid: int) -> int:
@@ -66,6 +80,14 @@ def run(name: str) -> dict[str, object]:
         manifest = json.loads(manifests[0].read_text()) if manifests else {}
     largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     measured = {"seconds": round(seconds, 1), "peak_gib": round(peak[0] / 2**30, 2)}
+    size = sum(entry["bytes"] for entry in manifest.get("files", {}).values())
+    steps = manifest.get("steps", [])
+    compared: dict[str, Any] = {}
+    if name in FP32 and code == 0:
+        fp32 = json.loads((RESULTS / f"{FP32[name]}.json").read_text())
+        measured |= {"of_fp32": round(size / fp32["bytes"], 4), "vision_peak_gib": _vision(steps)}
+        compared = {"part_bytes": _part_bytes(steps), "fp32_bytes": fp32["bytes"]}
+        compared["fp32_part_bytes"] = _part_bytes(fp32["steps"])
     return {
         "command": " ".join(["samforge", *arguments]).format(out="OUT"),
         "exit_code": code,
@@ -73,9 +95,21 @@ def run(name: str) -> dict[str, object]:
         "largest_process_gib": round(largest, 2),
         "limits": limits,
         "holds": code == 0 and all(measured[key] <= limit for key, limit in limits.items()),
-        "steps": manifest.get("steps", []),
-        "bytes": sum(entry["bytes"] for entry in manifest.get("files", {}).values()),
+        "steps": steps,
+        "bytes": size,
+        **compared,
     }
+
+
+def _vision(steps: list[dict[str, Any]]) -> float:
+    """Peak memory up to vision's ONNX file: its calibration and Q/DQ, and whatever came before."""
+    peaks = {(step["name"], step["part"]): step["peak_gib"] for step in steps}
+    return float(peaks["onnx", "vision"])
+
+
+def _part_bytes(steps: list[dict[str, Any]]) -> dict[str, int]:
+    """Size of each part's ONNX file with its weights."""
+    return {step["part"]: step["bytes"] for step in steps if step["name"] == "onnx"}
 
 
 def _watch(process: subprocess.Popen[bytes], peak: list[int]) -> None:

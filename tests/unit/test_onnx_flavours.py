@@ -23,9 +23,12 @@ from samforge.backends.onnxruntime import (
 )
 from samforge.backends.openvino import OpenVinoSession
 from samforge.core.errors import BuildError, SettingError
+from samforge.core.recipe import Recipe
 from samforge.core.session import PartSpec, TensorSpec
+from samforge.steps.flavours import flavoured
 from samforge.transform.onnx.convert import save_onnx
 from samforge.transform.onnx.e4m3 import to_e4m3
+from samforge.transform.onnx.embeddings import TABLES_NOTE, embeddings_to_int8
 from samforge.transform.onnx.half import cast_half
 from samforge.transform.onnx.integer_kernels import (
     check_integer_kernels,
@@ -557,6 +560,197 @@ def test_weights_to_int8_leaves_what_is_small_or_shared() -> None:
     product = graph.node("MatMul", ["x", shared], "product")
     total = graph.node("MatMul", [shared, graph.node("Transpose", [product], "t")], "total")
     assert "DequantizeLinear" not in operators(weights_to_int8(graph.model(total)))
+
+
+# --- embedding tables
+
+
+class Lookup(Graph):
+    """Looks rows of a table up by the tokens of two phrases."""
+
+    tokens = np.array([[0, 2, 2, 5], [7, 5, 1, 0]])
+
+    def __init__(self) -> None:
+        super().__init__([2, 4])
+
+    def model(self, output: str) -> ir.Model:
+        proto = helper.make_model(
+            helper.make_graph(
+                self.nodes,
+                "part",
+                [helper.make_tensor_value_info("tokens", TensorProto.INT64, self.shape)],
+                [helper.make_tensor_value_info(output, TensorProto.FLOAT, None)],
+                self.tensors,
+            ),
+            opset_imports=[helper.make_opsetid("", 20)],
+            ir_version=10,
+        )
+        return ir.from_proto(onnx.shape_inference.infer_shapes(proto, strict_mode=True))
+
+
+def rows(count: int = 8, channels: int = 128) -> np.ndarray:
+    """A table whose rows have sizes of their own; row 5 is zeros."""
+    random = np.random.default_rng(4)
+    table = random.normal(size=(count, channels)) * random.uniform(0.01, 10, (count, 1))
+    table[5] = 0
+    return table.astype(np.float32)
+
+
+def looked_up(table: np.ndarray) -> ir.Model:
+    graph = Lookup()
+    return graph.model(graph.node("Gather", [graph.constant("table", table), "tokens"], "y"))
+
+
+def run_lookup(model: ir.Model, folder: Path) -> np.ndarray:
+    session = OnnxRuntimeSession(saved(model, folder), spec_of(model))
+    (result,) = session.run({"tokens": Lookup.tokens}).values()
+    return result
+
+
+def initializers(model: ir.Model) -> dict[str, np.ndarray]:
+    return {
+        name: value.const_value.numpy()
+        for name, value in model.graph.initializers.items()
+        if value.const_value is not None
+    }
+
+
+def test_embeddings_by_hand(tmp_path: Path) -> None:
+    table = np.zeros((8, 128), np.float32)
+    table[0, :3] = [254, -2, 1.2]  # a step of 2: 127, -1 and 0.6, which becomes 1
+    table[2, :2] = [-1.27, 0.5]  # a step of 0.01
+    table[7, 127] = 3e-6
+    model = embeddings_to_int8(looked_up(table))
+    assert operators(model) == ["Gather", "Gather", "Cast", "Mul"]
+    assert model.metadata_props[TABLES_NOTE] == "table"
+    stored = initializers(model)
+    assert {name: (array.dtype, array.shape) for name, array in stored.items()} == {
+        "table_int8": (np.int8, (8, 128)),
+        "table_scales": (np.float32, (8, 1)),
+    }
+    assert stored["table_int8"][0, :4].tolist() == [127, -1, 1, 0]
+    assert stored["table_int8"][2, :3].tolist() == [-127, 50, 0]
+    assert not stored["table_int8"][[1, 3, 4, 5, 6]].any()
+    wanted = table.copy()
+    wanted[0, 2] = 2
+    np.testing.assert_allclose(run_lookup(model, tmp_path), wanted[Lookup.tokens], rtol=1e-6)
+
+
+def test_an_embedding_moves_by_half_a_step_of_its_row(tmp_path: Path) -> None:
+    table = rows()
+    model = embeddings_to_int8(looked_up(table))
+    stored = initializers(model)
+    steps = np.abs(table).max(axis=1, keepdims=True) / 127
+    restored = stored["table_int8"] * stored["table_scales"]
+    assert (np.abs(restored - table) <= steps / 2 * 1.0001).all()
+    assert np.isfinite(restored).all()
+    found = run_lookup(model, tmp_path)
+    assert found.shape == (2, 4, 128)
+    assert np.array_equal(found, restored[Lookup.tokens])
+    assert sqnr_db(run_lookup(looked_up(table), tmp_path), found) > 40
+    sizes = [saved(one, tmp_path).stat().st_size for one in (model, looked_up(rows()))]
+    assert sizes[0] / sizes[1] < 0.45  # the graph itself is small, and not nothing
+
+
+def test_runtimes_keep_the_table_in_int8(tmp_path: Path) -> None:
+    table = rows(4096)
+    model = embeddings_to_int8(looked_up(table))
+    path, out = saved(model, tmp_path), tmp_path / "optimized.onnx"
+    optimized_from_onnx(path, out)
+    kept = initializers(ir.load(out))
+    (stored,) = [array for array in kept.values() if array.shape == table.shape]
+    assert stored.dtype == np.int8
+    assert sum(array.nbytes for array in kept.values()) == table.size + 4 * len(table)
+
+    session = OpenVinoSession(path, spec_of(model))
+    (found,) = session.run({"tokens": Lookup.tokens}).values()
+    np.testing.assert_allclose(found, run_lookup(model, tmp_path), rtol=1e-6)
+    gathers = [layer.precision for layer in session.layers() if layer.operator == "Gather"]
+    assert sorted(gathers) == ["f32", "i8"]  # scales and rows
+
+
+@pytest.mark.parametrize("axis", [0, -2])
+def test_lookups_share_their_table(axis: int, tmp_path: Path) -> None:
+    graph = Lookup()
+    table = graph.constant("table", rows())
+    first = graph.node("Gather", [table, "tokens"], "first", axis=axis)
+    flat = graph.node("Reshape", ["tokens", graph.constant("flat", np.array([4, 2]))], "flat_ids")
+    second = graph.node("Gather", [table, flat], "second", axis=axis)
+    back = graph.node("Reshape", [second, graph.constant("back", np.array([2, 4, 128]))], "back_y")
+    model = embeddings_to_int8(graph.model(graph.node("Sub", [first, back], "y")))
+    assert operators(model).count("Gather") == 4
+    stored = [array for array in initializers(model).values() if array.size >= 8]
+    assert sorted((array.dtype.name, array.shape) for array in stored) == [
+        ("float32", (8, 1)),
+        ("int8", (8, 128)),
+    ]
+    assert not run_lookup(model, tmp_path).any()
+
+
+def test_embeddings_leave_what_is_no_large_table() -> None:
+    graph = Lookup()
+    table = graph.constant("table", rows())
+    columns = graph.node("Gather", [table, "tokens"], "y", axis=1)
+    models = [looked_up(rows(8, 127)), graph.model(columns)]  # 1016 values
+    graph = Lookup()  # a table that a product reads too
+    table = graph.constant("table", rows())
+    found = graph.node("Gather", [table, "tokens"], "found")
+    turned = graph.node("Transpose", [table], "turned", perm=[1, 0])
+    models.append(graph.model(graph.node("MatMul", [found, turned], "y")))
+    graph = Lookup()  # a table that is computed
+    floats = graph.node("Cast", ["tokens"], "floats", to=TensorProto.FLOAT)
+    wide = graph.constant("wide", np.ones((4, 512), np.float32))
+    table = graph.node("MatMul", [floats, wide], "table")
+    models.append(graph.model(graph.node("Gather", [table, graph.constant("i", [0, 1])], "y")))
+    graph = Lookup()  # matrices are looked up, not rows
+    table = graph.constant("table", rows(64).reshape(8, 8, 128))
+    models.append(graph.model(graph.node("Gather", [table, "tokens"], "y")))
+    for model in models:
+        before = operators(model), list(initializers(model))
+        embeddings_to_int8(model)
+        assert (operators(model), list(initializers(model))) == before
+        assert TABLES_NOTE not in model.metadata_props
+
+
+@pytest.mark.parametrize(
+    ("target", "precision", "stored"),
+    [
+        ("onnxruntime", "fp32", "float32"),
+        ("onnxruntime", "fp16", "float32"),
+        ("onnxruntime", "int8", "int8"),
+        ("onnxruntime", "fp8", "int8"),
+        ("onnxruntime", "int8-weights", "int8"),
+        ("openvino", "bf16", "float32"),
+        ("openvino", "int8", "int8"),
+        ("openvino", "int8-weights", "int8"),
+        ("tensorrt", "fp8", "float32"),
+        ("tensorrt-rtx", "int8", "float32"),
+    ],
+)
+def test_flavours_with_int8_tables(
+    target: str, precision: str, stored: str, tmp_path: Path
+) -> None:
+    table = rows()
+    recipe = Recipe(target=target, precision=precision)
+    model = flavoured(looked_up(table), recipe)
+    kinds = {array.dtype.name for array in initializers(model).values() if array.size == table.size}
+    assert kinds == {stored}
+    found = run_lookup(model, tmp_path)
+    assert found.dtype == np.float32
+    assert np.abs(found - table[Lookup.tokens]).max() <= np.abs(table).max() / 254 * 1.0001
+
+
+def test_embeddings_are_no_integer_layers(tmp_path: Path) -> None:
+    graph = Lookup()
+    table = graph.constant("table", rows())
+    found = graph.node("Gather", [table, "tokens"], "found")
+    model = graph.model(graph.linear(graph.pair(found, 0.02), "y", (128, 16)))
+    to_u8s8(embeddings_to_int8(model))
+    path, out = saved(model, tmp_path), tmp_path / "optimized.onnx"
+    optimized_from_onnx(path, out)
+    assert model.metadata_props[INTEGER_NOTE] == "1"
+    intended, found_names = intended_layers(model), integer_nodes(ir.load(out))
+    assert check_integer_kernels("text", "ONNX Runtime", intended, found_names) == 1
 
 
 # --- notes in the file

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from samforge.core.recipe import Recipe
+from samforge.core.recipe import QUANTIZED, Recipe
 from samforge.transform.onnx.attention_kernels import fuse_attention
 from samforge.transform.onnx.blocks import block_attention
 from samforge.transform.onnx.e4m3 import to_e4m3
+from samforge.transform.onnx.embeddings import embeddings_to_int8
 from samforge.transform.onnx.half import cast_half
 from samforge.transform.onnx.openvino_flavour import to_openvino
 from samforge.transform.onnx.precision_plan import SAFE
@@ -27,9 +28,11 @@ def flavoured(model: ir.Model, recipe: Recipe) -> ir.Model:
         The same model.
     """
     if recipe.precision == "int8-weights":
-        return weights_to_int8(model)
+        return embeddings_to_int8(weights_to_int8(model))
     if recipe.target.startswith("tensorrt"):
         return tensorrt_flavour(model, recipe.precision)
+    if recipe.precision in QUANTIZED:
+        embeddings_to_int8(model)
     if recipe.precision == "fp16":
         return cast_half(model, SAFE)
     if recipe.precision == "fp8":
