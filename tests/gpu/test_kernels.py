@@ -7,6 +7,7 @@ import torch
 
 from samforge.transform.lower import (
     biased_attention,
+    few_keys,
     float_linear,
     gelu_kernels,
     grid_bias,
@@ -225,3 +226,17 @@ def test_float_linear(rows: int, inputs: int, outputs: int, relu: bool, dtype: t
     wanted = wanted.relu() if relu else wanted
     assert found.dtype == torch.float32
     assert torch.allclose(found.double(), wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("batch", "heads", "tokens", "length", "size"),
+    [(1, 8, 5184, 32, 32), (3, 8, 201, 32, 32), (2, 2, 5, 7, 16)],
+)
+def test_attend_few(batch: int, heads: int, tokens: int, length: int, size: int) -> None:
+    q = drawn(batch, tokens, heads, size).transpose(1, 2)
+    k, v = drawn(batch, length, 2, heads, size).permute(2, 0, 3, 1, 4).unbind(0)
+    bias = torch.where(torch.rand(batch, length, device="cuda") < 0.5, -1e4, 0.0)
+    bias[:, 0] = 0
+    found = few_keys.attend_few(q, k, v, bias, 0.2)
+    wanted = few_keys.attend_few_reference(q.float(), k.float(), v.float(), bias, 0.2)
+    assert error(found, wanted) < 0.01

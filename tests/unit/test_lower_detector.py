@@ -22,6 +22,7 @@ from samforge.transform.lower.biased_attention import (
     attend_grid_reference,
     splits_for,
 )
+from samforge.transform.lower.few_keys import FewKeysAttention
 from samforge.transform.lower.float_linear import FloatLinear
 from samforge.transform.lower.grid_bias import (
     edges_from_bias,
@@ -202,6 +203,16 @@ def test_linears_that_read_one_tensor_are_one_and_heads_stay_float32() -> None:
     assert (found - wanted)[..., 36].abs().max() < 1e-5
 
 
+def test_attention_to_few_keys_is_attention_with_their_bias() -> None:
+    q, k, v = drawn(3, 2, 9, 16), drawn(3, 2, 5, 16, seed=1), drawn(3, 2, 5, 16, seed=2)
+    bias = torch.where(drawn(3, 1, 1, 5, seed=3) > 0.5, -1e4, 0.0)
+    wanted = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=0.3)
+    assert error(FewKeysAttention(F32, 0.3)(q, k, v, bias), wanted) < 1e-6
+    shared = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[:1], scale=0.25)
+    assert error(FewKeysAttention(F32, None)(q, k, v, bias[:1]), shared) < 1e-6
+    assert error(FewKeysAttention(BF16, 0.3)(q, k, v, bias), wanted) < 0.02
+
+
 def test_a_float_linear_takes_half_and_keeps_float32() -> None:
     x, weight, bias = drawn(2, 7, 32).to(BF16), drawn(48, 32, seed=1), drawn(48, seed=2)
     layer = FloatLinear(weight, bias)
@@ -236,6 +247,8 @@ def detector(
 def test_the_detector_is_the_same_through_its_own_kernels(detector: Callable[..., Any]) -> None:
     worst, operators = detector(Lowering())
     assert worst < 0.05
+    on_gpu, _ = detector(Lowering(attention="fastest", sums="joined"))
+    assert on_gpu < worst * 1.5
     # At least the MLPs of two layers of the encoder and two of the decoder: ReLUs that stay follow
     # GroupNorm or a float32 linear, or are part of the reference of the bias without Triton.
     assert 4 <= operators.count("aten._addmm_activation.default") < 10

@@ -19,6 +19,7 @@ from samforge.transform.lower.convolution import (
     TypedConvolution,
     folded_pointwise,
 )
+from samforge.transform.lower.few_keys import FEW_KEYS, FewKeysAttention, biases_few_keys
 from samforge.transform.lower.float_linear import MOST_INPUTS, FloatLinear
 from samforge.transform.lower.grid_bias import embedding_before, grid_bias_from_mask
 from samforge.transform.lower.linear import Fp8Linear, Fp8Mlp, TypedLinear, fits_fp8
@@ -27,9 +28,6 @@ from samforge.transform.lower.relu import ReluLinear, linear_before
 from samforge.transform.lower.rotary import rotation_from_node
 from samforge.transform.lower.settings import Lowering
 from samforge.transform.lower.streamed_attention import StreamedAttention, suits_streaming
-
-FEW_KEYS = 64
-"""Attention to at most so many keys is two small products, whatever the kernel for long ones."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -183,6 +181,10 @@ def _attention(node: Node, surroundings: Surroundings) -> Made:
     grid_bias = grid_bias_from_mask(mask) if separable and not causal else None
     if grid_bias is not None:
         return _biased_attention(node, surroundings, *grid_bias)
+    few = settings.attention in ("fastest", "triton") and settings.precision != "fp32"
+    if few and not causal and biases_few_keys(mask, key):
+        made = FewKeysAttention(settings.compute, argument(node, 6, "scale"))
+        return Made(module=made, arguments=(query, key, value, cast(Node, mask)))
     if causal:
         kernel = "auto"  # the streaming kernel and explicit products know no order
     elif _is_bias(mask) and settings.position_bias == "sdpa":
