@@ -235,6 +235,17 @@ def test_fp8_takes_the_large_linears_only(lowered: Callable[..., Any]) -> None:
     assert not any(path.endswith("o_proj") for path, form in layers if form == "fp8")
 
 
+def test_every_constant_moves_to_the_device(
+    part: Callable[..., Any], exported_file: Callable[[str], Path]
+) -> None:
+    # The boxes' encoder holds a tensor that it made while it was traced, which is no buffer.
+    program = fuse(exported_from_file(exported_file("detector_boxes")), target="inductor").program
+    spec = part("detector_boxes").spec
+    moved = lower(program, spec, settings=Lowering(), device="meta").program
+    constants = [*moved.state_dict.values(), *moved.constants.values()]
+    assert {str(tensor.device) for tensor in constants} == {"meta"}
+
+
 def test_calibration_sees_what_linears_read() -> None:
     class Two(torch.nn.Module):
         def __init__(self) -> None:

@@ -129,6 +129,7 @@ def _with_rules(
     """Put a module in the place of every operator that has a rule; constants move to a device."""
     graph = module.graph
     drop_checks(graph)
+    _constants_to_buffers(module)
     surroundings = Surroundings(module=module, settings=settings, device=device)
     for tail in folded_convolutions(surroundings):
         graph.erase_node(tail)
@@ -174,6 +175,18 @@ def drop_checks(graph: torch.fx.Graph) -> None:
             graph.erase_node(node)
         elif "device" in node.kwargs:
             node.kwargs = {**node.kwargs, "device": None}
+
+
+def _constants_to_buffers(module: GraphModule) -> None:
+    """Register tensors that a model made while it was traced, so that they move with the rest."""
+    kept = {name for name, _ in [*module.named_parameters(), *module.named_buffers()]}
+    for name in {str(node.target) for node in module.graph.nodes if node.op == "get_attr"} - kept:
+        path, _, leaf = name.rpartition(".")
+        owner = module.get_submodule(path)
+        value = getattr(owner, leaf)
+        if isinstance(value, Tensor):
+            delattr(owner, leaf)
+            owner.register_buffer(leaf, value)
 
 
 def _drop_unused_constants(module: GraphModule) -> None:
