@@ -1,4 +1,4 @@
-"""What issue 6 promises of speed, as data, and whether a run keeps it.
+"""What is promised of speed, as data, and whether a run keeps it.
 
 python benchmarks/gpu/claims.py RUN.json [RUN.json ...]
 """
@@ -153,7 +153,7 @@ CLAIMS = (
         least=True,
     ),
 )
-"""Everything of the issue that a run can tell."""
+"""Everything that a run can tell."""
 
 
 def judged(figures: Figures, contenders: set[str]) -> list[dict[str, Any]]:

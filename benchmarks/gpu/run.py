@@ -47,8 +47,8 @@ MEASURING_S = {"stock": 50.0}
 OTHERS_S = 20.0
 """The same for contenders that are not named there."""
 WORKSPACE = {"TORCH_CUBLASLT_UNIFIED_WORKSPACE": "0", "CUBLASLT_WORKSPACE_SIZE": "0"}
-"""For every contender: with a workspace cuBLASLt takes kernels that have it cleared first, 4 us around
-each of 72 products of the vision part. See gpu.md."""
+"""For every contender: with a workspace cuBLASLt takes kernels that have it cleared first, 4 us
+around each of 72 products of the vision part. See gpu.md."""
 GRACE_S = 20.0
 """Until one that does not stop compiling is ended."""
 
