@@ -172,7 +172,7 @@ def _convolution(node: Node, surroundings: Surroundings) -> Made | None:
 
 def _attention(node: Node, surroundings: Surroundings) -> Made:
     settings = surroundings.settings
-    query, key, value = (cast(Node, node.args[index]) for index in range(3))
+    query, key, value = _operands(node)
     mask = argument(node, 3, "attn_mask")
     kernel = settings.attention
     keys = key.meta["val"].shape[-2]
@@ -196,16 +196,7 @@ def _attention(node: Node, surroundings: Surroundings) -> Made:
     elif kernel == "triton" or (
         kernel == "fastest" and suits_streaming(query.meta["val"], key.meta["val"])
     ):
-        found = [rotation_from_node(one, surroundings) for one in (query, key)]
-        sources = [
-            one if turn is None else turn[0] for one, turn in zip((query, key), found, strict=True)
-        ]
-        streamed = StreamedAttention(
-            settings.compute,
-            argument(node, 6, "scale"),
-            *(None if turn is None else turn[1:] for turn in found),
-        )
-        return Made(module=streamed, arguments=(*sources, value))
+        return _streamed_attention(node, surroundings)
     elif kernel == "fastest":
         kernel = "cudnn"
     module = Attention(
@@ -229,8 +220,28 @@ def _biased_attention(
     module = BiasedAttention(
         surroundings.settings.compute, argument(node, 6, "scale"), plain, embeddings
     )
+    return Made(module=module, arguments=(*_operands(node), down, across))
+
+
+def _streamed_attention(node: Node, surroundings: Surroundings) -> Made:
+    """Attention that takes over the rotary encoding of its query and of its key."""
+    query, key, value = _operands(node)
+    found = [rotation_from_node(one, surroundings) for one in (query, key)]
+    sources = [
+        one if turn is None else turn[0] for one, turn in zip((query, key), found, strict=True)
+    ]
+    module = StreamedAttention(
+        surroundings.settings.compute,
+        argument(node, 6, "scale"),
+        *(None if turn is None else turn[1:] for turn in found),
+    )
+    return Made(module=module, arguments=(*sources, value))
+
+
+def _operands(node: Node) -> tuple[Node, Node, Node]:
+    """Query, key and value."""
     query, key, value = (cast(Node, node.args[index]) for index in range(3))
-    return Made(module=module, arguments=(query, key, value, down, across))
+    return query, key, value
 
 
 def _is_bias(mask: Any) -> bool:
