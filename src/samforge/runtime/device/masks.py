@@ -14,7 +14,7 @@ from samforge.runtime.device.transfer import host_tensor
 _CHUNK_BYTES = 256 << 20  # of masks at image size, or of float32 probabilities on a processor
 
 
-def masks_above(  # a kernel's door
+def masks_above(
     logits: Tensor,
     wanted: Sequence[tuple[int, int]],
     size_hw: tuple[int, int],

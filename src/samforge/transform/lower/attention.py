@@ -7,6 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def for_kernel(q: Tensor, k: Tensor, v: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Query, key and value in one type, the values of a head side by side: as kernels read them."""
+    tensors = (tensor.to(dtype) for tensor in (q, k, v))
+    return tuple(one if one.stride(-1) == 1 else one.contiguous() for one in tensors)
+
+
 class Attention(nn.Module):
     """Attention with operands of one type."""
 

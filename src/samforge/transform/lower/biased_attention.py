@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from samforge.core.triton_here import HAS_TRITON
+from samforge.transform.lower.attention import for_kernel
 from samforge.transform.lower.grid_bias import (
     SIDE,
     Embedding,
@@ -237,10 +238,7 @@ class BiasedAttention(nn.Module):
         layers that compute them give them anyway. With embeddings they are what those read,
         (B, Q, height, 2) and (B, Q, width, 2).
         """
-        q, k, v = (tensor.to(self.dtype) for tensor in (q, k, v))
-        q, k, v = (
-            tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in (q, k, v)
-        )
+        q, k, v = for_kernel(q, k, v, self.dtype)
         scale = q.shape[-1] ** -0.5 if self.scale is None else self.scale
         if self.embedded:
             edges = self._edges(down, across)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from samforge.core.triton_here import HAS_TRITON
+from samforge.transform.lower.attention import for_kernel
 
 FEW_KEYS = 64
 """Beyond it, keys are streamed."""
@@ -109,10 +110,7 @@ class FewKeysAttention(nn.Module):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
         """Attend from (B, H, T, D) to (B, H, L, D); the bias is (B or 1, 1, 1, L)."""
-        q, k, v = (tensor.to(self.dtype) for tensor in (q, k, v))
-        q, k, v = (
-            tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in (q, k, v)
-        )
+        q, k, v = for_kernel(q, k, v, self.dtype)
         scale = q.shape[-1] ** -0.5 if self.scale is None else self.scale
         each = bias.expand(q.shape[0], 1, 1, k.shape[2]).reshape(q.shape[0], -1).contiguous()
         attended: Tensor = attend_few(q, k, v, each, scale)

@@ -99,7 +99,8 @@ def _linear(node: Node, surroundings: Surroundings) -> Made | None:
     settings = surroundings.settings
     precision = settings.linear_precision(surroundings.path(node))
     dtype = torch.float32 if precision == "fp32" else settings.compute
-    if dtype == torch.float32 != settings.compute and weight.shape[1] <= MOST_INPUTS:
+    amid_half = dtype != settings.compute
+    if amid_half and weight.shape[1] <= MOST_INPUTS:
         module: TypedLinear = FloatLinear(weight, bias)
     else:
         module = TypedLinear(weight, bias, dtype)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from samforge.core.triton_here import HAS_TRITON
+from samforge.transform.lower.attention import for_kernel
 
 STREAMED_SIZE = 32
 """At this head size, and over windows, the Triton kernel beats cuDNN (110 against 160 us for 5184
@@ -227,10 +228,7 @@ class StreamedAttention(nn.Module):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attend from (B, H, T, D) to (B, H, T, D)."""
-        q, k, v = (tensor.to(self.dtype) for tensor in (q, k, v))
-        q, k, v = (
-            tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in (q, k, v)
-        )
+        q, k, v = for_kernel(q, k, v, self.dtype)
         if self.key_cos is not None and self.key_sin is not None:
             k = turned(k, self.key_cos, self.key_sin)
         scale = q.shape[-1] ** -0.5 if self.scale is None else self.scale
