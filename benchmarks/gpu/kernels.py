@@ -19,8 +19,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from samforge.core.images import ImageSpec
 from samforge.runtime.device import Resizer
-from samforge.runtime.device.masks import masks_above
-from samforge.runtime.device.transfer import Uploader, host_tensor
+from samforge.runtime.device.masks import index_on_device, masks_to_host
+from samforge.runtime.device.transfer import Uploader
 from samforge.transform.lower.activation import FastGelu
 from samforge.transform.lower.linear import Fp8Linear, quantized
 
@@ -258,11 +258,8 @@ def transfers(bench: Bench) -> None:
     bench.results.add("resize 4K ms", call_ms(lambda: resize(placed)))
     for count in (1, 4, 16):
         logits = bench.random(count, 4 * bench.side, 4 * bench.side)
-        out = host_tensor((count, height, width), torch.bool, device)
-        wanted = [(0, query) for query in range(count)]
-        call = lambda _, x=logits[None], w=wanted, o=out: masks_above(  # noqa: E731
-            x, w, (height, width), 0.5, o
-        )
+        index = index_on_device([(0, query) for query in range(count)], device)
+        call = lambda _, x=logits[None], i=index: masks_to_host(x, i, (height, width), 0.5)  # noqa: E731
         bench.results.add(f"masks of {count} to 4K on the host ms", wall_ms(call, rounds=20))
 
 

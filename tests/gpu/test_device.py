@@ -8,8 +8,14 @@ import torch
 
 from samforge.core.images import ImageSpec
 from samforge.runtime.device import Resizer
-from samforge.runtime.device.masks import above_reference, masks_above
-from samforge.runtime.device.transfer import host_tensor
+from samforge.runtime.device.admission import admitted_on_device, admitted_reference
+from samforge.runtime.device.masks import (
+    _above_by_kernel,
+    above_reference,
+    index_on_device,
+    masks_to_host,
+)
+from samforge.runtime.device.transfer import Uploader
 
 pytestmark = [
     pytest.mark.gpu,
@@ -43,10 +49,39 @@ def test_masks_are_those_of_torchs_resize(
     logits = torch.nn.functional.interpolate(torch.randn(*shape[:2], 8, 8), shape[-2:]) * 4
     logits = logits.to("cuda", dtype).contiguous(memory_format=torch.channels_last)
     wanted = [(0, 2), (shape[0] - 1, 0), (0, 1)]
-    out = host_tensor((3, *size_hw), torch.bool, torch.device("cuda"))
-    masks_above(logits, wanted, size_hw, 0.4, out, torch.cuda.Stream())
-    torch.cuda.synchronize()
+    index = index_on_device(wanted, torch.device("cuda"))
+    found = masks_to_host(logits, index, size_hw, 0.4, torch.cuda.Stream())
+    found.wait(3)
     expected = above_reference(logits.cpu().float(), torch.tensor(wanted), size_hw, 0.4)
     assert expected.any()
     assert not expected.all()
-    assert (out != expected).float().mean() < 1e-5
+    assert (found.masks != expected).float().mean() < 1e-5
+
+
+@pytest.mark.parametrize(("phrases", "queries", "slots"), [(1, 200, 1), (3, 200, 16), (2, 11, 8)])
+def test_what_is_admitted_on_the_device_is_what_the_host_admits(
+    phrases: int, queries: int, slots: int
+) -> None:
+    torch.manual_seed(0)
+    scores = torch.rand(phrases, queries, 5).round(decimals=2)[..., 0]  # many are equal
+    for threshold in (0.4, 0.97, 1.0):
+        wanted = admitted_reference(scores, threshold, slots)
+        spread = torch.stack([scores] * 5, -1).cuda()[..., 0]  # the strides of a summary
+        assert torch.equal(admitted_on_device(spread, threshold, slots).cpu(), wanted)
+
+
+@pytest.mark.parametrize("size_hw", [(64, 48), (7, 9), (288, 1), (500, 3000)])
+def test_every_row_of_a_mask_is_written(size_hw: tuple[int, int]) -> None:
+    logits = torch.full((1, 1, 64, 48), 9.0, device="cuda")
+    index = index_on_device([(0, 0)], torch.device("cuda"))
+    for _ in range(3):
+        assert _above_by_kernel(logits, index, size_hw, 0.5).all()
+        assert not _above_by_kernel(-logits, index, size_hw, 0.5).any()
+
+
+def test_a_read_only_picture_arrives_whole() -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (501, 307, 3), dtype=np.uint8)
+    picture.flags.writeable = False
+    upload = Uploader(torch.device("cuda"))
+    assert np.array_equal(upload(picture).cpu().numpy(), picture)
+    assert np.array_equal(upload(picture[::-1]).cpu().numpy(), picture[::-1])

@@ -51,7 +51,7 @@ def test_gelu_half(shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize(
     ("batch", "heads", "tokens", "size"),
-    [(9, 16, 576, 64), (1, 8, 5184, 32), (2, 8, 201, 32), (1, 2, 7, 64)],
+    [(9, 16, 576, 64), (1, 16, 5184, 64), (1, 8, 5184, 32), (2, 8, 201, 32), (1, 2, 7, 64)],
 )
 def test_attend(batch: int, heads: int, tokens: int, size: int) -> None:
     qkv = drawn(batch, tokens, 3, heads, size).permute(2, 0, 3, 1, 4)
@@ -77,6 +77,19 @@ def test_attend_turns_queries(batch: int, heads: int, tokens: int, size: int) ->
     q = streamed_attention.rotated_pairs(q, cos, sin).float()
     wanted = streamed_attention.attend_reference(q, k.float(), v.float(), size**-0.5)
     assert error(found, wanted) < 0.01
+
+
+@pytest.mark.parametrize(
+    ("batch", "heads", "tokens", "size"),
+    [(9, 16, 576, 64), (1, 8, 5184, 32), (2, 3, 100, 32), (1, 2, 7, 64)],
+)
+def test_attend_quantizes(batch: int, heads: int, tokens: int, size: int) -> None:
+    q, k, v = drawn(batch, tokens, 3, heads, size).permute(2, 0, 3, 1, 4).unbind(0)
+    inverse = torch.tensor([300.0], device="cuda")
+    found = streamed_attention.attend(q, k, v, size**-0.5, inverse=inverse)
+    wanted = streamed_attention.attend_reference(q.float(), k.float(), v.float(), size**-0.5)
+    assert found.dtype == torch.float8_e4m3fn
+    assert error(found.float() / 300, wanted.clamp(-448 / 300, 448 / 300)) < 0.04
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(5184, 1024), (1029, 1280), (3, 40), (1, 256)])

@@ -20,7 +20,8 @@ from samforge.media import read_image
 from samforge.models.tiny.scenes import draw_scene
 from samforge.runtime import PhraseTokenizer, Segmenter, image_bchw_from_rgb
 from samforge.runtime.device import DeviceSegmenter, Resizer
-from samforge.runtime.device.masks import masks_above
+from samforge.runtime.device.admission import admitted_reference
+from samforge.runtime.device.masks import index_on_device, masks_to_host
 from samforge.runtime.device.resize import resize_weights, taps_from_weights
 from samforge.runtime.device.results import (
     admitted,
@@ -28,6 +29,7 @@ from samforge.runtime.device.results import (
     found_from_summary,
     summary,
 )
+from samforge.runtime.device.transfer import only_read
 from samforge.transform.export import TRACED_SIZES, exported_from_part, save_exported
 
 CPU = torch.device("cpu")
@@ -122,6 +124,46 @@ def test_a_later_call_leaves_earlier_results_alone(segmenters: Any) -> None:
     assert np.array_equal(found.masks, kept)
 
 
+@pytest.mark.parametrize("threshold", [0.02, 0.3, 0.999])
+def test_masks_begun_ahead_are_the_same(segmenters: Any, threshold: float) -> None:
+    device, host = segmenters
+    ahead = DeviceSegmenter(
+        device._sessions, device._image, device._tokenizer, read_image, masks_ahead=True
+    )
+    counts = []
+    for image in [*scenes(3), *scenes(1)]:  # more than last time, fewer, none
+        found = ahead.predict(image, text=PHRASES, threshold=threshold)
+        assert_same(found, host.predict(image, text=PHRASES, threshold=threshold))
+        counts.append(len(found))
+        # Nothing keeps the memory of more than twice the masks that were found.
+        owner = found.masks.base
+        assert owner is None or owner.nbytes <= 2 * found.masks.nbytes
+    assert len(set(counts)) > 1 or counts[0] == 0
+    streamed = ahead.stream(iter(scenes(3)), text=PHRASES, threshold=threshold)
+    for one, image in zip(streamed, scenes(3), strict=True):
+        assert_same(one, host.predict(image, text=PHRASES, threshold=threshold))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 4), st.integers(1, 30), st.integers(1, 40), st.integers(0, 99))
+def test_the_device_admits_what_the_host_admits(
+    phrases: int, queries: int, slots: int, seed: int
+) -> None:
+    scores = np.random.default_rng(seed).integers(0, 8, (phrases, queries)).astype(np.float32) / 8
+    wanted = [(p, q) for p in range(phrases) for q in admitted(scores[p], 0.5)][:slots]
+    index = admitted_reference(torch.from_numpy(scores), 0.5, slots)
+    assert index[: len(wanted)].tolist() == [list(pair) for pair in wanted]
+    assert (index[len(wanted) :] == -1).all()
+
+
+def test_a_read_only_array_is_read_in_place() -> None:
+    picture = np.arange(60, dtype=np.uint8).reshape(4, 5, 3)
+    picture.flags.writeable = False
+    tensor = only_read(picture)
+    assert tensor.data_ptr() == picture.ctypes.data
+    assert np.array_equal(tensor.numpy(), picture)
+
+
 def test_bad_calls(segmenters: Any) -> None:
     device, _ = segmenters
     with pytest.raises(ShapeError, match="empty list of images"):
@@ -191,9 +233,8 @@ def test_scores_boxes_and_masks() -> None:
     assert found.scores[0, 0] == pytest.approx([0.25, 0.4404, 0.0596], abs=1e-4)
     chosen = {(0, 0): admitted(found.scores[0, 0], 0.2)}
     assert chosen[0, 0].tolist() == [1, 0]
-    masks = torch.empty(2, 4, 4, dtype=torch.bool)
     logits = torch.tensor([[[9.0, -9.0], [-9.0, -9.0]], [[9.0, 9.0], [9.0, 9.0]]])
-    masks_above(logits[None], [(0, 0), (0, 1)], (4, 4), 0.5, masks)
+    masks = masks_to_host(logits[None], index_on_device([(0, 0), (0, 1)], CPU), (4, 4), 0.5).masks
     assert masks.sum((1, 2)).tolist() == [4, 16]
     made = detections_from_found(
         found, masks.numpy(), chosen, image=0, labels=("cat",), size_hw=(4, 4)

@@ -117,6 +117,42 @@ def test_a_block_for_a_gpu_computes_what_it_did(precision: str, pairs: bool) -> 
         assert error(found, block(x)) < (0.01 if precision == "bf16" else 0.05)
 
 
+class Attending(torch.nn.Module):
+    """Attention and the projection behind it, under the name that it has in a ViT."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.o_proj = torch.nn.Linear(32, 32)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = x.reshape(-1, 80, 3, 2, 16).permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(q, k, v)
+        return self.o_proj(attended.transpose(1, 2).reshape(-1, 80, 32))
+
+
+@pytest.mark.parametrize(("kernel", "wanted"), [("triton", "fp8"), ("explicit", "bf16")])
+def test_a_projection_is_fp8_where_attention_quantizes_for_it(kernel: str, wanted: str) -> None:
+    given = TensorSpec(name="x", dtype="float32", shape=("batch", 80, 96))
+    result = TensorSpec(name="y", dtype="float32", shape=("batch", 80, 32))
+    spec = PartSpec(name="block", inputs=(given,), outputs=(result,))
+    block, x = Attending().eval(), drawn(2, 80, 96, seed=7)
+    program = torch.export.export(block, (x,), dynamic_shapes=({0: torch.export.Dim.AUTO},))
+    scales = fp8_scales_from_samples(program, spec, [{"x": x}])
+    settings = Lowering(precision="fp8", scales=scales, attention=kernel)
+    made = lower(program, spec, settings=settings)
+    assert made.layers == (("o_proj", wanted),)
+    with torch.no_grad():
+        (found,) = made.program.module(check_guards=False)(x)
+        assert 0 < error(found, block(x)) < (0.05 if wanted == "fp8" else 0.01)
+
+
+def test_attention_quantizes_its_result() -> None:
+    q, k, v = (drawn(2, 3, 5, 8, seed=seed) for seed in range(3))
+    found = attend(q, k, v, 0.5, inverse=torch.tensor([100.0]))
+    assert (found.dtype, found.shape) == (E4M3, (2, 5, 3, 8))
+    assert error(found.float() / 100, attend(q, k, v, 0.5)) < 0.04
+
+
 def test_the_settings_for_a_gpu() -> None:
     assert Lowering.for_gpu("bf16").residual == "half"
     assert Lowering.for_gpu("fp16").residual == "fp32"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -11,37 +12,56 @@ from torch import Tensor
 from samforge.core.triton_here import HAS_TRITON
 from samforge.runtime.device.transfer import host_tensor
 
-_CHUNK_BYTES = 256 << 20  # of masks at image size, or of float32 probabilities on a processor
+_CHUNK_BYTES = 32 << 20
+"""Of masks at image size: while some are copied the next are computed."""
+_REFERENCE_BYTES = 256 << 20
+"""Of float32 probabilities at image size on a processor."""
 
 
-def masks_above(
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class MasksToHost:
+    """Masks on their way to the host."""
+
+    masks: Tensor
+    """(K, H, W), bool, on the host; what it holds is valid after :meth:`wait`."""
+    steps: tuple[tuple[int, torch.cuda.Event], ...] = ()
+    """How many masks are there when an event has passed; nothing where no copy is under way."""
+
+    def wait(self, count: int) -> None:
+        """Return when the first ``count`` masks are there."""
+        for there, event in self.steps:
+            if there >= count > 0:
+                event.synchronize()
+                return
+
+
+def masks_to_host(
     logits: Tensor,
-    wanted: Sequence[tuple[int, int]],
+    index: Tensor,
     size_hw: tuple[int, int],
     threshold: float,
-    out: Tensor,
     copies: torch.cuda.Stream | None = None,
-) -> None:
-    """Bring masks to image size and compare them with a threshold, some at a time.
+) -> MasksToHost:
+    """Bring masks to image size, compare them with a threshold, and copy them, some at a time.
 
     Probabilities are interpolated, as transformers does, not logits.
 
     Args:
         logits: (P, Q, h, w) of one image, on any device.
-        wanted: Phrase and query of each mask.
+        index: (K, 2), int32, on that device: phrase and query of each mask. Where the phrase is
+            below 0 there is none, and the mask may be anything.
         size_hw: Height and width of the image.
         threshold: Pixels of a mask have a probability above it.
-        out: (K, H, W), bool, on the host; pinned where the logits are on a GPU.
         copies: Stream on which masks go to the host, beside the kernels of what comes next.
     """
     in_kernel = HAS_TRITON and logits.device.type == "cuda"
-    pinned = host_tensor((len(wanted), 2), torch.int32, logits.device)
-    pinned.numpy()[:] = wanted
-    index = pinned.to(logits.device, non_blocking=True)
     height, width = size_hw
-    step = max(1, _CHUNK_BYTES // ((1 if in_kernel else 4) * height * width))
+    bytes_each = height * width if in_kernel else 4 * height * width
+    step = max(1, (_CHUNK_BYTES if in_kernel else _REFERENCE_BYTES) // bytes_each)
+    out = host_tensor((len(index), height, width), torch.bool, logits.device)
+    steps = []
     for start in range(0, len(index), step):
-        part = slice(start, start + step)
+        part = slice(start, min(start + step, len(index)))
         if in_kernel:
             above = _above_by_kernel(logits, index[part], size_hw, threshold)
         else:
@@ -53,13 +73,25 @@ def masks_above(
         with torch.cuda.stream(copies):
             out[part].copy_(above, non_blocking=True)
         above.record_stream(copies)
+        there = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        there.record(copies)
+        steps.append((part.stop, there))
+    return MasksToHost(masks=out, steps=tuple(steps))
+
+
+def index_on_device(wanted: Sequence[tuple[int, int]], device: torch.device) -> Tensor:
+    """Phrase and query of each mask, (K, 2), int32, on a device; a GPU is not waited for."""
+    index = host_tensor((len(wanted), 2), torch.int32, device)
+    if wanted:
+        index.numpy()[:] = wanted
+    return index.to(device, non_blocking=True)
 
 
 def above_reference(
     logits: Tensor, index: Tensor, size_hw: tuple[int, int], threshold: float
 ) -> Tensor:
     """Masks (K, H, W), bool, of the phrases and queries in ``index``, (K, 2)."""
-    phrase, query = index.long().unbind(1)
+    phrase, query = index.long().clamp(min=0).unbind(1)
     probabilities = logits[phrase, query].float().sigmoid()
     wide = F.interpolate(probabilities[:, None], size=size_hw, mode="bilinear", align_corners=False)
     return wide[:, 0] > threshold
@@ -75,27 +107,43 @@ if HAS_TRITON:
         of_phrase, of_query, of_row, of_column, high, wide, height, width, down, across,
         block: tl.constexpr,
     ):  # fmt: skip
-        """A stretch of one row of one mask."""
-        mask, row = tl.program_id(2), tl.program_id(1)
-        column = tl.program_id(0) * block + tl.arange(0, block)
+        """A stretch of all rows of one mask whose centres lie below one row of its logits.
+
+        What is between two columns is the same for those rows (7 or 8 of a 4K image's): sigmoids,
+        four a pixel otherwise, were most of the time.
+        """
+        mask, top = tl.program_id(2), tl.program_id(1)
         phrase = tl.load(index_ptr + mask * 2).to(tl.int64)
         query = tl.load(index_ptr + mask * 2 + 1).to(tl.int64)
+        if phrase < 0:
+            return
+        column = tl.program_id(0) * block + tl.arange(0, block)
         logits_ptr += phrase * of_phrase + query * of_query
         # The source of a pixel's centre, as torch's upsample_bilinear2d has it.
-        y = tl.maximum(down * (row.to(tl.float32) + 0.5) - 0.5, 0.0)
         x = tl.maximum(across * (column.to(tl.float32) + 0.5) - 0.5, 0.0)
-        top, left = tl.minimum(y.to(tl.int32), high - 1), tl.minimum(x.to(tl.int32), wide - 1)
-        low, right = tl.minimum(top + 1, high - 1), tl.minimum(left + 1, wide - 1)
-        below, beside = y - top.to(tl.float32), x - left.to(tl.float32)
-        upper, lower = logits_ptr + top * of_row, logits_ptr + low * of_row
+        left = tl.minimum(x.to(tl.int32), wide - 1)
+        right = tl.minimum(left + 1, wide - 1)
+        beside = x - left.to(tl.float32)
         left, right = left * of_column, right * of_column
+        upper = logits_ptr + top * of_row
+        lower = logits_ptr + tl.minimum(top + 1, high - 1) * of_row
         above = tl.sigmoid(tl.load(upper + left).to(tl.float32)) * (1.0 - beside)
         above += tl.sigmoid(tl.load(upper + right).to(tl.float32)) * beside
         under = tl.sigmoid(tl.load(lower + left).to(tl.float32)) * (1.0 - beside)
         under += tl.sigmoid(tl.load(lower + right).to(tl.float32)) * beside
-        value = above * (1.0 - below) + under * below
-        place = (mask.to(tl.int64) * height + row) * width + column
-        tl.store(out_ptr + place, (value > threshold).to(tl.int8), mask=column < width)
+        # Rows that may be these and one more at each end: rounding decides as it does below.
+        first = ((top.to(tl.float32) + 0.5) / down - 0.5).to(tl.int32) - 1
+        last = ((top.to(tl.float32) + 1.5) / down - 0.5).to(tl.int32) + 2
+        first = tl.where(top == 0, 0, tl.maximum(first, 0))
+        last = tl.where(top == high - 1, height, tl.minimum(last, height))
+        out_ptr += mask.to(tl.int64) * height * width
+        for row in range(first, last):
+            y = tl.maximum(down * (row + 0.5) - 0.5, 0.0)
+            mine = tl.minimum(y.to(tl.int32), high - 1) == top
+            below = y - top.to(tl.float32)
+            value = above * (1.0 - below) + under * below
+            place = out_ptr + row * width + column
+            tl.store(place, (value > threshold).to(tl.int8), mask=(column < width) & mine)
 
     def _above_by_kernel(
         logits: Tensor, index: Tensor, size_hw: tuple[int, int], threshold: float
@@ -105,7 +153,7 @@ if HAS_TRITON:
         high, wide = logits.shape[-2:]
         out = torch.empty((len(index), height, width), dtype=torch.bool, device=logits.device)
         block = min(1024, triton.next_power_of_2(width))
-        _above[triton.cdiv(width, block), height, len(index)](
+        _above[triton.cdiv(width, block), high, len(index)](
             logits, index, out.view(torch.int8), threshold, *logits.stride(), high, wide,
             height, width, high / height, wide / width, block=block,
         )  # fmt: skip

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -14,10 +16,12 @@ from samforge.core.detections import Detections
 from samforge.core.errors import SettingError, ShapeError
 from samforge.core.images import ImageSource, ImageSpec, RgbImage
 from samforge.core.session import PartSpec
+from samforge.runtime.device.admission import admitted_on_device
 from samforge.runtime.device.graphs import Graphs
-from samforge.runtime.device.masks import masks_above
+from samforge.runtime.device.masks import MasksToHost, index_on_device, masks_to_host
 from samforge.runtime.device.resize import Resizer
 from samforge.runtime.device.results import (
+    Found,
     chosen_from_found,
     detections_from_found,
     found_from_summary,
@@ -29,6 +33,7 @@ from samforge.runtime.prompts import phrases_from_text
 from samforge.runtime.tokenize import PhraseTokenizer
 
 _KEPT_PHRASES = 1024
+_MOST_AHEAD = 16  # masks begun before their number is known: 133 MB of a 4K image
 _LEVELS = ("fpn_0", "fpn_1", "fpn_2")
 
 
@@ -74,6 +79,20 @@ class _Pending:
     phrases: tuple[str, ...]
     sizes_hw: tuple[tuple[int, int], ...]
     thresholds: Thresholds
+    begun: MasksToHost | None
+    """The best masks, which did not wait for the host to read the scores."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Arriving:
+    """What was found in a batch, its masks on their way to the host."""
+
+    found: Found
+    chosen: Mapping[tuple[int, int], npt.NDArray[np.intp]]
+    counts: tuple[int, ...]
+    masks: tuple[MasksToHost, ...]
+    phrases: tuple[str, ...]
+    sizes_hw: tuple[tuple[int, int], ...]
 
 
 class DeviceSegmenter:
@@ -92,6 +111,7 @@ class DeviceSegmenter:
         read_image: Callable[[ImageSource], RgbImage],
         *,
         graphs: bool = True,
+        masks_ahead: bool | None = None,
     ) -> None:
         """Keep what runs a model.
 
@@ -101,6 +121,8 @@ class DeviceSegmenter:
             tokenizer: Of the text part's context length.
             read_image: Gives any source as uint8 (H, W, 3): ``samforge.media.read_image``.
             graphs: Capture CUDA graphs; without them each kernel is launched by itself.
+            masks_ahead: With one image in a call, begin as many masks as the last call with so many
+                phrases had, before the host has read the scores; None does so on a GPU.
 
         Raises:
             SettingError: A part is missing, or the parts are on different devices.
@@ -124,7 +146,10 @@ class DeviceSegmenter:
         self._graphs = Graphs(self.device, graphs)
         self._static: dict[Any, dict[str, Tensor]] = {}
         self._known: OrderedDict[str, tuple[Tensor, Tensor]] = OrderedDict()
-        self._copies = torch.cuda.Stream() if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        cuda = self.device.type == "cuda"
+        self._copies = torch.cuda.Stream() if cuda else None  # type: ignore[no-untyped-call]
+        self._ahead = cuda if masks_ahead is None else masks_ahead
+        self._expected: dict[int, int] = {}
 
     @torch.inference_mode()
     def encode(self, image: ImageSource | Tensor) -> EncodedOnDevice:
@@ -217,9 +242,9 @@ class DeviceSegmenter:
         for group in _groups(images, batch):
             pictures = [self._picture(one) for one in group]
             if running is not None:
-                downloads = self._masks(running)
+                arriving = self._masks(running)
                 running = self._start(pictures, phrases, thresholds)
-                yield from self._collected(downloads)
+                yield from self._collected(arriving)
             else:
                 running = self._start(pictures, phrases, thresholds)
         if running is not None:
@@ -286,6 +311,12 @@ class DeviceSegmenter:
         if self.device.type == "cuda":
             ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
             ready.record()
+        begun = None
+        if self._ahead and batch == 1:
+            slots = self._expected.get(len(phrases), 1)
+            index = admitted_on_device(outputs["summary"][0, :, :, 0], thresholds.score, slots)
+            masks = outputs["pred_masks"][0]
+            begun = masks_to_host(masks, index, sizes_hw[0], thresholds.mask, self._copies)
         return _Pending(
             outputs=outputs,
             scores=scores,
@@ -293,48 +324,58 @@ class DeviceSegmenter:
             phrases=phrases,
             sizes_hw=sizes_hw,
             thresholds=thresholds,
+            begun=begun,
         )
 
     def _finish(self, pending: _Pending) -> list[Detections]:
         return list(self._collected(self._masks(pending)))
 
     @torch.inference_mode()
-    def _masks(self, pending: _Pending) -> tuple[Any, ...]:
-        """Wait for the scores, then start the admitted masks on their way to the host."""
+    def _masks(self, pending: _Pending) -> _Arriving:
+        """Wait for the scores, then start what admitted masks are not under way to the host."""
         if pending.ready is not None:
             pending.ready.synchronize()
         found = found_from_summary(pending.scores)
         chosen = chosen_from_found(found, pending.thresholds)
-        phrases = len(pending.phrases)
-        masks = []
+        phrases = range(len(pending.phrases))
+        counts, arriving = [], []
         for image, size_hw in enumerate(pending.sizes_hw):
-            wanted = [
-                (phrase, int(query)) for phrase in range(phrases) for query in chosen[image, phrase]
-            ]
-            out = host_tensor((len(wanted), *size_hw), torch.bool, self.device)
-            if wanted:
-                logits = pending.outputs["pred_masks"][image]
-                masks_above(logits, wanted, size_hw, pending.thresholds.mask, out, self._copies)
-            masks.append(out)
-        done = None
-        if self.device.type == "cuda":
-            done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            done.record(self._copies)
-        return pending, found, chosen, masks, done
+            wanted = [(phrase, int(query)) for phrase in phrases for query in chosen[image, phrase]]
+            counts.append(len(wanted))
+            # Not where they would keep twice the memory of what was found.
+            begun = pending.begun
+            if begun is not None and len(wanted) <= len(begun.masks) <= 2 * len(wanted):
+                arriving.append(begun)
+                continue
+            logits = pending.outputs["pred_masks"][image]
+            index = index_on_device(wanted, self.device)
+            threshold = pending.thresholds.mask
+            arriving.append(masks_to_host(logits, index, size_hw, threshold, self._copies))
+        if pending.begun is not None:
+            self._expected[len(phrases)] = max(1, min(counts[0], _MOST_AHEAD))
+        return _Arriving(
+            found=found,
+            chosen=chosen,
+            counts=tuple(counts),
+            masks=tuple(arriving),
+            phrases=pending.phrases,
+            sizes_hw=pending.sizes_hw,
+        )
 
-    def _collected(self, downloads: tuple[Any, ...]) -> Iterator[Detections]:
-        pending, found, chosen, masks, done = downloads
-        if done is not None:
-            done.synchronize()
-        for image, size_hw in enumerate(pending.sizes_hw):
-            yield detections_from_found(
-                found,
-                masks[image].numpy(),
-                chosen,
+    def _collected(self, arriving: _Arriving) -> Iterator[Detections]:
+        for image, size_hw in enumerate(arriving.sizes_hw):
+            count, masks = arriving.counts[image], arriving.masks[image]
+            # Everything else is put together while the masks are under way.
+            detections = detections_from_found(
+                arriving.found,
+                masks.masks[:count].numpy(),
+                arriving.chosen,
                 image=image,
-                labels=pending.phrases,
+                labels=arriving.phrases,
                 size_hw=size_hw,
             )
+            masks.wait(count)
+            yield detections
 
     def _buffers(
         self, key: Any, session: DeviceSession, tensors: Mapping[str, Tensor]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -32,10 +34,9 @@ class Uploader:
         """
         if isinstance(rgb, Tensor) and rgb.device.type == self.device.type:
             return rgb
-        # A read-only array is only read: torch has no tensors like that, numpy's copy would cost.
-        source = rgb if isinstance(rgb, Tensor) else torch.from_numpy(_writable(rgb))
         if not self._cuda:
-            return source
+            return rgb if isinstance(rgb, Tensor) else torch.from_numpy(_writable(rgb))
+        source = rgb if isinstance(rgb, Tensor) else only_read(rgb)
         assert self._stream is not None  # noqa: S101  # made with the GPU
         user = torch.cuda.current_stream()
         with torch.cuda.stream(self._stream):
@@ -73,7 +74,17 @@ def host_tensor(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
 
 def _writable(array: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     array = np.ascontiguousarray(array)
+    return array if array.flags.writeable else array.copy()
+
+
+def only_read(array: npt.NDArray[np.uint8]) -> Tensor:
+    """An array's memory as a tensor that nobody may write to, or keep longer than the array.
+
+    torch has no read-only tensors and warns of read-only arrays, as Pillow's are; numpy's copy of a
+    4K picture takes longer than its upload.
+    """
+    array = np.ascontiguousarray(array)
     if array.flags.writeable:
-        return array
-    # frombuffer refuses read-only memory with a warning; a view with the flag set is not written.
-    return array.copy()
+        return torch.from_numpy(array)
+    memory = (ctypes.c_uint8 * array.nbytes).from_address(array.ctypes.data)
+    return torch.frombuffer(memory, dtype=torch.uint8).view(array.shape)

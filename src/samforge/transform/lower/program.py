@@ -20,8 +20,9 @@ from samforge.core.errors import ExportError
 from samforge.core.session import PartSpec, TensorSpec
 from samforge.transform.lower.joined_linears import join_linears
 from samforge.transform.lower.residual import join_sums
-from samforge.transform.lower.rules import RULES, Surroundings, folded_convolutions, operator_name
+from samforge.transform.lower.rules import RULES, folded_convolutions
 from samforge.transform.lower.settings import Lowering
+from samforge.transform.lower.surroundings import Surroundings, operator_name
 
 TRACED_SIZES = {"batch": 2, "prompts": 3, "boxes": 4}
 """As in the export: all different and above 1, so that none is taken for a constant."""

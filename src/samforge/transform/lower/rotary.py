@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.fx import Node
 
 if TYPE_CHECKING:
-    from samforge.transform.lower.rules import Surroundings
+    from samforge.transform.lower.surroundings import Surroundings
 
 _MULTIPLY, _ADD = torch.ops.aten.mul.Tensor, torch.ops.aten.add.Tensor
 _TURN = (  # from the turned halves of each pair back to what they were taken from

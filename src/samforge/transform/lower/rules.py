@@ -2,89 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, Node
+from torch.fx import Node
 
 from samforge.transform.lower.activation import FastGelu
-from samforge.transform.lower.attention import Attention
-from samforge.transform.lower.biased_attention import BiasedAttention
+from samforge.transform.lower.attention_rules import attention, streamed_attention_before
 from samforge.transform.lower.convolution import (
     PatchConvolution,
     ScatteredConvolution,
     TypedConvolution,
     folded_pointwise,
 )
-from samforge.transform.lower.few_keys import FEW_KEYS, FewKeysAttention, biases_few_keys
 from samforge.transform.lower.float_linear import MOST_INPUTS, FloatLinear
-from samforge.transform.lower.grid_bias import embedding_before, grid_bias_from_mask
 from samforge.transform.lower.linear import Fp8Linear, Fp8Mlp, TypedLinear, fits_fp8
 from samforge.transform.lower.normalization import TypedGroupNorm, TypedLayerNorm
 from samforge.transform.lower.relu import ReluLinear, linear_before
-from samforge.transform.lower.rotary import rotation_from_node
-from samforge.transform.lower.settings import Lowering
-from samforge.transform.lower.streamed_attention import StreamedAttention, suits_streaming
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Made:
-    """What replaces an operator."""
-
-    module: nn.Module
-    """Holds the converted weights."""
-    arguments: tuple[Node, ...]
-    """Of the operator's arguments those that are computed."""
-    format: str | None = None
-    """Number format, for linears and convolutions."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Surroundings:
-    """What a rule may look at."""
-
-    module: GraphModule
-    """Owner of the constants."""
-    settings: Lowering
-    """What may change."""
-    device: str
-    """Where constants move."""
-
-    def constant(self, node: Any) -> Tensor | None:
-        """Value of a weight, on the device, or None where the argument is absent or computed."""
-        if not isinstance(node, Node) or node.op != "get_attr":
-            return None
-        value: Any = self.module
-        for name in str(node.target).split("."):
-            value = getattr(value, name)
-        return cast(Tensor, value).detach().to(self.device)
-
-    def lowered(self, node: Any) -> nn.Module | None:
-        """The module that a node calls, where it has been lowered."""
-        if not (isinstance(node, Node) and "lowered" in node.meta):
-            return None
-        return self.module.get_submodule(str(node.target))
-
-    def path(self, node: Node) -> str:
-        """Module path of an operator: that of its weight, or where it was traced."""
-        for argument in node.args:
-            if isinstance(argument, Node) and argument.op == "get_attr":
-                return str(argument.target).rpartition(".")[0]
-        stack = node.meta.get("nn_module_stack")
-        return str(next(reversed(stack.values()))[0]) if stack else node.name
-
-
-Rule = Callable[[Node, Surroundings], Made | None]
-
-
-def argument(node: Node, index: int, name: str, default: Any = None) -> Any:
-    """One argument of an operator, however it was passed."""
-    if index < len(node.args):
-        return node.args[index]
-    return node.kwargs.get(name, default)
+from samforge.transform.lower.surroundings import (
+    Made,
+    Rule,
+    Surroundings,
+    argument,
+    operator_name,
+)
 
 
 def _linear(node: Node, surroundings: Surroundings) -> Made | None:
@@ -135,8 +78,14 @@ def fp8_linear(node: Node, surroundings: Surroundings) -> Fp8Linear | None:
     settings, path = surroundings.settings, surroundings.path(node)
     if weight is None or settings.linear_precision(path) != "fp8" or not fits_fp8(weight):
         return None
+    attending = streamed_attention_before(node, surroundings)
+    if attending is None and settings.wants_quantized(path):
+        return None
     bias = surroundings.constant(argument(node, 2, "bias"))
-    return Fp8Linear(weight, bias, settings.scales[path], settings.compute, settings.weight_scales)
+    made = Fp8Linear(weight, bias, settings.scales[path], settings.compute, settings.weight_scales)
+    if attending is not None:
+        attending.quantize(made.inverse)
+    return made
 
 
 def _convolution(node: Node, surroundings: Surroundings) -> Made | None:
@@ -169,88 +118,6 @@ def _convolution(node: Node, surroundings: Surroundings) -> Made | None:
             settings["dilation"] = _pair(argument(node, 5, "dilation", 1))
         module = TypedConvolution(weight, bias, dtype, transposed, **settings)
     return Made(module=module, arguments=(cast(Node, node.args[0]),), format=_format(dtype))
-
-
-def _attention(node: Node, surroundings: Surroundings) -> Made:
-    settings = surroundings.settings
-    query, key, value = _operands(node)
-    mask = argument(node, 3, "attn_mask")
-    kernel = settings.attention
-    keys = key.meta["val"].shape[-2]
-    causal = bool(argument(node, 5, "is_causal", False))
-    separable = settings.position_bias == "separable" and settings.precision != "fp32"
-    grid_bias = grid_bias_from_mask(mask) if separable and not causal else None
-    if grid_bias is not None:
-        return _biased_attention(node, surroundings, *grid_bias)
-    few = settings.attention in ("fastest", "triton") and settings.precision != "fp32"
-    if few and not causal and biases_few_keys(mask, key):
-        made = FewKeysAttention(settings.compute, argument(node, 6, "scale"))
-        return Made(module=made, arguments=(query, key, value, cast(Node, mask)))
-    if causal:
-        kernel = "auto"  # the streaming kernel and explicit products know no order
-    elif _is_bias(mask) and settings.position_bias == "sdpa":
-        kernel = "auto"
-    elif mask is not None or (isinstance(keys, int) and keys <= FEW_KEYS):
-        kernel = "explicit"
-    elif settings.precision == "fp32":
-        kernel = "auto"
-    elif kernel == "triton" or (
-        kernel == "fastest" and suits_streaming(query.meta["val"], key.meta["val"])
-    ):
-        return _streamed_attention(node, surroundings)
-    elif kernel == "fastest":
-        kernel = "cudnn"
-    module = Attention(
-        settings.compute,
-        kernel,
-        argument(node, 6, "scale"),
-        causal,
-    )
-    given = (query, key, value) if mask is None else (query, key, value, cast(Node, mask))
-    return Made(module=module, arguments=given)
-
-
-def _biased_attention(
-    node: Node, surroundings: Surroundings, down: Node, across: Node, plain: int
-) -> Made:
-    embeddings = None
-    found = [embedding_before(part, surroundings.module) for part in (down, across)]
-    if found[0] is not None and found[1] is not None:
-        (first, down), (second, across) = found[0], found[1]
-        embeddings = (first, second)
-    module = BiasedAttention(
-        surroundings.settings.compute, argument(node, 6, "scale"), plain, embeddings
-    )
-    return Made(module=module, arguments=(*_operands(node), down, across))
-
-
-def _streamed_attention(node: Node, surroundings: Surroundings) -> Made:
-    """Attention that takes over the rotary encoding of its query and of its key."""
-    query, key, value = _operands(node)
-    found = [rotation_from_node(one, surroundings) for one in (query, key)]
-    sources = [
-        one if turn is None else turn[0] for one, turn in zip((query, key), found, strict=True)
-    ]
-    module = StreamedAttention(
-        surroundings.settings.compute,
-        argument(node, 6, "scale"),
-        *(None if turn is None else turn[1:] for turn in found),
-    )
-    return Made(module=module, arguments=(*sources, value))
-
-
-def _operands(node: Node) -> tuple[Node, Node, Node]:
-    """Query, key and value."""
-    query, key, value = (cast(Node, node.args[index]) for index in range(3))
-    return query, key, value
-
-
-def _is_bias(mask: Any) -> bool:
-    """Whether a mask differs from query to query and has many keys."""
-    if not isinstance(mask, Node):
-        return False
-    queries, keys = mask.meta["val"].shape[-2:]
-    return queries != 1 and not (isinstance(keys, int) and keys <= FEW_KEYS)
 
 
 def _relu(node: Node, surroundings: Surroundings) -> Made | None:
@@ -329,7 +196,7 @@ RULES: dict[str, Rule] = {
     "linear": _linear,
     "conv2d": _convolution,
     "conv_transpose2d": _convolution,
-    "scaled_dot_product_attention": _attention,
+    "scaled_dot_product_attention": attention,
     "gelu": _gelu,
     "relu": _relu,
     "layer_norm": _layer_norm,
@@ -373,13 +240,6 @@ def folded_convolutions(surroundings: Surroundings) -> Iterator[Node]:
         front.kwargs = {key: value for key, value in front.kwargs.items() if key != "bias"}
         node.replace_all_uses_with(front)
         yield node
-
-
-def operator_name(node: Any) -> str:
-    """Name of the operator that a node calls, without its overload; empty for other nodes."""
-    if not isinstance(node, Node) or node.op != "call_function":
-        return ""
-    return str(getattr(node.target, "__name__", "")).split(".")[0]
 
 
 def _is(node: Any, name: str) -> bool:

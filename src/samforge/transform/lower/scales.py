@@ -13,8 +13,8 @@ from torch.fx import GraphModule, Interpreter, Node
 from samforge.core.session import PartSpec
 from samforge.transform.lower.linear import E4M3_MAX
 from samforge.transform.lower.program import drop_checks
-from samforge.transform.lower.rules import Surroundings
 from samforge.transform.lower.settings import Lowering
+from samforge.transform.lower.surroundings import Surroundings
 
 
 class _Watch(Interpreter):
