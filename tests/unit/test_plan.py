@@ -32,6 +32,18 @@ def names(recipe: Recipe, until: str | None = None) -> list[list[str]]:
             None,
             [["export fuse"] * 2, ["calibrate"], ["quantize onnx engine"] * 2, ["verify"]],
         ),
+        (
+            "inductor",
+            "fp8",
+            None,
+            [["export fuse"] * 2, ["calibrate"], ["quantize compile", "compile"], ["verify"]],
+        ),
+        (
+            "inductor",
+            "fp8",
+            "onnx",
+            [["export fuse"] * 2, ["calibrate"], ["quantize onnx"] * 2, ["verify"]],
+        ),
         ("tensorrt", "fp16", "onnx", [["export fuse onnx"] * 2, ["verify"]]),
         ("tensorrt-rtx", "int8", "export", [["export", "export"]]),
     ],

@@ -12,7 +12,7 @@ from samforge.measure.fidelity import rows
 from samforge.steps.convert import compared_with_samples
 from samforge.steps.workshop import Made, Workshop
 from samforge.transform.export import exported_from_file
-from samforge.transform.lower import Lowering, lower
+from samforge.transform.lower import HALF_PARTS, Lowering, lower
 
 
 def compile_part(shop: Workshop, name: str) -> Made:
@@ -24,7 +24,7 @@ def compile_part(shop: Workshop, name: str) -> Made:
     """
     precision, spec = shop.recipe.precision, shop.spec(name)
     scales: dict[str, float] = {}
-    if precision in QUANTIZED:
+    if precision in QUANTIZED and name not in HALF_PARTS:
         program = exported_from_file(shop.path(shop.smoothed(name)))
         scales = json.loads(shop.path(shop.scales(name)).read_text(encoding="utf-8"))
     else:

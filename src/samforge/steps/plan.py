@@ -16,6 +16,7 @@ from samforge.steps.fuse import fuse_part
 from samforge.steps.quantize import quantize_part
 from samforge.steps.verify import verify_bundle
 from samforge.steps.workshop import Made, Workshop
+from samforge.transform.lower import HALF_PARTS
 
 PartStep: TypeAlias = Callable[[Workshop, str], Made]
 BundleStep: TypeAlias = Callable[[Workshop], Made]
@@ -70,10 +71,14 @@ VERIFY = Kind(name="verify", make=verify_bundle, settings=("target", "precision"
 def stages(recipe: Recipe, parts: Sequence[str], *, until: str | None = None) -> tuple[Stage, ...]:
     """The steps of a recipe: stages in order, in each the chains that may run side by side."""
     before, after, together = _kinds(recipe, until)
+    # What is compiled for a GPU is lowered, which leaves these parts in half.
+    half = HALF_PARTS if COMPILE in after else ()
     planned: list[Stage] = []
     if recipe.precision in QUANTIZED and until != "export":
         planned += [_each(parts, before), ((Step(kind=CALIBRATE, part=None),),)]
-        planned.append(_each(parts, (QUANTIZE, *after)))
+        planned.append(
+            tuple(_chain(part, after if part in half else (QUANTIZE, *after)) for part in parts)
+        )
     else:
         planned.append(_each(parts, (*before, *after)))
     return (*planned, *(((Step(kind=kind, part=None),),) for kind in together))
@@ -98,7 +103,11 @@ def _kinds(
 
 
 def _each(parts: Sequence[str], kinds: Sequence[Kind]) -> Stage:
-    return tuple(tuple(Step(kind=kind, part=part) for kind in kinds) for part in parts)
+    return tuple(_chain(part, kinds) for part in parts)
+
+
+def _chain(part: str, kinds: Sequence[Kind]) -> Chain:
+    return tuple(Step(kind=kind, part=part) for kind in kinds)
 
 
 def steps_of(planned: Sequence[Stage]) -> tuple[Step, ...]:

@@ -2,6 +2,13 @@
 
 from samforge.transform.lower.program import Lowered, interface_dtype, lower
 from samforge.transform.lower.scales import fp8_scales_from_samples
-from samforge.transform.lower.settings import Lowering
+from samforge.transform.lower.settings import HALF_PARTS, Lowering
 
-__all__ = ["Lowered", "Lowering", "fp8_scales_from_samples", "interface_dtype", "lower"]
+__all__ = [
+    "HALF_PARTS",
+    "Lowered",
+    "Lowering",
+    "fp8_scales_from_samples",
+    "interface_dtype",
+    "lower",
+]

@@ -35,7 +35,10 @@ SENSITIVE = (
 """Layers that stay float32: a box or a score is read off them, and they are a thousandth of the
 work."""
 HALF_IN_FP8 = ("*decoder*", "*text*", "*encoder.layers*", "*scoring*", "*masks*")
-"""Linears that fp8 leaves in bf16: the detector's, whose products are too small to gain."""
+"""Linears that fp8 leaves in bf16 where a part holds the whole model, as ``grounding`` does."""
+HALF_PARTS = ("text", "detector", "detector_boxes")
+"""Parts that fp8 leaves in bf16 whole: a phrase is encoded once, and the detector's products are
+too small to gain."""
 WANTS_QUANTIZED = ("*o_proj*",)
 """Linears that fp8 leaves in bf16 unless the kernel before them quantizes: they gain 7 us by a
 faster product (17.6 to 10.5 us on an H100), which a pass over their input would lose."""
