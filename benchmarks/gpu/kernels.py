@@ -23,6 +23,7 @@ from samforge.runtime.device.masks import index_on_device, masks_to_host
 from samforge.runtime.device.transfer import Uploader
 from samforge.transform.lower.activation import FastGelu
 from samforge.transform.lower.linear import Fp8Linear, quantized
+from samforge.transform.lower.streamed_attention import attend
 
 BF16 = torch.bfloat16
 SETS = 3  # inputs that take turns
@@ -79,6 +80,7 @@ def attention(bench: Bench) -> None:
                 return call
 
             bench.kernel(f"attention {words} {kind}", make)
+        own_attention(bench, f"attention {words} samforge", (batch, tokens, heads, size))
     for count in (1, 4):
         q = bench.random(count, bench.queries, 8, bench.detr // 8).transpose(1, 2)
         k, v = (bench.random(count, bench.tokens, 8, bench.detr // 8).transpose(1, 2) for _ in "kv")
@@ -97,6 +99,24 @@ def attention(bench: Bench) -> None:
         for words, call in (("sdpa", biased), ("explicit", explicit)):
             compiled = torch.compile(call)
             bench.kernel(f"attention with position bias x{count} {words}", lambda c=compiled: c)  # type: ignore[misc]
+
+
+def own_attention(bench: Bench, words: str, shape: tuple[int, int, int, int]) -> None:
+    """Our kernel over (batch, tokens, heads, size): plain, and with what it takes over."""
+    batch, tokens, heads, size = shape
+    turn = [bench.random(tokens, size // 2, dtype=torch.float32) for _ in ("cos", "sin")]
+    inverse = torch.full((1,), 20.0, device=bench.device)
+    for more, given in (
+        ("", ()),
+        (", queries turned", (*turn,)),
+        (", queries turned, to e4m3", (*turn, inverse)),
+    ):
+
+        def make(given=given) -> Callable[[], Any]:  # type: ignore[no-untyped-def]
+            q, k, v = bench.random(batch, tokens, 3, heads, size).permute(2, 0, 3, 1, 4).unbind(0)
+            return lambda: attend(q, k, v, size**-0.5, *given)
+
+        bench.kernel(words + more, make)
 
 
 def products(bench: Bench) -> None:

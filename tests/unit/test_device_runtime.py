@@ -30,6 +30,7 @@ from samforge.runtime.device.results import (
     summary,
 )
 from samforge.runtime.device.transfer import only_read
+from samforge.runtime.postprocess import Thresholds
 from samforge.transform.export import TRACED_SIZES, exported_from_part, save_exported
 
 CPU = torch.device("cpu")
@@ -130,8 +131,14 @@ def test_masks_begun_ahead_are_the_same(segmenters: Any, threshold: float) -> No
     ahead = DeviceSegmenter(
         device._sessions, device._image, device._tokenizer, read_image, masks_ahead=True
     )
-    counts = []
-    for image in [*scenes(3), *scenes(1)]:  # more than last time, fewer, none
+    counts: list[int] = []
+    first, second, third = scenes(3)
+    for image in (first, second, first, first, first, third):  # changing, steady, changing
+        steady = len(counts) > 1 and counts[-1] == counts[-2] > 0
+        begun = ahead._launched(image, PHRASES, Thresholds(score=threshold)).begun
+        assert (
+            (begun is None) if not steady or counts[-1] > 16 else (len(begun.masks) == counts[-1])
+        )
         found = ahead.predict(image, text=PHRASES, threshold=threshold)
         assert_same(found, host.predict(image, text=PHRASES, threshold=threshold))
         counts.append(len(found))

@@ -77,7 +77,30 @@ def test_no_gpu(tmp_path: Path) -> None:
         f"{torch.__version__} sees no NVIDIA GPU here. Run it there, or build the bundle for "
         "--target onnxruntime."
     )
-    check_device(replace(RECORD, device="cpu"), path)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "here", "runs"),
+    [
+        ("AVX512", "AVX512", True),
+        ("AVX2", "AVX512", True),
+        ("AVX512", "AVX2", False),
+        ("AVX2", "DEFAULT", False),
+        ("SVE256", "SVE256", True),
+        ("SVE256", "AVX512", False),
+        ("", "DEFAULT", True),  # a package that names none
+    ],
+)
+def test_another_processor(
+    wanted: str, here: str, runs: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: here)
+    record = replace(RECORD, device="cpu", capability=wanted)
+    if runs:
+        check_device(record, tmp_path / "v")
+        return
+    with pytest.raises(ForeignBundle, match=f"processors with {wanted}, and this one has {here}"):
+        check_device(record, tmp_path / "v")
 
 
 def test_another_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -136,6 +136,23 @@ def link_options() -> dict[str, Any]:
     return {"aot_inductor.custom_op_libs": [":libstdc++.so.6"]}
 
 
+def loaded_package(path: Path) -> Any:
+    """Load a package's code and weights; its ``boxed_run`` maps a list of tensors to another.
+
+    ``torch._inductor.aoti_load_package`` ends in this call. Before it, it finds out what
+    instructions compiler and processor know, by compiling test programs and starting Python for
+    each, to log a warning where the package's differ: 38 s in the first call of a process on a
+    machine with an H100. :func:`check_device` has refused such a package already.
+    """
+    import torch
+
+    # Threads take turns in a session: the runner's own bookkeeping breaks CUDA graphs.
+    single_threaded, runners, current_device = True, 1, -1
+    return torch._C._aoti.AOTIModelPackageLoader(  # type: ignore[attr-defined,unused-ignore]  # noqa: SLF001
+        str(path), "model", single_threaded, runners, current_device
+    )
+
+
 class InductorSession:
     """Runs one package. Calls from several threads follow one another."""
 
@@ -154,13 +171,11 @@ class InductorSession:
             [passed.spec for passed in self.record.outputs],
         )
         check_device(self.record, path)
-        from torch._inductor import aoti_load_package
 
         self.device = torch.device(self.record.device)
         cuda = self.device.type == "cuda"
         try:
-            # Threads take turns here: the runner's own bookkeeping breaks CUDA graphs.
-            self._run: Any = aoti_load_package(str(path), run_single_threaded=True)
+            self._run: Any = loaded_package(path)
         except Exception as error:
             raise DamagedBundle(
                 f"AOTInductor of torch {torch.__version__} cannot load {path}: {error}"
@@ -217,9 +232,7 @@ class InductorSession:
             if run is None:
                 raise ShapeError(f"The session of {self.spec.name} is closed. Load it again.")
             with memory_errors(self.spec.name, self.device, inputs[0].shape[0]):
-                results = run(*inputs)
-        if isinstance(results, torch.Tensor):
-            results = (results,)
+                results = run.boxed_run(inputs)
         return {
             tensor.name: result for tensor, result in zip(self.spec.outputs, results, strict=True)
         }

@@ -41,7 +41,7 @@ class PackageRecord:
     processor: str
     """What it was compiled on, in words."""
     capability: str
-    """Compute capability of the GPU, ``9.0``; empty for ``cpu``."""
+    """Compute capability of the GPU, ``9.0``, or of the processor as torch names it, ``AVX512``."""
     precision: str
     """As the recipe names it."""
     torch: str
@@ -85,12 +85,16 @@ def record_from_program(program: ExportedProgram, spec: PartSpec, precision: str
         -len(spec.outputs) :
     ]
     cuda = device.type == "cuda"
-    capability = torch.cuda.get_device_capability(device) if cuda else ()
+    capability = (
+        ".".join(map(str, torch.cuda.get_device_capability(device)))
+        if cuda
+        else torch.backends.cpu.get_cpu_capability()
+    )
     return PackageRecord(
         part=spec.name,
         device=device.type,
         processor=torch.cuda.get_device_name(device) if cuda else "the processor",
-        capability=".".join(map(str, capability)),
+        capability=capability,
         precision=precision,
         torch=torch.__version__,
         inputs=_passed(spec.inputs, examples),
@@ -131,7 +135,7 @@ def record_from_package(path: Path) -> PackageRecord:
 
 
 def check_device(record: PackageRecord, path: Path) -> None:
-    """Refuse a package for a GPU that is not here.
+    """Refuse a package for a GPU or for instructions that are not here.
 
     Raises:
         ForeignBundle: With what the package wants and what is here.
@@ -139,6 +143,12 @@ def check_device(record: PackageRecord, path: Path) -> None:
     import torch
 
     if record.device != "cuda":
+        here = torch.backends.cpu.get_cpu_capability()
+        if not _runs(record.capability, here):
+            raise ForeignBundle(
+                f"{path} was compiled for processors with {record.capability}, and this one has "
+                f"{here}. Build the bundle again on this machine."
+            )
         return
     wanted = f"{record.processor} (compute capability {record.capability})"
     if not torch.cuda.is_available():
@@ -152,3 +162,11 @@ def check_device(record: PackageRecord, path: Path) -> None:
             f"{path} was compiled for {wanted}, and here is {torch.cuda.get_device_name()} "
             f"(compute capability {here}). Build the bundle again on this GPU."
         )
+
+
+def _runs(wanted: str, here: str) -> bool:
+    """Whether a processor of one capability runs what was compiled for another."""
+    steps = ("", "DEFAULT", "NO AVX", "AVX2", "AVX512")
+    if wanted in steps and here in steps:
+        return steps.index(wanted) <= steps.index(here)
+    return wanted in ("", here)

@@ -33,7 +33,9 @@ from samforge.runtime.prompts import phrases_from_text
 from samforge.runtime.tokenize import PhraseTokenizer
 
 _KEPT_PHRASES = 1024
-_MOST_AHEAD = 16  # masks begun before their number is known: 133 MB of a 4K image
+_MOST_AHEAD = 16
+"""Masks begun before their number is known. A wrong guess costs the copy of each (0.16 ms at 4K
+over PCIe 5), a right one saves 0.13 ms: only a number that came twice in a row is a guess."""
 _LEVELS = ("fpn_0", "fpn_1", "fpn_2")
 
 
@@ -121,8 +123,9 @@ class DeviceSegmenter:
             tokenizer: Of the text part's context length.
             read_image: Gives any source as uint8 (H, W, 3): ``samforge.media.read_image``.
             graphs: Capture CUDA graphs; without them each kernel is launched by itself.
-            masks_ahead: With one image in a call, begin as many masks as the last call with so many
-                phrases had, before the host has read the scores; None does so on a GPU.
+            masks_ahead: With one image in a call, begin its masks before the host has read the
+                scores, where the last two calls with so many phrases found equally many; None does
+                so on a GPU.
 
         Raises:
             SettingError: A part is missing, or the parts are on different devices.
@@ -149,7 +152,7 @@ class DeviceSegmenter:
         cuda = self.device.type == "cuda"
         self._copies = torch.cuda.Stream() if cuda else None  # type: ignore[no-untyped-call]
         self._ahead = cuda if masks_ahead is None else masks_ahead
-        self._expected: dict[int, int] = {}
+        self._counts: dict[int, tuple[int, int]] = {}  # of the last two calls, by phrases
 
     @torch.inference_mode()
     def encode(self, image: ImageSource | Tensor) -> EncodedOnDevice:
@@ -312,9 +315,9 @@ class DeviceSegmenter:
             ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
             ready.record()
         begun = None
-        if self._ahead and batch == 1:
-            slots = self._expected.get(len(phrases), 1)
-            index = admitted_on_device(outputs["summary"][0, :, :, 0], thresholds.score, slots)
+        count, before = self._counts.get(len(phrases), (0, 0))
+        if self._ahead and batch == 1 and 0 < count == before <= _MOST_AHEAD:
+            index = admitted_on_device(outputs["summary"][0, :, :, 0], thresholds.score, count)
             masks = outputs["pred_masks"][0]
             begun = masks_to_host(masks, index, sizes_hw[0], thresholds.mask, self._copies)
         return _Pending(
@@ -351,8 +354,8 @@ class DeviceSegmenter:
             index = index_on_device(wanted, self.device)
             threshold = pending.thresholds.mask
             arriving.append(masks_to_host(logits, index, size_hw, threshold, self._copies))
-        if pending.begun is not None:
-            self._expected[len(phrases)] = max(1, min(counts[0], _MOST_AHEAD))
+        if len(counts) == 1:
+            self._counts[len(phrases)] = (counts[0], self._counts.get(len(phrases), (0, 0))[0])
         return _Arriving(
             found=found,
             chosen=chosen,
