@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import signal
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import product
@@ -17,6 +18,12 @@ import samforge
 from samforge.core.images import ImageSpec
 from samforge.core.manifest import SCHEMA_VERSION, Manifest, PartEntry, StepResult, TextSpec
 from samforge.core.session import PartSpec, TensorSpec
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C interrupt: behind a shell's ``&`` it is ignored, here and in what tests start."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -7,14 +7,9 @@ import pytest
 import torch
 
 from samforge.core.images import ImageSpec
-from samforge.runtime.device import Resizer
+from samforge.runtime.device import Resizer, masks
 from samforge.runtime.device.admission import admitted_on_device, admitted_reference
-from samforge.runtime.device.masks import (
-    _above_by_kernel,
-    above_reference,
-    index_on_device,
-    masks_to_host,
-)
+from samforge.runtime.device.masks import above_reference, index_on_device, masks_to_host
 from samforge.runtime.device.transfer import Uploader
 
 pytestmark = [
@@ -75,8 +70,8 @@ def test_every_row_of_a_mask_is_written(size_hw: tuple[int, int]) -> None:
     logits = torch.full((1, 1, 64, 48), 9.0, device="cuda")
     index = index_on_device([(0, 0)], torch.device("cuda"))
     for _ in range(3):
-        assert _above_by_kernel(logits, index, size_hw, 0.5).all()
-        assert not _above_by_kernel(-logits, index, size_hw, 0.5).any()
+        assert masks._above_by_kernel(logits, index, size_hw, 0.5).all()
+        assert not masks._above_by_kernel(-logits, index, size_hw, 0.5).any()
 
 
 def test_a_read_only_picture_arrives_whole() -> None:

@@ -26,11 +26,20 @@ pytestmark = [
 pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
 
 BUILD = ("build", "tiny", "--target", "tensorrt-rtx", "--compute-capability", "89")
+RECIPE = """
+model = "tiny"
+target = "tensorrt-rtx"
+precision = "int8"
+compute_capabilities = ["89"]
+
+[quantization]
+mixed = false  # trying every group alone takes half of the build, and is tested for other targets
+"""
 Capture = pytest.CaptureFixture[str]
 
 
-def _built(out: Path, *options: str) -> samforge.Bundle:
-    assert cli.main([*BUILD, *options, "--out", str(out)]) == 0
+def _built(out: Path, *words: str) -> samforge.Bundle:
+    assert cli.main([*words, "--out", str(out)]) == 0
     return samforge.open_bundle(out)
 
 
@@ -65,7 +74,7 @@ def _check_engines(bundle: samforge.Bundle, precision: str, products: dict[str, 
 
 
 def test_a_part_in_half(tmp_path: Path, one_thread: None, capsys: Capture) -> None:
-    bundle = _built(tmp_path / "text", "--precision", "fp16", "--part", "text")
+    bundle = _built(tmp_path / "text", *BUILD, "--precision", "fp16", "--part", "text")
     _check_engines(bundle, "fp16", {"text": "fp16"})
     capsys.readouterr()
     assert cli.main(["verify", str(bundle.root)]) == 5
@@ -74,7 +83,9 @@ def test_a_part_in_half(tmp_path: Path, one_thread: None, capsys: Capture) -> No
 
 
 def test_the_tiny_model_in_int8(tmp_path: Path, one_thread: None, capsys: Capture) -> None:
-    bundle = _built(tmp_path / "tiny", "--precision", "int8")
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(RECIPE, encoding="utf-8")
+    bundle = _built(tmp_path / "tiny", "build", str(recipe))
     parts = ("vision", "text", "detector", "detector_boxes")
     _check_engines(bundle, "int8", dict.fromkeys(parts, "int8"))
     write_png(tmp_path / "scene.png", draw_scene(0, split="demo").image)

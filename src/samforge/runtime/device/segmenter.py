@@ -314,12 +314,6 @@ class DeviceSegmenter:
         if self.device.type == "cuda":
             ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
             ready.record()
-        begun = None
-        count, before = self._counts.get(len(phrases), (0, 0))
-        if self._ahead and batch == 1 and 0 < count == before <= _MOST_AHEAD:
-            index = admitted_on_device(outputs["summary"][0, :, :, 0], thresholds.score, count)
-            masks = outputs["pred_masks"][0]
-            begun = masks_to_host(masks, index, sizes_hw[0], thresholds.mask, self._copies)
         return _Pending(
             outputs=outputs,
             scores=scores,
@@ -327,8 +321,24 @@ class DeviceSegmenter:
             phrases=phrases,
             sizes_hw=sizes_hw,
             thresholds=thresholds,
-            begun=begun,
+            begun=self._begun(outputs, len(phrases), sizes_hw, thresholds),
         )
+
+    def _begun(
+        self,
+        outputs: Mapping[str, Tensor],
+        phrases: int,
+        sizes_hw: tuple[tuple[int, int], ...],
+        thresholds: Thresholds,
+    ) -> MasksToHost | None:
+        """Start on the masks of one image where their number is as good as known."""
+        count, before = self._counts.get(phrases, (0, 0))
+        steady = count == before and 0 < count <= _MOST_AHEAD
+        if not (self._ahead and steady and len(sizes_hw) == 1):
+            return None
+        index = admitted_on_device(outputs["summary"][0, :, :, 0], thresholds.score, count)
+        masks = outputs["pred_masks"][0]
+        return masks_to_host(masks, index, sizes_hw[0], thresholds.mask, self._copies)
 
     def _finish(self, pending: _Pending) -> list[Detections]:
         return list(self._collected(self._masks(pending)))
