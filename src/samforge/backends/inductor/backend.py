@@ -139,10 +139,10 @@ def link_options() -> dict[str, Any]:
 def loaded_package(path: Path) -> Any:
     """Load a package's code and weights; its ``boxed_run`` maps a list of tensors to another.
 
-    ``torch._inductor.aoti_load_package`` ends in this call. Before it, it finds out what
-    instructions compiler and processor know, by compiling test programs and starting Python for
-    each, to log a warning where the package's differ: 38 s in the first call of a process on a
-    machine with an H100. :func:`check_device` has refused such a package already.
+    ``torch._inductor.aoti_load_package`` ends in this call. Before it, once a process, it finds out
+    what instructions compiler and processor know, by compiling test programs and starting Python
+    for each, to log a warning where the package's differ. :func:`check_device` has refused such a
+    package already.
     """
     import torch
 

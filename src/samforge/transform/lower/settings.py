@@ -55,7 +55,7 @@ class Lowering:
     ``half``, which saves a third of their traffic."""
     attention: str = "auto"
     """Kernel of attention without a mask: ``cudnn``, ``flash``, ``triton``, the ``fastest`` of
-    them for each shape on an H200, ``explicit`` products, or ``auto``: torch's own choice. With
+    them for each shape on an H100, ``explicit`` products, or ``auto``: torch's own choice. With
     ``triton`` and ``fastest``, a few keys with a bias each have a kernel too."""
     position_bias: str = "separable"
     """Attention with a bias for every query and key: a ``separable`` one over a grid streams
