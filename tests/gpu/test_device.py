@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 from samforge.core.images import ImageSpec
-from samforge.runtime.device import Resizer, masks
+from samforge.media import read_image
+from samforge.models.tiny.scenes import draw_scene
+from samforge.runtime import PhraseTokenizer
+from samforge.runtime.device import DeviceSegmenter, Resizer, masks
 from samforge.runtime.device.admission import admitted_on_device, admitted_reference
 from samforge.runtime.device.masks import above_reference, index_on_device, masks_to_host
 from samforge.runtime.device.transfer import Uploader
@@ -80,3 +88,46 @@ def test_a_read_only_picture_arrives_whole() -> None:
     upload = Uploader(torch.device("cuda"))
     assert np.array_equal(upload(picture).cpu().numpy(), picture)
     assert np.array_equal(upload(picture[::-1]).cpu().numpy(), picture[::-1])
+
+
+class OnGpu:
+    """A part of the tiny model behind the door of a device session, in float32."""
+
+    def __init__(self, part: Any) -> None:
+        module = copy.deepcopy(part.module).cuda()
+        self.part, self.spec = dataclasses.replace(part, module=module), part.spec
+        self.device = torch.device("cuda")
+
+    def placed(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {name: tensor.cuda() for name, tensor in tensors.items()}
+
+    def run_tensors(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return dict(self.part(tensors))
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_stream_in_cuda_graphs_finds_what_single_calls_find(
+    part: Callable[..., Any], checkpoint: Callable[[str], Any], batch: int
+) -> None:
+    tiny = checkpoint("tiny")
+    tokenizer = PhraseTokenizer(tiny.tokenizer, tiny.context, 0)
+    sessions = {name: OnGpu(part(name, "tiny")) for name in ("vision", "text", "detector")}
+    phrases = ("red circle", "star", "blue object")
+    images = [draw_scene(index, split="demo").image for index in range(8)]
+    plain, graphs = (
+        DeviceSegmenter(sessions, tiny.image, tokenizer, read_image, graphs=graphs)
+        for graphs in (False, True)
+    )
+    with torch.inference_mode():
+        wanted = [plain.predict(image, text=phrases) for image in images]
+        assert sum(map(len, wanted)) >= 8
+        encoded = graphs.encode(images[0])
+    for _ in range(2):
+        streamed = graphs.stream(images, text=phrases, batch=batch)
+        for found, one in zip(streamed, wanted, strict=True):
+            assert found.labels == one.labels
+            assert (found.masks != one.masks).sum() <= 1e-4 * one.masks.size
+            # A call between two results uses the same graphs.
+            again = graphs.predict(encoded, text=phrases)
+            assert again.labels == wanted[0].labels
+            assert (again.masks != wanted[0].masks).sum() <= 1e-4 * again.masks.size

@@ -51,6 +51,40 @@ class Eager:
         return dict(self.part(tensors))
 
 
+class Overwriting(Eager):
+    """Like a CUDA graph, it writes every result where it wrote the last one of that shape."""
+
+    def __init__(self, part: Any) -> None:
+        super().__init__(part)
+        self.results: dict[Any, torch.Tensor] = {}
+
+    def run_tensors(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        outputs = super().run_tensors(tensors)
+        kept = {
+            name: self.results.setdefault((name, value.shape), torch.empty_like(value))
+            for name, value in outputs.items()
+        }
+        for name, value in outputs.items():
+            kept[name].copy_(value)
+        return kept
+
+
+class OtherStrides(Eager):
+    """Like a package for a processor, it gives features channels last and takes them contiguous."""
+
+    def placed(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+    def run_tensors(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        assert all(tensor.is_contiguous() for tensor in tensors.values())
+        return {
+            name: value.contiguous(memory_format=torch.channels_last)
+            if name.startswith("fpn_")
+            else value
+            for name, value in super().run_tensors(tensors).items()
+        }
+
+
 @pytest.fixture(scope="module")
 def segmenters(
     part: Callable[..., Any],
@@ -109,6 +143,31 @@ def test_images_of_a_stream_may_differ_in_size(segmenters: Any) -> None:
         assert abs(found.best_scores["star"] - wanted.best_scores["star"]) < 0.02
 
 
+def test_other_calls_between_the_results_of_a_stream_change_none(segmenters: Any) -> None:
+    device, host = segmenters
+    sessions = {name: Overwriting(session.part) for name, session in device._sessions.items()}
+    overwriting = DeviceSegmenter(sessions, device._image, device._text._tokenizer, read_image)
+    images, other = scenes(4), scenes(5)[4]
+    encoded = overwriting.encode(other)
+    wanted = host.predict([*images, other], text=PHRASES)
+    assert len({found.masks.tobytes() for found in wanted}) == 5
+    second = overwriting.stream(iter(images), text=PHRASES, batch=2)
+    for found, one in zip(overwriting.stream(images, text=PHRASES), wanted, strict=False):
+        assert_same(found, one)
+        assert_same(overwriting.predict(other, text=PHRASES), wanted[4])
+        assert_same(next(second), one)
+        assert_same(overwriting.predict(encoded, text=PHRASES), wanted[4])
+
+
+def test_features_get_the_strides_that_the_detector_wants(segmenters: Any) -> None:
+    device, host = segmenters
+    sessions = {name: OtherStrides(session.part) for name, session in device._sessions.items()}
+    other = DeviceSegmenter(sessions, device._image, device._text._tokenizer, read_image)
+    (image,) = scenes(1)
+    for source in (image, other.encode(image)):
+        assert_same(other.predict(source, text="star"), host.predict(image, text="star"))
+
+
 def test_a_tensor_is_a_picture_too(segmenters: Any) -> None:
     device, host = segmenters
     image = scenes(1)[0]
@@ -129,17 +188,18 @@ def test_a_later_call_leaves_earlier_results_alone(segmenters: Any) -> None:
 def test_masks_begun_ahead_are_the_same(segmenters: Any, threshold: float) -> None:
     device, host = segmenters
     ahead = DeviceSegmenter(
-        device._sessions, device._image, device._tokenizer, read_image, masks_ahead=True
+        device._sessions, device._image, device._text._tokenizer, read_image, masks_ahead=True
     )
     counts: list[int] = []
     first, second, third = scenes(3)
     for image in (first, second, first, first, first, third):  # changing, steady, changing
         steady = len(counts) > 1 and counts[-1] == counts[-2] > 0
-        begun = ahead._launched(image, PHRASES, Thresholds(score=threshold)).begun
+        pending = ahead._launched(image, PHRASES, Thresholds(score=threshold))
+        begun = pending.begun
         assert (
             (begun is None) if not steady or counts[-1] > 16 else (len(begun.masks) == counts[-1])
         )
-        found = ahead.predict(image, text=PHRASES, threshold=threshold)
+        (found,) = ahead._collector.detections(pending)
         assert_same(found, host.predict(image, text=PHRASES, threshold=threshold))
         counts.append(len(found))
         # Nothing keeps the memory of more than twice the masks that were found.
@@ -181,7 +241,7 @@ def test_bad_calls(segmenters: Any) -> None:
         device.predict(scenes(1)[0], text="star", threshold=1.5)
     parts = {name: device._sessions[name] for name in NAMES[:2]}
     with pytest.raises(SettingError, match=r"\['detector'\] are missing"):
-        DeviceSegmenter(parts, ImageSpec(size=8), device._tokenizer, read_image)
+        DeviceSegmenter(parts, ImageSpec(size=8), device._text._tokenizer, read_image)
 
 
 def test_parts_on_two_devices(segmenters: Any) -> None:
@@ -190,7 +250,7 @@ def test_parts_on_two_devices(segmenters: Any) -> None:
     parts["text"] = Eager(parts["text"].part)
     parts["text"].device = torch.device("meta")
     with pytest.raises(SettingError, match=r"one device, got \['cpu', 'meta'\]"):
-        DeviceSegmenter(parts, ImageSpec(size=8), device._tokenizer, read_image)
+        DeviceSegmenter(parts, ImageSpec(size=8), device._text._tokenizer, read_image)
 
 
 @settings(max_examples=25, deadline=None)

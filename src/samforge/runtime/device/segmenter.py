@@ -2,63 +2,28 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from samforge.core.detections import Detections
 from samforge.core.errors import SettingError, ShapeError
 from samforge.core.images import ImageSource, ImageSpec, RgbImage
-from samforge.core.session import PartSpec
-from samforge.runtime.device.admission import admitted_on_device
+from samforge.runtime.device.collector import Collector, Pending, Question
 from samforge.runtime.device.graphs import Graphs
-from samforge.runtime.device.masks import MasksToHost, index_on_device, masks_to_host
+from samforge.runtime.device.phrases import PhraseFeatures
 from samforge.runtime.device.resize import Resizer
-from samforge.runtime.device.results import (
-    Found,
-    chosen_from_found,
-    detections_from_found,
-    found_from_summary,
-    summary,
-)
-from samforge.runtime.device.transfer import Uploader, host_tensor
+from samforge.runtime.device.results import summary
+from samforge.runtime.device.session import DeviceSession
+from samforge.runtime.device.transfer import Uploader
 from samforge.runtime.postprocess import Thresholds
 from samforge.runtime.prompts import phrases_from_text
 from samforge.runtime.tokenize import PhraseTokenizer
 
-_KEPT_PHRASES = 1024
-_MOST_AHEAD = 16
-"""Masks begun before their number is known. A wrong guess costs the copy of each (0.16 ms at 4K
-over PCIe 5), a right one saves 0.13 ms: only a number that came twice in a row is a guess."""
 _LEVELS = ("fpn_0", "fpn_1", "fpn_2")
-
-
-class DeviceSession(Protocol):
-    """A session that also takes tensors where they are, as the inductor backend's does."""
-
-    @property
-    def spec(self) -> PartSpec:
-        """Interface of the part."""
-        ...
-
-    @property
-    def device(self) -> torch.device:
-        """Where its tensors live."""
-        ...
-
-    def run_tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Run the part on tensors of this device."""
-        ...
-
-    def placed(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Move and convert tensors to how ``run_tensors`` wants them."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -69,32 +34,6 @@ class EncodedOnDevice:
     """``fpn_0``, ``fpn_1``, ``fpn_2``, each (1, D, h, w), finest first."""
     size_hw: tuple[int, int]
     """Height and width of the image, pixels."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class _Pending:
-    """A batch whose kernels run while the processor does something else."""
-
-    outputs: Mapping[str, Tensor]
-    scores: Tensor
-    ready: torch.cuda.Event | None
-    phrases: tuple[str, ...]
-    sizes_hw: tuple[tuple[int, int], ...]
-    thresholds: Thresholds
-    begun: MasksToHost | None
-    """The best masks, which did not wait for the host to read the scores."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class _Arriving:
-    """What was found in a batch, its masks on their way to the host."""
-
-    found: Found
-    chosen: Mapping[tuple[int, int], npt.NDArray[np.intp]]
-    counts: tuple[int, ...]
-    masks: tuple[MasksToHost, ...]
-    phrases: tuple[str, ...]
-    sizes_hw: tuple[tuple[int, int], ...]
 
 
 class DeviceSegmenter:
@@ -142,17 +81,14 @@ class DeviceSegmenter:
         self.device = sessions["vision"].device
         self._sessions = dict(sessions)
         self._image = image
-        self._tokenizer = tokenizer
+        self._text = PhraseFeatures(sessions["text"], tokenizer)
         self._read_image = read_image
         self._resize = Resizer(image, self.device)
         self._upload = Uploader(self.device)
-        self._graphs = Graphs(self.device, graphs)
+        # Memory apart: the next pictures are encoded before masks are made of the last detector's.
+        self._vision_graphs, self._detector_graphs = (Graphs(self.device, graphs) for _ in "vd")
+        self._collector = Collector(self.device, masks_ahead)
         self._static: dict[Any, dict[str, Tensor]] = {}
-        self._known: OrderedDict[str, tuple[Tensor, Tensor]] = OrderedDict()
-        cuda = self.device.type == "cuda"
-        self._copies = torch.cuda.Stream() if cuda else None  # type: ignore[no-untyped-call]
-        self._ahead = cuda if masks_ahead is None else masks_ahead
-        self._counts: dict[int, tuple[int, int]] = {}  # of the last two calls, by phrases
 
     @torch.inference_mode()
     def encode(self, image: ImageSource | Tensor) -> EncodedOnDevice:
@@ -191,7 +127,8 @@ class DeviceSegmenter:
         """
         thresholds = Thresholds(score=threshold, mask=mask_threshold)
         phrases = phrases_from_text(text, has_boxes=False)
-        found = self._finish(self._launched(image, phrases, thresholds))
+        pending = self._launched(image, phrases, thresholds)
+        found = list(self._collector.detections(pending))
         return found if isinstance(image, (list, tuple)) else found[0]
 
     def _launched(
@@ -199,13 +136,14 @@ class DeviceSegmenter:
         image: ImageSource | Tensor | EncodedOnDevice | Sequence[ImageSource | Tensor],
         phrases: tuple[str, ...],
         thresholds: Thresholds,
-    ) -> _Pending:
+    ) -> Pending:
         """Start everything up to the scores."""
         if isinstance(image, EncodedOnDevice):
             features = self._features(1)
             for name in _LEVELS:
                 features[name].copy_(image.features[name])
-            return self._detect(phrases, (image.size_hw,), thresholds)
+            sizes = (image.size_hw,)
+            return self._detect(Question(phrases=phrases, sizes_hw=sizes, thresholds=thresholds))
         many = isinstance(image, (list, tuple))
         images: Sequence[Any] = image if many else [image]  # type: ignore[assignment]
         return self._start([self._picture(one) for one in images], phrases, thresholds)
@@ -221,8 +159,8 @@ class DeviceSegmenter:
     ) -> Iterator[Detections]:
         """Find what phrases name in image after image, copying beside computing.
 
-        While one batch is on the device the next one is read and uploaded, and its kernels start
-        before the masks of the first have come down. Images may be of different sizes.
+        While one batch is on the device the next one is read, uploaded and queued behind it, and
+        its kernels run while the masks of the first come down. Images may be of different sizes.
 
         Args:
             images: Any number of images; each is read when its turn comes.
@@ -241,17 +179,14 @@ class DeviceSegmenter:
             raise SettingError(f"batch is {batch}. Give at least 1.")
         thresholds = Thresholds(score=threshold, mask=mask_threshold)
         phrases = phrases_from_text(text, has_boxes=False)
-        running: _Pending | None = None
+        running: Pending | None = None
         for group in _groups(images, batch):
             pictures = [self._picture(one) for one in group]
-            if running is not None:
-                arriving = self._masks(running)
-                running = self._start(pictures, phrases, thresholds)
-                yield from self._collected(arriving)
-            else:
-                running = self._start(pictures, phrases, thresholds)
+            before, running = running, self._start(pictures, phrases, thresholds, alone=False)
+            if before is not None:
+                yield from self._collector.detections(before)
         if running is not None:
-            yield from self._finish(running)
+            yield from self._collector.detections(running)
 
     def _picture(self, image: ImageSource | Tensor) -> Tensor:
         rgb = image if isinstance(image, Tensor) else self._read_image(image)
@@ -259,11 +194,17 @@ class DeviceSegmenter:
 
     @torch.inference_mode()
     def _start(
-        self, pictures: Sequence[Tensor], phrases: tuple[str, ...], thresholds: Thresholds
-    ) -> _Pending:
+        self,
+        pictures: Sequence[Tensor],
+        phrases: tuple[str, ...],
+        thresholds: Thresholds,
+        *,
+        alone: bool = True,
+    ) -> Pending:
         self._vision(pictures)
         sizes = tuple((int(rgb.shape[0]), int(rgb.shape[1])) for rgb in pictures)
-        return self._detect(phrases, sizes, thresholds)
+        question = Question(phrases=phrases, sizes_hw=sizes, thresholds=thresholds)
+        return self._detect(question, alone=alone)
 
     def _vision(self, pictures: Sequence[Tensor]) -> dict[str, Tensor]:
         """Encode pictures into the static features of their batch size."""
@@ -276,7 +217,7 @@ class DeviceSegmenter:
         )
         for index, rgb in enumerate(pictures):
             self._resize(rgb, images["images"][index])
-        outputs = self._graphs.run(("vision", batch), lambda: vision.run_tensors(images))
+        outputs = self._vision_graphs.run(batch, lambda: vision.run_tensors(images))
         # At fixed addresses: the graph's own outputs, which the detector's graph reads.
         self._static["features", batch] = {name: outputs[name] for name in _LEVELS}
         return self._static["features", batch]
@@ -287,108 +228,28 @@ class DeviceSegmenter:
             self._vision([torch.zeros(side, side, 3, dtype=torch.uint8, device=self.device)])
         return self._static["features", batch]
 
-    def _detect(
-        self,
-        phrases: tuple[str, ...],
-        sizes_hw: tuple[tuple[int, int], ...],
-        thresholds: Thresholds,
-    ) -> _Pending:
+    def _detect(self, question: Question, *, alone: bool = True) -> Pending:
         """Run the detector on the static features; scores start on their way to the host."""
-        batch, detector = len(sizes_hw), self._sessions["detector"]
-        features, mask = self._text(phrases)
-        key = ("text", len(phrases))
-        text = self._buffers(key, detector, {"text_features": features, "text_mask": mask})
-        text["text_features"].copy_(features)
+        batch, count = len(question.sizes_hw), len(question.phrases)
+        detector = self._sessions["detector"]
+        words, mask = self._text(question.phrases)
+        key = ("text", count)
+        text = self._buffers(key, detector, {"text_features": words, "text_mask": mask})
+        text["text_features"].copy_(words)
         text["text_mask"].copy_(mask)
-        inputs = {**self._static["features", batch], **text}
+        features = self._static["features", batch]
 
         def call() -> dict[str, Tensor]:
-            outputs = detector.run_tensors(inputs)
+            # What vision gives is mostly what the detector wants: nothing is copied then.
+            outputs = detector.run_tensors({**detector.placed(features), **text})
             return {**outputs, "summary": summary(outputs)}
 
-        where = inputs["fpn_0"].data_ptr()
-        outputs = self._graphs.run(("detector", batch, len(phrases), where), call)
-        scores = host_tensor(tuple(outputs["summary"].shape), torch.float32, self.device)
-        scores.copy_(outputs["summary"], non_blocking=True)
-        ready = None
-        if self.device.type == "cuda":
-            ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            ready.record()
-        return _Pending(
-            outputs=outputs,
-            scores=scores,
-            ready=ready,
-            phrases=phrases,
-            sizes_hw=sizes_hw,
-            thresholds=thresholds,
-            begun=self._begun(outputs, len(phrases), sizes_hw, thresholds),
+        where = features["fpn_0"].data_ptr()
+        self._collector.make_room()
+        outputs = self._detector_graphs.run((batch, count, where), call)
+        return self._collector.pending(
+            outputs["pred_masks"], outputs["summary"], question, alone=alone
         )
-
-    def _begun(
-        self,
-        outputs: Mapping[str, Tensor],
-        phrases: int,
-        sizes_hw: tuple[tuple[int, int], ...],
-        thresholds: Thresholds,
-    ) -> MasksToHost | None:
-        """Start on the masks of one image where their number is as good as known."""
-        count, before = self._counts.get(phrases, (0, 0))
-        steady = count == before and 0 < count <= _MOST_AHEAD
-        if not (self._ahead and steady and len(sizes_hw) == 1):
-            return None
-        index = admitted_on_device(outputs["summary"][0, :, :, 0], thresholds.score, count)
-        masks = outputs["pred_masks"][0]
-        return masks_to_host(masks, index, sizes_hw[0], thresholds.mask, self._copies)
-
-    def _finish(self, pending: _Pending) -> list[Detections]:
-        return list(self._collected(self._masks(pending)))
-
-    @torch.inference_mode()
-    def _masks(self, pending: _Pending) -> _Arriving:
-        """Wait for the scores, then start what admitted masks are not under way to the host."""
-        if pending.ready is not None:
-            pending.ready.synchronize()
-        found = found_from_summary(pending.scores)
-        chosen = chosen_from_found(found, pending.thresholds)
-        phrases = range(len(pending.phrases))
-        counts, arriving = [], []
-        for image, size_hw in enumerate(pending.sizes_hw):
-            wanted = [(phrase, int(query)) for phrase in phrases for query in chosen[image, phrase]]
-            counts.append(len(wanted))
-            # Not where they would keep twice the memory of what was found.
-            begun = pending.begun
-            if begun is not None and len(wanted) <= len(begun.masks) <= 2 * len(wanted):
-                arriving.append(begun)
-                continue
-            logits = pending.outputs["pred_masks"][image]
-            index = index_on_device(wanted, self.device)
-            threshold = pending.thresholds.mask
-            arriving.append(masks_to_host(logits, index, size_hw, threshold, self._copies))
-        if len(counts) == 1:
-            self._counts[len(phrases)] = (counts[0], self._counts.get(len(phrases), (0, 0))[0])
-        return _Arriving(
-            found=found,
-            chosen=chosen,
-            counts=tuple(counts),
-            masks=tuple(arriving),
-            phrases=pending.phrases,
-            sizes_hw=pending.sizes_hw,
-        )
-
-    def _collected(self, arriving: _Arriving) -> Iterator[Detections]:
-        for image, size_hw in enumerate(arriving.sizes_hw):
-            count, masks = arriving.counts[image], arriving.masks[image]
-            # Everything else is put together while the masks are under way.
-            detections = detections_from_found(
-                arriving.found,
-                masks.masks[:count].numpy(),
-                arriving.chosen,
-                image=image,
-                labels=arriving.phrases,
-                size_hw=size_hw,
-            )
-            masks.wait(count)
-            yield detections
 
     def _buffers(
         self, key: Any, session: DeviceSession, tensors: Mapping[str, Tensor]
@@ -398,25 +259,6 @@ class DeviceSegmenter:
             placed = session.placed(tensors)
             self._static[key] = {name: tensor.clone() for name, tensor in placed.items()}
         return self._static[key]
-
-    def _text(self, phrases: tuple[str, ...]) -> tuple[Tensor, Tensor]:
-        """Features (P, L, D) and mask (P, L) of phrases, encoded once each."""
-        missing = [phrase for phrase in phrases if phrase not in self._known]
-        if missing:
-            session = self._sessions["text"]
-            ids = torch.from_numpy(self._tokenizer.encode(missing))
-            outputs = session.run_tensors(session.placed({"input_ids": ids}))
-            for index, phrase in enumerate(missing):
-                self._known[phrase] = (
-                    outputs["text_features"][index].clone(),
-                    outputs["text_mask"][index].clone(),
-                )
-        for phrase in phrases:
-            self._known.move_to_end(phrase)
-        features, mask = zip(*(self._known[phrase] for phrase in phrases), strict=True)
-        while len(self._known) > _KEPT_PHRASES:
-            self._known.popitem(last=False)
-        return torch.stack(features), torch.stack(mask)
 
 
 def _groups(images: Iterable[Any], size: int) -> Iterator[list[Any]]:
