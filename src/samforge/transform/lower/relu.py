@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Node
 
 from samforge.transform.lower.linear import TypedLinear
 
@@ -31,15 +30,3 @@ class ReluLinear(TypedLinear):
             self.bias, rows, self.weight.t(), use_gelu=False
         )
         return result.view(*x.shape[:-1], -1)
-
-
-def linear_before(node: Node, module: GraphModule) -> tuple[TypedLinear, Node] | None:
-    """The lowered linear with a bias that only this ReLU reads, and what that linear reads."""
-    front = node.args[0]
-    if not (isinstance(front, Node) and "lowered" in front.meta and len(front.users) == 1):
-        return None
-    linear = module.get_submodule(str(front.target))
-    source = front.args[0]
-    if not (isinstance(linear, TypedLinear) and isinstance(source, Node)):
-        return None
-    return None if linear.bias is None else (linear, source)
