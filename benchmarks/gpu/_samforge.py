@@ -237,29 +237,46 @@ class Contender:
             ("4K", pictures(*self.bench.source)),
             ("model size", pictures(side, side)),
         ):
-            probe = images[0] if batch == 1 else images[:1] * batch
             settings: dict[str, Any] = {"text": PHRASE, "batch": batch}
-            settings["threshold"] = admitting(segmenter, probe, [PHRASE], 1)
+            settings["threshold"] = admitting_one(segmenter, images, batch)
             feed = [images[index % len(images)] for index in range(count)]
             for _ in segmenter.stream(feed[: 2 * batch], **settings):
                 pass
             synchronize()
             start = time.perf_counter()
             # Results are dropped as they come, as a consumer would: 4K masks fill memory.
-            found = sum(1 for _ in segmenter.stream(feed, **settings))
+            masks = [len(found) for found in segmenter.stream(feed, **settings)]
             synchronize()
-            rate = found / (time.perf_counter() - start)
-            self.results.add(f"stream of {name}, batch {batch}, images a second", round(rate, 1))
+            rate = len(masks) / (time.perf_counter() - start)
+            words = f"stream of {name}, batch {batch}"
+            self.results.add(f"{words}, images a second", round(rate, 1))
+            self.results.add(f"{words}, masks an image found", statistics.mean(masks))
 
 
 def admitting(segmenter: DeviceSegmenter, image: Any, phrases: list[str], objects: int) -> float:
     """Threshold at which about so many queries a phrase are admitted."""
+    return between(scores_of(segmenter, image, phrases), objects * len(phrases))
+
+
+def admitting_one(segmenter: DeviceSegmenter, images: list[Any], batch: int) -> float:
+    """Threshold at which one query an image is admitted on average."""
+    found = [scores_of(segmenter, [image] * batch, [PHRASE]) for image in images]
+    return between(np.concatenate(found), len(images))
+
+
+def scores_of(segmenter: DeviceSegmenter, image: Any, phrases: list[str]) -> np.ndarray:
+    """Scores of all queries of an image, or of the first of a list."""
     with torch.inference_mode():
         pending = segmenter._launched(image, tuple(phrases), Thresholds())  # noqa: SLF001
     synchronize()
-    scores = np.sort(pending.scores.numpy()[0, :, :, 0].ravel())[::-1]
-    count = min(objects * len(phrases), len(scores) - 1)
-    return float((scores[count - 1] + scores[count]) / 2)
+    return pending.scores.numpy()[0, :, :, 0].ravel().copy()
+
+
+def between(scores: np.ndarray, count: int) -> float:
+    """A threshold that so many scores exceed."""
+    ordered = np.sort(scores)[::-1]
+    count = min(count, len(ordered) - 1)
+    return float((ordered[count - 1] + ordered[count]) / 2)
 
 
 def segment(bench: Bench, name: str) -> None:

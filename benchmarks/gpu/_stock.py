@@ -32,8 +32,9 @@ VARIANTS = {
     "stock": (
         Variant(words="eager"),
         Variant(words="default", mode="default"),
+        Variant(words="reduce-overhead", mode="reduce-overhead"),  # with CUDA graphs
     ),
-    # With CUDA graphs. Tuning tries every matrix product in Triton: what it found is kept in
+    # With CUDA graphs, too. Tuning tries every matrix product in Triton: what it found is kept in
     # Inductor's cache, so a run that was too short helps the next one on the same machine.
     "stock-max": (Variant(words="max-autotune", mode="max-autotune"),),
 }

@@ -3,8 +3,9 @@
     python benchmarks/gpu/trace.py --out FILE [--contender fp8]
     python benchmarks/gpu/trace.py --out FILE --from trace.json.gz    # of torch's profiler, kept
 
-A picture of 4K in pinned memory to one mask on the host. Kernels are those of one call in the
-middle of several, with the gap before each; under the profiler the processor is slower than alone.
+A picture of 4K in pinned memory to one mask on the host, in the environment of ``run.py``. Kernels
+are those of one call in the middle of several, with the gap before each; under the profiler the
+processor is slower than alone.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import os
+import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -24,6 +27,7 @@ from _samforge import PLANS, Contender, admitting
 from _spans import PHRASE, sources
 from _timing import gpu_conditions, synchronize, wall_ms
 from _turns import Bench
+from run import WORKSPACE
 from torch.profiler import ProfilerActivity, profile
 
 CALLS = 4
@@ -125,6 +129,9 @@ def main() -> None:
     parser.add_argument("--contender", choices=tuple(PLANS), default="fp8")
     parser.add_argument("--from", type=Path, dest="trace", help="a trace of torch's profiler")
     options = parser.parse_args()
+    if options.trace is None and not set(WORKSPACE) <= set(os.environ):
+        # torch has read them by now: begin again.
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**WORKSPACE, **os.environ})
     if options.trace is not None:
         with gzip.open(options.trace, "rt") as file:
             result: dict[str, Any] = kernels_by_stage(json.load(file)["traceEvents"])

@@ -1,0 +1,102 @@
+"""A whole bundle of the tiny model on a GPU: build it, open it in a new process, run it both ways.
+
+    python benchmarks/gpu/bundle.py --out FILE [--precision bf16] [--bundle DIR]
+
+``samforge.load_on_device`` has to find what ``samforge.load`` finds: one by one, as a batch and as
+a stream. Loading is timed in a process that has imported everything and compiled nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from _timing import Results, synchronize
+
+PHRASES = ("red circle", "star", "blue object")
+SCENES = 4
+MOST = 1e-4
+"""Of the pixels, may differ: products of other sizes are summed in another order."""
+
+
+def open_and_run(bundle: Path, results: Results) -> None:
+    """Time two openings, then compare what both runtimes find."""
+    import torch
+
+    import samforge
+    import samforge.backends.inductor.backend
+    import samforge.runtime.device
+    from samforge.models.tiny.scenes import draw_scene
+
+    torch.zeros(1, device="cuda" if torch.cuda.is_available() else "cpu")
+    segmenters: list[Any] = []
+    for words in ("first", "second"):
+        seconds, segmenter = timed(lambda: samforge.load_on_device(bundle))
+        results.add(f"load_on_device, {words} of the process, s", round(seconds, 3))
+        segmenters.append(segmenter)
+    device, host = segmenters[0], samforge.load(bundle)
+    images = [draw_scene(index, split="demo").image for index in range(SCENES)]
+    wanted = host.predict(images, text=PHRASES)
+    results.add("objects", sum(map(len, wanted)))
+    seconds, _ = timed(lambda: device.predict(images[0], text=PHRASES))
+    results.add("first predict, s", round(seconds, 3))
+    ways = {
+        "one by one": lambda: [device.predict(image, text=PHRASES) for image in images],
+        "as a batch": lambda: device.predict(images, text=PHRASES),
+        "as a stream": lambda: list(device.stream(images, text=PHRASES)),
+        "as a stream of pairs": lambda: list(device.stream(images, text=PHRASES, batch=2)),
+    }
+    for words, way in ways.items():
+        for _ in range(3):  # the last with masks begun ahead
+            found = way()
+        results.add(f"{words}, share of pixels that differ", differing(found, wanted))
+
+
+def timed(call: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds of one call, everything finished, and what it gave."""
+    start = time.perf_counter()
+    result = call()
+    synchronize()
+    return time.perf_counter() - start, result
+
+
+def differing(found: Iterable[Any], wanted: Iterable[Any]) -> float | str:
+    """Share of all masks' pixels, or what is different before pixels can be compared."""
+    different = total = 0
+    for one, other in zip(found, wanted, strict=True):
+        if one.labels != other.labels:
+            return f"found {one.labels} instead of {other.labels}"
+        different += int((one.masks != other.masks).sum())
+        total += other.masks.size
+    return different / total
+
+
+def main() -> int:
+    """Build unless a bundle is given; 1 where the two runtimes differ."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--precision", default="bf16", choices=("bf16", "fp16", "fp8"))
+    parser.add_argument("--bundle", type=Path, help="one that was built before")
+    options = parser.parse_args()
+    results = Results(options.out, 600)
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = options.bundle or Path(folder) / "tiny"
+        if options.bundle is None:
+            build = [sys.executable, "-m", "samforge.apps.cli", "build", "tiny"]
+            build += ["--target", "inductor", "--precision", options.precision]
+            start = time.perf_counter()
+            subprocess.run([*build, "--out", str(bundle)], check=True)
+            results.add("build s", round(time.perf_counter() - start, 1))
+        open_and_run(bundle, results)
+    differ = [value for words, value in results.values["figures"].items() if "differ" in words]
+    return int(any(isinstance(value, str) or value > MOST for value in differ))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
