@@ -21,11 +21,12 @@ help: ## Show the targets
 demo: $(INSTALLED) ## Build the tiny bundle, check it, segment its scenes: build/demo
 	$(BIN)/samforge demo --out build/demo
 
+# A test process and what it starts share a core with others: more threads would only wait.
 test: $(INSTALLED) ## Run the fast tests, offline
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(TEST_PROCESSES)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TEST_PROCESSES)
 
 test-full: $(INSTALLED) ## Run the slow tests too (those for a GPU: pytest -m gpu)
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(TEST_PROCESSES) -m "not gpu"
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TEST_PROCESSES) -m "not gpu"
 
 lint: $(INSTALLED) ## Check style, format and types
 	$(BIN)/ruff check

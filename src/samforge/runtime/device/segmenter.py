@@ -161,6 +161,7 @@ class DeviceSegmenter:
 
         While one batch is on the device the next one is read, uploaded and queued behind it, and
         its kernels run while the masks of the first come down. Images may be of different sizes.
+        Other calls may come between its results, and change none of them.
 
         Args:
             images: Any number of images; each is read when its turn comes.
