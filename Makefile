@@ -4,8 +4,9 @@ PYTHON ?= python3
 # More options for pip, for example an index that has torch's small CPU wheels:
 #   make PIP_OPTIONS='--extra-index-url https://download.pytorch.org/whl/cpu' demo
 PIP_OPTIONS ?=
-# Tests of one file stay in one process; each process holds models of its own.
-TEST_PROCESSES ?= --numprocesses auto --maxprocesses 4 --dist loadfile
+# Tests of one file stay in one process; each process holds models of its own. In the order of the
+# files: by their number of tests the engines of tests/rtx would come last, and alone.
+TEST_PROCESSES ?= --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 VENV := .venv
 BIN := $(VENV)/bin
