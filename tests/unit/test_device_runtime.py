@@ -21,6 +21,7 @@ from samforge.models.tiny.scenes import draw_scene
 from samforge.runtime import PhraseTokenizer, Segmenter, image_bchw_from_rgb
 from samforge.runtime.device import DeviceSegmenter, Resizer
 from samforge.runtime.device.admission import admitted_reference
+from samforge.runtime.device.collector import Collector, Question
 from samforge.runtime.device.masks import index_on_device, masks_to_host
 from samforge.runtime.device.resize import resize_weights, taps_from_weights
 from samforge.runtime.device.results import (
@@ -309,6 +310,16 @@ def test_scores_boxes_and_masks() -> None:
     assert made.boxes_xyxy.tolist() == pytest.approx(
         np.array([[0.4, 0.8, 1.2, 1.6], [0.0, 0.0, 2.0, 2.0]]), abs=1e-6
     )
+
+
+def test_masks_that_cannot_be_made_fail_one_call() -> None:
+    collector = Collector(CPU, None)
+    question = Question(phrases=("cat",), sizes_hw=((4, 4),), thresholds=Thresholds())
+    masks_of_one, scores_of_two = torch.zeros(1, 1, 1, 4, 4), torch.ones(1, 1, 2, 5)
+    collector.pending(masks_of_one, scores_of_two, question)
+    with pytest.raises(IndexError):
+        collector.make_room()
+    collector.make_room()
 
 
 def test_nan_is_not_nothing() -> None:

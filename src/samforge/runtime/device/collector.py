@@ -127,10 +127,10 @@ class Collector:
             torch.cuda.current_stream().wait_stream(self._kernels)
 
     def _arriving(self, pending: Pending) -> _Arriving:
+        if self._last is pending:
+            self._last = None  # even if it fails: the next call must not fail with it
         if pending.arriving is None:
             pending.arriving = self._started(pending)
-        if self._last is pending:
-            self._last = None
         return pending.arriving
 
     @torch.inference_mode()
