@@ -62,3 +62,20 @@ def _attribute(key: str, value: str | float | bool | None) -> str:
 def _printable(text: str) -> str:
     """Control characters and lone surrogates, which no HTML may hold, become a visible box."""
     return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
+
+
+def section(title: str, hint: str, *children: Child) -> Markup:
+    """One section of the page: a title, what to know before reading it, and its content."""
+    return tag(
+        "section", tag("h2", title), tag("p", hint, class_="hint") if hint else None, children
+    )
+
+
+def folded(title: str, content: Child) -> Markup:
+    """Content that a click opens."""
+    return tag("details", tag("summary", title), content)
+
+
+def key(*entries: tuple[str, str]) -> Markup:
+    """What colours mean: names with their classes."""
+    return tag("ul", [tag("li", name, class_=kind or None) for name, kind in entries], class_="key")

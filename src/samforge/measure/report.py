@@ -11,7 +11,9 @@ import secrets
 from pathlib import Path
 
 from samforge.core.errors import OutputError
-from samforge.measure import _sections as sections
+from samforge.measure import _evidence as evidence
+from samforge.measure import _making as making
+from samforge.measure._header import header
 from samforge.measure._markup import Markup, joined, tag
 from samforge.measure.report_data import ReportData
 
@@ -19,18 +21,18 @@ _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _STYLE = Path(__file__).with_name("report.css")
 
 _SECTIONS = (
-    sections.gates,
-    sections.overlays,
-    sections.fidelity,
-    sections.accuracy,
-    sections.sensitivity,
-    sections.layers,
-    sections.steps,
-    sections.parts,
-    sections.engines,
-    sections.fusions,
-    sections.prompts,
-    sections.origin,
+    evidence.gates,
+    evidence.overlays,
+    evidence.fidelity,
+    evidence.accuracy,
+    evidence.sensitivity,
+    evidence.layers,
+    making.steps,
+    making.parts,
+    making.engines,
+    making.fusions,
+    evidence.prompts,
+    making.origin,
 )
 """In the order of the page: what convinces first, what explains later."""
 
@@ -56,7 +58,7 @@ def report_html(data: ReportData) -> str:
     )
     body = tag(
         "main",
-        sections.header(data),
+        header(data),
         [section(data) for section in _SECTIONS],
         tag("footer", f"Written by samforge {data.samforge}. This page loads nothing."),
     )
