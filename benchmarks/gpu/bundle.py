@@ -17,7 +17,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from _timing import Results, synchronize
+
+import samforge
+import samforge.backends.inductor.backend
+import samforge.runtime.device  # before loading is timed
+from samforge.models.tiny.scenes import draw_scene
 
 PHRASES = ("red circle", "star", "blue object")
 SCENES = 4
@@ -27,13 +33,6 @@ MOST = 1e-4
 
 def open_and_run(bundle: Path, results: Results) -> None:
     """Time two openings, then compare what both runtimes find."""
-    import torch
-
-    import samforge
-    import samforge.backends.inductor.backend
-    import samforge.runtime.device
-    from samforge.models.tiny.scenes import draw_scene
-
     torch.zeros(1, device="cuda" if torch.cuda.is_available() else "cpu")
     segmenters: list[Any] = []
     for words in ("first", "second"):
