@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from samforge.core.errors import SettingError
+from samforge.core.polygons import checked_polygon
 
 _KEYS = ("images", "annotations", "categories")
 
@@ -186,6 +186,10 @@ def _annotation(record: Mapping[str, Any], place: str) -> CocoAnnotation:
     if isinstance(segmentation, list):
         for polygon in segmentation:
             _check_polygon(polygon, place)
+    elif not isinstance(segmentation, dict):
+        raise SettingError(
+            f"segmentation of {place} is an RLE or a list of polygons, got {segmentation!r:.80}."
+        )
     return CocoAnnotation(
         place=place,
         category=_needed(record, "category_id", place),
@@ -195,13 +199,9 @@ def _annotation(record: Mapping[str, Any], place: str) -> CocoAnnotation:
 
 
 def _check_polygon(polygon: object, place: str) -> None:
-    # pycocotools reads four numbers as a box, and crashes on odd ones.
-    if (
-        not isinstance(polygon, list)
-        or len(polygon) < 6
-        or len(polygon) % 2
-        or not all(isinstance(x, int | float) and math.isfinite(x) for x in polygon)
-    ):
+    try:
+        checked_polygon(polygon, "a polygon")
+    except SettingError as error:
         raise SettingError(
             f"{place} has a polygon that is no list of x, y, x, y, x, y, …: {polygon!r:.80}."
-        )
+        ) from error

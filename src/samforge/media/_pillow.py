@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import struct
 import warnings
-import zlib
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
@@ -21,19 +19,6 @@ Just below the point where Pillow refuses by itself (178,956,970)."""
 
 # Formats that are decoded in this process. EPS, for one, would start Ghostscript.
 _FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF")
-# What Pillow's decoders raise on damaged data; Image.open treats the middle four as "not mine".
-_BROKEN = (
-    OSError,
-    SyntaxError,
-    IndexError,
-    TypeError,
-    struct.error,
-    ValueError,
-    EOFError,
-    OverflowError,
-    zlib.error,
-    Image.DecompressionBombError,
-)
 
 
 def rgb_from_file(data: bytes, name: str) -> RgbImage:
@@ -66,7 +51,7 @@ def _opened(data: bytes, name: str) -> Image.Image:
             continue
         try:
             return factory(io.BytesIO(data), "")
-        except _BROKEN as error:
+        except Exception as error:  # decoders raise what they like: AVIF's a plain RuntimeError
             raise ImageError(
                 f"{name} looks like {name_of_format} but cannot be opened: {_reason(error)}. "
                 "The file is damaged or was not transferred whole."
@@ -96,9 +81,14 @@ def rgb_from_pillow(image: Image.Image, name: str) -> RgbImage:
         if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
             image = ImageOps.exif_transpose(image)
         return _rgb(image, name)
-    except _BROKEN as error:
-        if isinstance(error, ImageError):
-            raise
+    except ImageError:
+        raise
+    except MemoryError as error:
+        raise ImageError(
+            f"{name} has {width} x {height} pixels, and there is no memory left to decode them. "
+            "Shrink it or cut it into tiles first."
+        ) from error
+    except Exception as error:  # on damaged data decoders raise what they like
         raise ImageError(
             f"{name} cannot be decoded: {_reason(error)}. "
             "The file is damaged or was not transferred whole."
