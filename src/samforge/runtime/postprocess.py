@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from samforge.core.boxes import clipped_boxes
 from samforge.core.detections import Detections
 from samforge.core.errors import FidelityError, SettingError, ShapeError
 from samforge.runtime._resize import resized_above
@@ -74,7 +75,8 @@ def detections_from_raw(
     """Admit queries by score and bring their boxes and masks to image resolution.
 
     A score is ``sigmoid(logit) * sigmoid(presence_logit)``. Masks are resized bilinearly without
-    antialiasing (``align_corners=False``) after the sigmoid. Boxes are not clipped to the image.
+    antialiasing (``align_corners=False``) after the sigmoid. Boxes are clipped to the image, which
+    transformers leaves to its callers.
 
     Args:
         raw: The detector's output.
@@ -106,7 +108,7 @@ def detections_from_raw(
         resized_above(probabilities, np.float32(thresholds.mask), out=mask)
     return Detections(
         masks=masks,
-        boxes_xyxy=boxes,
+        boxes_xyxy=clipped_boxes(boxes, size_hw),
         scores=scores[admitted],
         labels=(label,) * len(admitted),
         size_hw=size_hw,

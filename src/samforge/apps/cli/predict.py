@@ -22,6 +22,8 @@ from samforge.apps.cli.stages import print_stages
 from samforge.core.files import writable_folder
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from samforge.apps.cli.prediction import Failure, ImageResult, Predictions, Prompts
 
 HOPELESS = 0.05
@@ -153,7 +155,7 @@ def _print_image(one: ImageResult, prompts: Prompts) -> None:
         (
             detection["label"],
             f"{detection['score']:.3f}",
-            ", ".join(f"{edge:.0f}" for edge in detection["box_xyxy"]),
+            box_text(detection["box_xyxy"]),
             detection["area"],
         )
         for detection in one.found["detections"]
@@ -170,6 +172,14 @@ def _print_image(one: ImageResult, prompts: Prompts) -> None:
         print_line(f"{one.image} ({width} x {height}): nothing found.")
     for phrase, score in _misses(one).items():
         print_line(_hint(phrase, score, prompts.thresholds.score), style="yellow")
+
+
+def box_text(box_xyxy: Sequence[float]) -> str:
+    """A box for people, in as few digits as keep its area: ``--box`` takes it back."""
+    left, top, right, bottom = box_xyxy
+    narrow = min(right - left, bottom - top)
+    digits = 0 if narrow >= 2 else 2 if narrow >= 0.02 else 6
+    return ", ".join(f"{edge:.{digits}f}" for edge in box_xyxy)
 
 
 def _misses(one: ImageResult) -> dict[str, float]:
