@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from samforge.core.errors import ImageError, SamforgeError, SettingError
 from samforge.core.labelled import LabelledImage, Question
+from samforge.core.paths import is_file
 from samforge.core.rle import mask_from_segmentation
 from samforge.media._coco_file import CocoAnnotation, CocoFile, CocoImage, coco_file
 from samforge.media.images import read_image
@@ -147,7 +148,7 @@ def _check_name(name: str, path: Path) -> None:
 
 
 def _check_pictures(pictures: Mapping[str, object], folder: Path, path: Path) -> None:
-    missing = [name for name in pictures if not (folder / name).is_file()]
+    missing = [name for name in pictures if not is_file(folder / name)]
     if missing:
         raise ImageError(
             f"{len(missing)} of the {len(pictures)} pictures of {path} are not in {folder}, the "

@@ -11,6 +11,7 @@ from PIL import Image
 
 from samforge.core.errors import ImageError, OutputError, ShapeError
 from samforge.core.images import ImageSource, RgbImage
+from samforge.core.paths import checked_path
 from samforge.media._arrays import rgb_from_array
 from samforge.media._pillow import MAX_PIXELS, rgb_from_file, rgb_from_pillow
 
@@ -87,7 +88,7 @@ def write_png(path: str | os.PathLike[str], rgb: RgbImage) -> Path:
     """
     if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.size == 0:
         raise ShapeError(f"write_png wants uint8 (H, W, 3), got {rgb.dtype} {rgb.shape}.")
-    target = Path(path)
+    target = checked_path(path, OutputError)
     temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.part")
     try:
         try:
@@ -110,7 +111,7 @@ def list_images(folder: str | os.PathLike[str]) -> list[Path]:
     Raises:
         ImageError: It is no folder, or holds no image.
     """
-    path = Path(folder)
+    path = checked_path(folder, ImageError)
     try:
         files = [entry for entry in path.iterdir() if entry.is_file()]
     except OSError as error:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from samforge.core.errors import SettingError
+from samforge.core.errors import CheckpointError, SettingError, UnknownModel
+from samforge.core.paths import checked_path
 from samforge.models.dinov3 import loading as dinov3
 from samforge.models.family import Model
 from samforge.models.sam3 import loading as sam3
@@ -41,6 +42,9 @@ def model_from_name(
         CheckpointKeysError: Tensors are missing or unexpected.
         SettingError: The image size does not fit the patches, or a tokenizer has no use.
     """
+    checked_path(name, UnknownModel)
+    if tokenizer is not None:
+        checked_path(tokenizer, CheckpointError)
     if name == STRESSED:
         plain = sam3.checkpoint_from_name("tiny", image_size=image_size, tokenizer=tokenizer)
         return Sam3(replace(plain, name=name, source=StressedSource(plain.source, seed=seed)))

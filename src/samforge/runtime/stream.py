@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import dataclasses
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,6 +13,7 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 
 from samforge.core.detections import Detections
+from samforge.core.errors import ShapeError
 from samforge.core.images import RgbImage
 from samforge.core.timing import Timings
 from samforge.runtime._ahead import RunAhead
@@ -35,7 +39,7 @@ class SegmentedFrame(Generic[AnyFrame]):
     """One frame of a stream and what was found in it."""
 
     frame: AnyFrame
-    """As the stream gave it."""
+    """As the stream gave it, with pixels of its own."""
     detections: Detections
     """At the frame's resolution."""
     timings: Timings
@@ -62,7 +66,9 @@ def segment_video(
     Args:
         segmenter: What ``samforge.load`` gives.
         frames: RGB arrays (H, W, 3), or objects with an ``image_rgb``: a file's frames, a
-            camera's, a list. It is read in a thread of its own.
+            camera's, a list. It is read in a thread of its own. What an iterator gives is copied
+            before the next frame is asked for, so it may fill one array again and again; objects
+            whose ``owns_pixels`` is true are not copied.
         text: One or more noun phrases.
         thresholds: What counts as found.
         ahead: Most frames that wait before the segmenter, and most that wait after it: memory
@@ -83,7 +89,11 @@ def segment_video(
 
 
 def _timed(frames: Iterable[AnyFrame]) -> Iterator[tuple[AnyFrame, Timings]]:
-    """Measure how long each frame takes to come."""
+    """Measure how long each frame takes to come; copy it if its memory may be filled again.
+
+    Cameras fill one buffer, or a few in turn. A frame of a list or tuple stays what it is.
+    """
+    copied = not isinstance(frames, Sequence)
     iterator = iter(frames)
     try:
         while True:
@@ -93,11 +103,34 @@ def _timed(frames: Iterable[AnyFrame]) -> Iterator[tuple[AnyFrame, Timings]]:
                 frame = next(iterator)
             except StopIteration:
                 return
+            frame = _copy(frame) if copied else frame
             timings.add("decode", (time.perf_counter() - start) * 1e3)
             yield frame, timings
     finally:
         if close := getattr(iterator, "close", None):
             close()
+
+
+def _copy(frame: AnyFrame) -> AnyFrame:
+    """The frame with pixels of its own."""
+    if isinstance(frame, np.ndarray):
+        return frame.copy()
+    if getattr(frame, "owns_pixels", False):
+        return frame
+    pixels = np.array(frame.image_rgb)
+    if dataclasses.is_dataclass(frame) and not isinstance(frame, type):
+        with contextlib.suppress(TypeError, ValueError):  # image_rgb is no field that can be set
+            return dataclasses.replace(frame, image_rgb=pixels)
+    twin = copy.copy(frame)
+    try:
+        object.__setattr__(twin, "image_rgb", pixels)
+    except AttributeError as error:  # a property, or a slot of another name
+        raise ShapeError(
+            f"Frames of the type {type(frame).__name__} cannot be copied, and the stream may fill "
+            "their memory again. Give arrays or dataclasses with an image_rgb, or an owns_pixels "
+            "that is true if every frame has memory of its own."
+        ) from error
+    return twin
 
 
 def _segmented(

@@ -13,6 +13,7 @@ from tokenizers import Encoding, Tokenizer
 
 from samforge.core.errors import DamagedBundle, PromptError, PromptWarning, SettingError
 from samforge.core.native import native_errors
+from samforge.core.paths import is_file
 
 _LISTED_WORDS = 200  # a longer list of known words would bury the message
 
@@ -160,10 +161,10 @@ def _unusable(phrase: str, path: Path, error: BaseException) -> DamagedBundle:
 
 
 def _tokenizer_from_file(path: Path) -> Tokenizer:
-    if not path.is_file():
+    if not is_file(path):
         raise DamagedBundle(f"The tokenizer {path} is missing. Build or download the bundle again.")
     with native_errors(lambda error: _no_tokenizer(path, error)):
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8-sig"))
         tokenizer.no_padding()
         tokenizer.no_truncation()
         # "<|endoftext|>" typed by a user is text, not the end of the phrase.

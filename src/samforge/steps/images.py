@@ -10,6 +10,7 @@ import numpy as np
 from samforge.core.errors import ImageError, SettingError
 from samforge.core.images import RgbImage
 from samforge.core.labelled import LabelledImage, Question
+from samforge.core.paths import checked_path
 from samforge.media import list_images, read_image
 from samforge.models import tiny
 from samforge.steps.workshop import Workshop
@@ -153,6 +154,6 @@ def _count(shop: Workshop) -> int:
 
 def _source(shop: Workshop) -> Path:
     source = shop.recipe.calibration.source
-    if source is None or not source.exists():
+    if source is None or not checked_path(source, ImageError).exists():
         raise ImageError(f"{source} does not exist. Give a folder of images, or a video.")
     return source

@@ -22,6 +22,7 @@ from samforge.apps.cli.predict import predict
 from samforge.apps.cli.verify import verify
 from samforge.apps.cli.video import video
 from samforge.core.noise import quiet_third_parties
+from samforge.core.telemetry import decline_for_process
 
 app = typer.Typer(
     name="samforge",
@@ -49,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     as_json = "--json" in words
     command = next((word for word in words if not word.startswith("-")), "samforge")
     quiet_third_parties()
+    decline_for_process()
     with shown_warnings():
         try:
             status = app(args=words, prog_name="samforge", standalone_mode=False)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import samforge
+from samforge.apps.cli.interrupts import termination_interrupts
 from samforge.apps.cli.output import (
     JsonOption,
     print_json,
@@ -63,7 +64,8 @@ def video(  # noqa: PLR0913  every argument is an option that a user types
 ) -> None:
     """Find what phrases name in each frame of a video; write it with masks and a readout.
 
-    The times of the frames stay as they are. Ctrl-C finishes the file with the frames done so far.
+    The times of the frames stay as they are. Ctrl-C and SIGTERM finish the file with the frames
+    done so far.
     """
     from samforge.apps.cli.filming import Film
     from samforge.runtime import Thresholds
@@ -143,7 +145,7 @@ def _run(bundle: samforge.Bundle, plan: Film, *, threads: int | None, as_json: b
     plan = replace(plan, title=f"{manifest.target} {precision}".strip())
     with VideoReader(plan.video) as reader:
         total = plan.expected(reader.info)
-    with progress_bar("frames", total, as_json=as_json) as done:
+    with progress_bar("frames", total, as_json=as_json) as done, termination_interrupts():
         return film(segmenter, plan, done=done)
 
 

@@ -162,7 +162,7 @@ def _tokenizer_beside(weights: Path) -> Path:
 def _eos_id(tokenizer: Path, vocabulary: int) -> int:
     """Last token of an empty phrase: what the tokenizer itself puts at the end."""
     with native_errors(lambda error: CheckpointError(f"{tokenizer} is no tokenizer ({error}).")):
-        loaded = Tokenizer.from_file(str(tokenizer))
+        loaded = Tokenizer.from_str(tokenizer.read_text(encoding="utf-8-sig"))
         loaded.no_padding()  # a saved padding may be as long as it likes
         loaded.no_truncation()
         ids = loaded.encode("").ids
