@@ -35,7 +35,8 @@ def load(path: str | Path | Bundle, *, threads: int | None = None) -> Segmenter:
     """
     checked_threads(threads)  # before gigabytes are hashed
     sessions, tokenizer, bundle = _opened(path, SEGMENTER_PARTS, threads)
-    return Segmenter(sessions, bundle.manifest.image, tokenizer, read_image)
+    manifest = bundle.manifest
+    return Segmenter(sessions, manifest.image, tokenizer, read_image, reference=manifest.reference)
 
 
 def load_on_device(path: str | Path | Bundle) -> DeviceSegmenter:
@@ -61,7 +62,10 @@ def load_on_device(path: str | Path | Bundle) -> DeviceSegmenter:
     from samforge.runtime.device import DeviceSegmenter
 
     on_device: Any = sessions
-    return DeviceSegmenter(on_device, bundle.manifest.image, tokenizer, read_image)
+    manifest = bundle.manifest
+    return DeviceSegmenter(
+        on_device, manifest.image, tokenizer, read_image, reference=manifest.reference
+    )
 
 
 def _opened(
@@ -81,10 +85,25 @@ def _opened(
         for name in parts
         if name in manifest.parts
     }
-    tokenizer = PhraseTokenizer(
-        bundle.path(manifest.text.tokenizer), manifest.text.context, manifest.text.pad_id
+    return sessions, tokenizer_from_bundle(bundle), bundle
+
+
+def tokenizer_from_bundle(bundle: Bundle) -> PhraseTokenizer:
+    """What turns a bundle's phrases into token ids.
+
+    Raises:
+        ForeignBundle: It takes no phrases.
+        DamagedBundle: The tokenizer cannot be read.
+    """
+    manifest = bundle.manifest
+    if manifest.text is None:
+        raise ForeignBundle(f"{bundle.root} takes no phrases: it holds {manifest.family}.")
+    return PhraseTokenizer(
+        bundle.path(manifest.text.tokenizer),
+        manifest.text.context,
+        manifest.text.pad_id,
+        reference=manifest.reference,
     )
-    return sessions, tokenizer, bundle
 
 
 def session_from_bundle(bundle: Bundle, name: str, *, threads: int | None = None) -> Session:

@@ -79,6 +79,7 @@ def _built(
 ) -> Bundle:
     checkpoint = model_from_name(
         recipe.model,
+        reference=recipe.reference,
         image_size=recipe.image_size,
         random_weights=recipe.random_weights,
         seed=recipe.seed,

@@ -26,6 +26,7 @@ from samforge.core.errors import (
 )
 from samforge.core.native import native_errors
 from samforge.core.polygons import MOST_STEPS
+from samforge.core.reference import TRANSFORMERS
 from samforge.core.rle import mask_from_segmentation
 from samforge.media import coco_data_from_file, read_image
 from samforge.models import tiny
@@ -208,7 +209,7 @@ def test_an_endless_padding_is_not_made(tmp_path: Path) -> None:
 
 
 def test_a_phrase_that_is_no_unicode(tmp_path: Path) -> None:
-    tokenizer = PhraseTokenizer(tiny.TOKENIZER_PATH, 8, 0)
+    tokenizer = PhraseTokenizer(tiny.TOKENIZER_PATH, 8, 0, reference=TRANSFORMERS)
     with pytest.raises(PromptError, match=r"The phrase 'red \\udcff' is no text"):
         tokenizer.encode(["red \udcff"])
 

@@ -11,11 +11,15 @@ from typing import Any
 
 from samforge.core.errors import DamagedBundle, ForeignBundle, SettingError
 from samforge.core.images import ImageSpec
+from samforge.core.reference import REFERENCES
 from samforge.core.session import PartSpec
 from samforge.core.structure import StructureError, value_from_json
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Version of the manifest's structure; a reader refuses every other one."""
+
+BEFORE_REFERENCES = 2
+"""Last version without ``reference``: its bundles compute what transformers does."""
 
 MANIFEST_NAME = "manifest.json"
 """The manifest's file name in a bundle."""
@@ -97,6 +101,9 @@ class Manifest:
     """Architecture: ``sam3``, ``dinov3``."""
     model: str
     """Name, folder or id of the checkpoint."""
+    reference: str
+    """Whose computation it is held to: ``meta`` or ``transformers``. It decides how phrases are
+    cleaned and how masks are brought to the image's size, too."""
     recipe: Mapping[str, Any]
     """What was asked for, as ``Recipe.to_dict`` gives it."""
     image: ImageSpec
@@ -160,6 +167,11 @@ def manifest_from_text(text: str, *, place: str) -> Manifest:
         raise DamagedBundle(
             f"{place}/{MANIFEST_NAME} is not usable: {error} {what_to_do()}"
         ) from error
+    if manifest.reference not in REFERENCES:
+        raise DamagedBundle(
+            f"{place}/{MANIFEST_NAME}: the reference is {manifest.reference!r}, and there are "
+            f"{' and '.join(REFERENCES)}. {what_to_do()}"
+        )
     _check_paths(manifest, place)
     return manifest
 
@@ -193,6 +205,12 @@ def _check_schema(table: object, place: str) -> None:
             "Name a folder that samforge build made."
         )
     version = table["schema_version"]
+    if version == BEFORE_REFERENCES and not isinstance(version, bool):
+        raise ForeignBundle(
+            f"{place} has schema version {version} (samforge {table['samforge']}): it was built "
+            "to find what transformers' Sam3Model finds, which is not what Meta's SAM 3 finds. "
+            "Build it again; --reference transformers keeps the old behaviour."
+        )
     if version != SCHEMA_VERSION or isinstance(version, bool):
         raise ForeignBundle(
             f"{place} has schema version {version!r} (samforge {table['samforge']}), and this "

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from samforge.core.errors import CheckpointError, SettingError, UnknownModel
 from samforge.core.paths import checked_path
+from samforge.core.reference import META
 from samforge.models.dinov3 import loading as dinov3
 from samforge.models.family import Model
 from samforge.models.sam3 import loading as sam3
@@ -20,6 +21,7 @@ STRESSED = "tiny-stressed"
 def model_from_name(
     name: str,
     *,
+    reference: str = META,
     image_size: int | None = None,
     random_weights: bool = False,
     seed: int = 0,
@@ -30,6 +32,8 @@ def model_from_name(
     Args:
         name: ``tiny``, ``tiny-stressed``, a local folder, a ``.pt`` or ``.ckpt`` file of Meta's, or
             a Hugging Face id.
+        reference: Whose computation the parts of SAM 3 are: ``meta`` or ``transformers``. Of
+            DINOv3 both compute the same.
         image_size: Side in pixels; None keeps the model's own.
         random_weights: Use the architecture with random weights; nothing is downloaded.
         seed: Of the random weights.
@@ -40,18 +44,22 @@ def model_from_name(
         GatedModel: The id exists, but access was not granted.
         CheckpointError: Files are missing or damaged.
         CheckpointKeysError: Tensors are missing or unexpected.
-        SettingError: The image size does not fit the patches, or a tokenizer has no use.
+        SettingError: The image size does not fit the patches, a tokenizer has no use, or the
+            configuration contradicts the reference.
     """
     checked_path(name, UnknownModel)
     if tokenizer is not None:
         checked_path(tokenizer, CheckpointError)
     if name == STRESSED:
-        plain = sam3.checkpoint_from_name("tiny", image_size=image_size, tokenizer=tokenizer)
+        plain = sam3.checkpoint_from_name(
+            "tiny", reference=reference, image_size=image_size, tokenizer=tokenizer
+        )
         return Sam3(replace(plain, name=name, source=StressedSource(plain.source, seed=seed)))
     if not dinov3.is_dinov3(name):
         return Sam3(
             sam3.checkpoint_from_name(
                 name,
+                reference=reference,
                 image_size=image_size,
                 random_weights=random_weights,
                 seed=seed,

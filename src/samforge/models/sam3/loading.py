@@ -11,11 +11,13 @@ from transformers import Sam3Config
 
 from samforge.core.errors import CheckpointError, UnknownModel
 from samforge.core.native import native_errors
+from samforge.core.reference import META
 from samforge.models import tiny
 from samforge.models.config_values import check_heads, check_values
 from samforge.models.folders import folder_from_hub, table_from_json, weight_files
 from samforge.models.sam3.checkpoint import Sam3Checkpoint, state_shapes, with_image_size
-from samforge.models.sam3.meta_names import DETECTOR, MetaSource
+from samforge.models.sam3.configuration import config_for_reference
+from samforge.models.sam3.meta_names import DETECTOR, MetaSource, is_sam3_1
 from samforge.models.sources import RandomSource, SafetensorsSource, TorchFileSource, WeightSource
 
 HUB_FILES = ("*.json", "*.safetensors", "LICENSE*")
@@ -32,6 +34,10 @@ HELP = (
     "Give 'tiny', a folder with config.json and safetensors files, Meta's sam3.pt, "
     "or a Hugging Face id such as facebook/sam3."
 )
+SAM3_1 = (
+    "{}: this is SAM 3.1, whose neck and tracker are others than SAM 3's. samforge builds SAM 3: "
+    "give its sam3.pt, or facebook/sam3."
+)
 TOKENIZER_HELP = (
     "Put the tokenizer.json of facebook/sam3 there (that of openai/clip-vit-base-patch32 is the "
     "same), or name it with --tokenizer."
@@ -43,6 +49,7 @@ PROBES = ("red circle", "a" * 40 + "b", "été 東京")
 def checkpoint_from_name(
     name: str,
     *,
+    reference: str = META,
     image_size: int | None = None,
     random_weights: bool = False,
     seed: int = 0,
@@ -52,6 +59,7 @@ def checkpoint_from_name(
 
     Args:
         name: ``tiny``, a local folder, a ``.pt`` file of Meta's, or a Hugging Face id.
+        reference: Whose computation the parts are: ``meta`` or ``transformers``.
         image_size: Side in pixels, a multiple of 14; None keeps the model's own.
         random_weights: Use the architecture with random weights; nothing is downloaded.
         seed: Of the random weights.
@@ -62,7 +70,8 @@ def checkpoint_from_name(
         GatedModel: The id exists, but access was not granted.
         CheckpointError: Files are missing or damaged.
         CheckpointKeysError: Tensors are missing or unexpected.
-        SettingError: The image size does not fit the patches.
+        SettingError: The image size does not fit the patches, or the configuration contradicts the
+            reference.
     """
     path = Path(name)
     if name == "tiny":
@@ -81,7 +90,7 @@ def checkpoint_from_name(
         tokenizer, license_text = tokenizer or _tokenizer_in(folder), _license_in(folder)
         if tokenizer is None and not random_weights:
             raise CheckpointError(f"{folder} has no tokenizer.json. {TOKENIZER_HELP}")
-    config = with_image_size(config, image_size)
+    config = with_image_size(config_for_reference(config, reference, name), image_size)
     if random_weights:
         source: WeightSource = RandomSource(state_shapes(config), seed, config.initializer_range)
         license_text = RANDOM_NOTICE
@@ -89,6 +98,7 @@ def checkpoint_from_name(
         source = _source(files)
     checkpoint = Sam3Checkpoint(
         name=name,
+        reference=reference,
         config=config,
         source=source,
         tokenizer=tokenizer,
@@ -105,8 +115,13 @@ def checkpoint_from_name(
 
 def _source(files: tuple[Path, ...]) -> WeightSource:
     if files[0].suffix == ".safetensors":
-        return SafetensorsSource(files)
+        stored = SafetensorsSource(files)
+        if is_sam3_1(stored.names()):
+            raise UnknownModel(SAM3_1.format(files[0].parent))
+        return stored
     source = TorchFileSource(files[0])
+    if is_sam3_1(source.names()):
+        raise UnknownModel(SAM3_1.format(files[0]))
     if any(name.startswith(DETECTOR) for name in source.names()):
         return MetaSource(source)
     return source
@@ -135,7 +150,6 @@ def _config_from_folder(folder: Path) -> Sam3Config:
         config = Sam3Config(**settings)
         check_heads(config, str(file))
         check_values(config.to_dict(), str(file))
-        with_image_size(config, None)
         state_shapes(config)
     return config
 
