@@ -81,7 +81,7 @@ def family_spec(family: str, checkpoint: Any, name: str) -> PartSpec:
     from importlib import import_module
 
     parts = import_module(f"samforge.models.{family}.parts")
-    return cast(PartSpec, parts.part_spec(checkpoint.config, name))
+    return cast(PartSpec, parts.part_spec(checkpoint.config, name, checkpoint.reference))
 
 
 def family_inputs(checkpoint: Any, spec: PartSpec, sizes: dict[str, int], seed: int) -> Any:

@@ -169,9 +169,12 @@ def test_image_sizes(small_config: Make, size: int) -> None:
     cells = size // 14
     assert feature_sizes(config) == [4 * cells, 2 * cells, cells]
     assert config.vision_config.backbone_feature_sizes == [[n, n] for n in feature_sizes(config)]
-    fpn = part_spec(config, "vision").outputs
-    assert [tensor.shape for tensor in fpn] == [("batch", 32, n, n) for n in feature_sizes(config)]
-    assert part_spec(config, "vision").inputs[0].shape == ("batch", 3, size, size)
+    spec = part_spec(config, "vision", "meta")
+    maps = [("batch", 32, n, n) for n in feature_sizes(config)]
+    assert [tensor.shape for tensor in spec.outputs] == [*maps, ("batch", 1, 32)]
+    assert spec.inputs[0].shape == ("batch", 3, size, size)
+    stock = part_spec(config, "vision", "transformers")
+    assert [tensor.shape for tensor in stock.outputs] == maps
 
 
 def test_the_real_model_at_its_own_size() -> None:
@@ -198,7 +201,7 @@ def test_a_size_that_does_not_fit_names_the_nearest(
 def test_only_detector_boxes_takes_boxes(checkpoint: Make) -> None:
     axes = {}
     for name in PARTS:
-        spec = part_spec(checkpoint("small").config, name)
+        spec = part_spec(checkpoint("small").config, name, "meta")
         own = part_from_checkpoint(checkpoint("small"), name)
         assert own.spec == spec
         assert all(limits == (1, None) for limits in own.axis_limits.values())
