@@ -123,6 +123,10 @@ class ForkedSession(SamforgeError):
     """A session was loaded before this process was forked from the one that loaded it."""
 
 
+class ItemError(SamforgeError):
+    """Something unforeseen went wrong with one of several items; the others were done."""
+
+
 class OutOfMemory(SamforgeError):
     """A GPU, or the host, has no room for what was asked of it."""
 

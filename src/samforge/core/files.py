@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
 import secrets
 import shutil
@@ -14,7 +13,7 @@ from pathlib import Path
 
 from samforge.core.errors import OutputError, SamforgeError
 from samforge.core.paths import checked_path
-from samforge.core.structure import json_from_value
+from samforge.core.words import json_text
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _FULL = 1 << 20  # bytes free: what fails then fails for want of space
@@ -138,13 +137,13 @@ def atomic_write_bytes(path: Path, content: bytes) -> None:
 
 def atomic_write_text(path: Path, content: str) -> None:
     """Write a UTF-8 text file whole or not at all; see ``atomic_write_bytes``."""
-    atomic_write_bytes(path, content.encode("utf-8"))
+    # Half a character, of a file name that is not UTF-8, must not lose the rest.
+    atomic_write_bytes(path, content.encode("utf-8", "backslashreplace"))
 
 
 def atomic_write_json(path: Path, value: object) -> None:
     """Write plain values or dataclasses as indented JSON, whole or not at all."""
-    text = json.dumps(json_from_value(value), indent=2, ensure_ascii=False, allow_nan=False)
-    atomic_write_text(path, text + "\n")
+    atomic_write_text(path, json_text(value) + "\n")
 
 
 def size_text(count: int) -> str:

@@ -8,9 +8,10 @@ import warnings
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from samforge.core.errors import ImageError
+from samforge.core.errors import ImageError, MissingExtra
 from samforge.core.images import RgbImage
 from samforge.media._arrays import eight_bit, rgb_from_array, rgb_on_white
+from samforge.media._heif import is_heif, opened_heif
 
 MAX_PIXELS = 178_000_000
 """Pixels that an image may have: a 108-megapixel photograph is fine, a decompression bomb is not.
@@ -30,6 +31,7 @@ def rgb_from_file(data: bytes, name: str) -> RgbImage:
 
     Raises:
         ImageError: It is no image of a known format, broken, or too large.
+        MissingExtra: It is a HEIC picture, and what reads them is not installed.
     """
     if not data:
         raise ImageError(f"{name} is empty: 0 bytes.")
@@ -41,6 +43,16 @@ def _opened(data: bytes, name: str) -> Image.Image:
     # Image.open warns of a decompression bomb from 89 megapixels on, and only process-wide state
     # (Image.MAX_IMAGE_PIXELS, warnings.filters) would keep it quiet. Its registry of formats does
     # the same without the warning; rgb_from_pillow counts the pixels before any is decoded.
+    if is_heif(data):
+        try:
+            return opened_heif(data, name)
+        except MissingExtra:
+            raise
+        except Exception as error:  # its decoder raises what it likes
+            raise ImageError(
+                f"{name} looks like HEIC but cannot be opened: {_reason(error)}. "
+                "The file is damaged or was not transferred whole."
+            ) from error
     Image.init()
     for name_of_format in _FORMATS:
         if name_of_format not in Image.OPEN:
@@ -58,7 +70,7 @@ def _opened(data: bytes, name: str) -> Image.Image:
             ) from error
     raise ImageError(
         f"{name} is not an image that samforge reads (it begins with {data[:8]!r}). "
-        f"Give one of {', '.join(_FORMATS)}."
+        f"Give one of {', '.join(_FORMATS)}, HEIC."
     )
 
 

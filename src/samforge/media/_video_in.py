@@ -209,11 +209,16 @@ class VideoReader:
         stream, container = self._stream, self._container
         rate = stream.average_rate or stream.guessed_rate or stream.base_rate or _USUAL_RATE
         base = stream.time_base or _TICK
+        # Matroska's duration ends where the last frame does and begins at zero, wherever the first
+        # frame stands; other formats count from their first frame.
+        absolute = "matroska" in container.format.name and stream.start_time
+        late = float(stream.start_time * base) if absolute else 0.0
         # A track's own duration counts what an edit list cuts off; the file's may count sound.
         spans = [
             *([float(stream.duration * base)] if stream.duration else []),
-            *([container.duration / self._av.time_base] if container.duration else []),
+            *([container.duration / self._av.time_base - late] if container.duration else []),
         ]
+        spans = [span for span in spans if span > 0]
         seconds = min(spans) if spans else None
         estimate = round(seconds * float(rate)) if seconds is not None else 0
         return VideoInfo(

@@ -13,8 +13,9 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 
 from samforge.core.detections import Detections
-from samforge.core.errors import ShapeError
+from samforge.core.errors import SamforgeError, ShapeError
 from samforge.core.images import RgbImage
+from samforge.core.native import error_of_item
 from samforge.core.timing import Timings
 from samforge.runtime._ahead import RunAhead
 from samforge.runtime.postprocess import Thresholds
@@ -47,6 +48,8 @@ class SegmentedFrame(Generic[AnyFrame]):
 
     They overlap with those of other frames: more time passes in the stages than on the clock.
     """
+    problem: SamforgeError | None = None
+    """Why it could not be segmented, where streams were asked to go on."""
 
 
 def segment_video(
@@ -56,6 +59,7 @@ def segment_video(
     text: str | Sequence[str],
     thresholds: Thresholds | None = None,
     ahead: int = 2,
+    isolate: bool = False,
 ) -> RunAhead[SegmentedFrame[AnyFrame]]:
     """Find what phrases name in each frame of a stream, one frame at a time.
 
@@ -73,6 +77,8 @@ def segment_video(
         thresholds: What counts as found.
         ahead: Most frames that wait before the segmenter, and most that wait after it: memory
             stays the same however long the stream is.
+        isolate: Whether a frame that cannot be segmented comes with a ``problem`` and no
+            detections, instead of ending the stream.
 
     Returns:
         An iterator over the frames in order. Leave it early by ``close``, a ``with`` block or by
@@ -85,7 +91,8 @@ def segment_video(
     phrases = phrases_from_text(text, has_boxes=False)
     thresholds = thresholds or Thresholds()
     read = RunAhead(_timed(frames), ahead=ahead, name="read")
-    return RunAhead(_segmented(segmenter, read, phrases, thresholds), ahead=ahead, name="segment")
+    segmented = _segmented(segmenter, read, phrases, thresholds, isolate=isolate)
+    return RunAhead(segmented, ahead=ahead, name="segment")
 
 
 def _timed(frames: Iterable[AnyFrame]) -> Iterator[tuple[AnyFrame, Timings]]:
@@ -138,14 +145,26 @@ def _segmented(
     read: RunAhead[tuple[AnyFrame, Timings]],
     phrases: Sequence[str],
     thresholds: Thresholds,
+    *,
+    isolate: bool,
 ) -> Iterator[SegmentedFrame[AnyFrame]]:
     with read:
         for frame, timings in read:
-            detections = segmenter.predict(
-                frame if isinstance(frame, np.ndarray) else frame.image_rgb,
-                text=phrases,
-                threshold=thresholds.score,
-                mask_threshold=thresholds.mask,
-                timings=timings,
+            rgb = frame if isinstance(frame, np.ndarray) else frame.image_rgb
+            problem = None
+            try:
+                detections = segmenter.predict(
+                    rgb,
+                    text=phrases,
+                    threshold=thresholds.score,
+                    mask_threshold=thresholds.mask,
+                    timings=timings,
+                )
+            except Exception as error:
+                if not isolate:
+                    raise
+                problem = error_of_item(error)
+                detections = Detections.empty((rgb.shape[0], rgb.shape[1]))
+            yield SegmentedFrame(
+                frame=frame, detections=detections, timings=timings, problem=problem
             )
-            yield SegmentedFrame(frame=frame, detections=detections, timings=timings)

@@ -24,6 +24,9 @@ from samforge.core.files import writable_folder
 if TYPE_CHECKING:
     from samforge.apps.cli.filming import Film, FilmResult
 
+MOST_NAMED = 10
+"""Frames that failed are named one by one up to here; --json names all."""
+
 
 def video(  # noqa: PLR0913  every argument is an option that a user types
     bundle: Annotated[
@@ -92,6 +95,8 @@ def video(  # noqa: PLR0913  every argument is an option that a user types
         )
     if result.problem is not None:
         raise typer.Exit(VideoError.exit_code)
+    if result.failures:
+        raise typer.Exit(result.failures[0].exit_code)
 
 
 def _phrases(text: list[str] | None) -> tuple[str, ...]:
@@ -169,15 +174,23 @@ def _print_json(bundle: samforge.Bundle, plan: Film, result: FilmResult) -> None
             "frames_without": result.frames_without,
             "phrases": result.phrases,
         },
+        "failures": result.failures,
         "notes": result.notes,
     }
+    if result.failures:
+        first = result.failures[0]
+        payload["error"] = {
+            "kind": first.kind,
+            "message": f"Frame {first.frame}: {first.message}",
+            "exit_code": first.exit_code,
+        }
     if result.problem is not None:
         payload["error"] = {
             "kind": VideoError.__name__,
             "message": result.problem,
             "exit_code": VideoError.exit_code,
         }
-    print_json("video", payload, ok=result.problem is None)
+    print_json("video", payload, ok=result.problem is None and not result.failures)
 
 
 def _print(plan: Film, result: FilmResult) -> None:
@@ -212,6 +225,12 @@ def _print(plan: Film, result: FilmResult) -> None:
         print_note(note)
     for path in filter(None, (plan.out, plan.coco)):
         print_line(f"Written to {shown_path(path)}", style="green")
+    for one in result.failures[:MOST_NAMED]:
+        print_note(f"{one.kind}: Frame {one.frame}: {one.message}", style="red")
+    if result.failures:
+        print_note(
+            f"{len(result.failures)} of {frames} frames could not be segmented.", style="red"
+        )
     if result.problem is not None:
         print_note(
             f"{VideoError.__name__}: {result.problem} What could be read is done.", style="red"
