@@ -248,7 +248,7 @@ def test_who_stops_reading_gets_no_traceback() -> None:
         process.stdout.read(10)
         process.stdout.close()
         _, err = process.communicate()
-    assert process.returncode == 141
+    assert process.returncode in (1, 141)  # rich ends with 1, others by the signal's number
     assert b"Traceback" not in err
 
 

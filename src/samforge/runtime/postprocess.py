@@ -39,8 +39,10 @@ class Thresholds:
 
     def __post_init__(self) -> None:
         for name, value in (("threshold", self.score), ("mask_threshold", self.mask)):
-            if not 0.0 <= value <= 1.0:  # written so that NaN fails too
-                raise SettingError(f"{name} is {value}. Give a number from 0 to 1.")
+            number = isinstance(value, int | float | np.integer | np.floating)
+            # Written so that NaN fails too.
+            if not number or isinstance(value, bool) or not 0.0 <= value <= 1.0:
+                raise SettingError(f"{name} is {value!r:.40}. Give a number from 0 to 1.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -70,7 +70,12 @@ def phrases_from_text(text: str | Sequence[str] | None, *, has_boxes: bool) -> t
                 "or both."
             )
         return (VISUAL,)
-    phrases = tuple(dict.fromkeys([text] if isinstance(text, str) else text))
+    listed = [text] if isinstance(text, str) else text
+    if not isinstance(listed, Sequence) or not all(isinstance(one, str) for one in listed):
+        raise PromptError(
+            f"Phrases are text, one or a list of it, got {text!r:.80}. Give text='red circle'."
+        )
+    phrases = tuple(dict.fromkeys(listed))
     if not phrases:
         raise PromptError("The list of phrases is empty. Give at least one, such as 'red circle'.")
     if has_boxes and len(phrases) > 1:
