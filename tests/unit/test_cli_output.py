@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import unicodedata
@@ -141,8 +142,11 @@ def test_tables_show_brackets_and_dashes(capsys: pytest.CaptureFixture[str]) -> 
     assert out.endswith("pip install 'samforge[build]' " + "x" * 200 + "\n")
 
 
-DANGEROUS = "a\x1b[2J\x9b31m\r\t\x07\u202egnp\u2066\ud800\udcff\u2028b"
-SHOWN = r"a\x1b[2J\x9b31m\r\t\x07\u202egnp\u2066\ud800\xff\u2028b"
+DANGEROUS = "a\x1b[2J\x9b31m\r\t\x07\u202egnp\u2066\udcff\ud800\u2028b"
+SHOWN = r"a\x1b[2J\x9b31m\r\t\x07\u202egnp\u2066\xff\ud800\u2028b"
+
+
+PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 
 
 def _obeyed(text: str) -> set[str]:
@@ -185,7 +189,8 @@ def test_json_says_the_same_and_moves_nothing(capsys: pytest.CaptureFixture[str]
     assert "é 東京" in out
 
 
-@given(st.text(st.characters(), max_size=30))
+# Both halves of a pair are one character to JSON, in this order; names of files hold no first half.
+@given(st.text(st.characters(), max_size=30).filter(lambda text: not PAIR.search(text)))
 def test_any_text_survives_json_and_is_shown_safely(text: str) -> None:
     assert json.loads(json_text({"x": text}))["x"] == text
     assert json_text(text, ascii_only=True).isascii()
