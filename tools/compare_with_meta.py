@@ -59,7 +59,8 @@ def parser() -> argparse.ArgumentParser:
     add("--checkout", type=Path, required=True, help="a checkout of facebookresearch/sam3")
     add("--checkpoint", type=Path, help="Meta's sam3.pt; weights are drawn without it")
     add("--bundle", type=Path, help="a samforge bundle of that checkpoint; else eager parts")
-    add("--images", type=Path, help="a folder of pictures, or one; else two drawn scenes")
+    add("--images", type=Path, help="a folder of pictures, or one; else drawn scenes")
+    add("--scenes", type=int, default=2, help="how many scenes to draw")
     add("--phrases", nargs="+", metavar="PHRASE", help=f"else {', '.join(map(repr, PHRASES))}")
     add("--phrases-file", type=Path, help="UTF-8 text, one phrase a line")
     for name, what in (("--box", "find"), ("--negative-box", "leave out")):
@@ -119,8 +120,8 @@ def settings_from_options(options: argparse.Namespace) -> Settings:
     named = {
         name: getattr(options, name)
         for name in (
-            *("checkout", "checkpoint", "bundle", "images", "device", "precision", "reference"),
-            *("threshold", "seed", "small", "tokenizer", "meta_python"),
+            *("checkout", "checkpoint", "bundle", "images", "scenes", "device", "precision"),
+            *("reference", "threshold", "seed", "small", "tokenizer", "meta_python"),
         )
     }
     return Settings(

@@ -181,7 +181,8 @@ def draw(model: torch.nn.Module, job: dict[str, Any]) -> None:
 def computing(precision: str, device: str) -> Iterator[None]:
     """fp32 is fp32; bf16 is what Meta's examples run: autocast, and TF32 elsewhere on a GPU.
 
-    Importing Meta's code switches TF32 on, so for fp32 it is switched off again.
+    Importing Meta's code switches TF32 on, so for fp32 it is switched off again. On a processor the
+    decoder's feed-forward layers run in bf16 too: Meta's code exempts them on "cuda" alone.
     """
     reduced = precision != "fp32"
     torch.backends.cuda.matmul.allow_tf32 = reduced

@@ -198,7 +198,7 @@ def side_from_parts(
         name: Noting(session=EagerSession(part, torch.device(device), autocast=autocast))
         for name, part in parts.items()
     }
-    image = ImageSpec(size=SIZE)
+    image = ImageSpec(size=checkpoint.config.vision_config.image_size)
     return Side(
         name=f"samforge {precision}",
         sessions=sessions,

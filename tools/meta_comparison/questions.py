@@ -69,6 +69,14 @@ def prompts_from_settings(settings: Settings) -> tuple[Prompt, ...]:
     return tuple(prompts)
 
 
+def drawn(number: int) -> tuple[str, RgbImage]:
+    """Draw a picture: 1008 pixels, the network's own size, or one that has to be resized."""
+    if number % 2 == 0:
+        return f"scene {number}", draw_scene(number, split="demo", size=1008).image
+    wide = draw_scene(number, split="demo", size=1280).image[240:1040]
+    return f"scene {number}, 1280 x 800", wide
+
+
 def pictures_from_settings(settings: Settings, folder: Path) -> tuple[Picture, ...]:
     """Write the pictures as both sides read them: how a JPEG is decoded is not the question.
 
@@ -78,12 +86,7 @@ def pictures_from_settings(settings: Settings, folder: Path) -> tuple[Picture, .
     """
     named: list[tuple[str, RgbImage | Path]]
     if settings.images is None:
-        # 1008 pixels is the network's own size: the first is not resized at all.
-        square, wide = (
-            draw_scene(0, split="demo", size=1008),
-            draw_scene(3, split="demo", size=1280),
-        )
-        named = [("scene 0", square.image), ("scene 3, 1280 x 800", wide.image[240:1040])]
+        named = [drawn(number) for number in range(settings.scenes)]
     else:
         files = [settings.images] if settings.images.is_file() else list_images(settings.images)
         named = [(file.name, file) for file in files]

@@ -33,7 +33,9 @@ class Settings:
     bundle: Path | None = None
     """A bundle built from the same checkpoint; None runs samforge's parts eagerly."""
     images: Path | None = None
-    """Folder of pictures, or one; None draws two."""
+    """Folder of pictures, or one; None draws scenes."""
+    scenes: int = 2
+    """How many to draw: every other one is not square."""
     phrases: tuple[str, ...] = PHRASES
     """Asked of every picture, one by one."""
     boxes: tuple[tuple[float, float, float, float, int], ...] = ()
@@ -63,6 +65,8 @@ class Settings:
         _one_of("--reference", self.reference, REFERENCES)
         if self.threshold is not None and not 0.0 <= self.threshold <= 1.0:
             raise SettingError(f"--threshold is {self.threshold}. Give a number from 0 to 1.")
+        if self.scenes < 1:
+            raise SettingError(f"--scenes is {self.scenes}. Give at least 1.")
         if self.seed < 0:
             raise SettingError(f"--seed is {self.seed}. Give 0 or more.")
         if self.checkpoint is not None and not self.checkpoint.is_file():
