@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -191,8 +192,10 @@ def run_meta_side(job: dict[str, Any], python: str) -> dict[str, Any]:
     folder = Path(job["folder"])
     path = folder / "job.json"
     path.write_text(json.dumps(job), encoding="utf-8")
-    # Nothing but the tools: the checkout is added there, and samforge is not needed.
-    environment = {**os.environ, "PYTHONPATH": str(TOOLS)}
+    # The checkout is added there, and samforge is not needed. Packages that stand beside another
+    # interpreter are no use to it.
+    beside = [os.environ.get("PYTHONPATH", "")] if python == sys.executable else []
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TOOLS), *filter(None, beside)])}
     command = [python, "-m", "meta_comparison.meta_side", str(path)]
     try:
         status = subprocess.run(command, env=environment, stdout=2, check=False).returncode
