@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 from tests.conftest import _once
-from tests.golden.meta import weights
 from tests.golden.meta.arrays import Arrays, Sessions, arrays_from_file, tokens
+from tools import meta_weights
 
 from samforge.core.images import ImageSpec
 from samforge.core.session import Array, PartSpec, Tensors, checked_tensors
@@ -41,7 +41,7 @@ def sam3_pt(arrays: Arrays, layout: dict[str, list[int]], shared_folder: Path) -
     def write(folder: Path) -> None:
         import torch
 
-        tensors = {name: weights.tensor(name, shape) for name, shape in layout.items()}
+        tensors = {name: meta_weights.tensor(name, shape) for name, shape in layout.items()}
         folder.mkdir()
         (folder / "tokenizer.json").write_text(json.dumps(tokenizer(tokens(arrays))))
         torch.save(
