@@ -7,6 +7,8 @@ PIP_OPTIONS ?=
 # Tests of one file stay in one process; each process holds models of its own. In the order of the
 # files: by their number of tests the engines of tests/rtx would come last, and alone.
 TEST_PROCESSES ?= --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# For all targets of `make fuzz` together.
+FUZZ_MINUTES ?= 10
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -14,7 +16,7 @@ INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-input $(PIP_OPTIONS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-full lint clean
+.PHONY: help demo test test-full fuzz lint clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +30,11 @@ test: $(INSTALLED) ## Run the fast tests, offline
 
 test-full: $(INSTALLED) ## Run the slow tests too (those for a GPU: pytest -m gpu)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TEST_PROCESSES) -m "not gpu"
+
+# What fails is kept in tests/fuzz/examples and tried first the next time.
+fuzz: $(INSTALLED) ## Throw damaged files and arguments at everything, for FUZZ_MINUTES
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/fuzz \
+	  -o python_files='fuzz_*.py' --minutes $(FUZZ_MINUTES)
 
 lint: $(INSTALLED) ## Check style, format and types
 	$(BIN)/ruff check

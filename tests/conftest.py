@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import signal
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ from samforge.core.session import PartSpec, TensorSpec
 
 def pytest_configure() -> None:
     """Let Ctrl-C interrupt: behind a shell's ``&`` it is ignored, here and in what tests start."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # some tests import it by themselves
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

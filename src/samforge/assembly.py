@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from samforge.backends import backend_from_name
 from samforge.core.bundle import Bundle, open_bundle
 from samforge.core.errors import ForeignBundle, SettingError
-from samforge.core.session import Session
+from samforge.core.session import Session, checked_threads
 from samforge.media import read_image
 from samforge.runtime import PhraseTokenizer, Segmenter
 
@@ -31,7 +31,9 @@ def load(path: str | Path | Bundle, *, threads: int | None = None) -> Segmenter:
     Raises:
         BundleError: It is no bundle, is damaged, or lacks a part that segmenting needs.
         MissingExtra: Its runtime is not installed.
+        SettingError: ``threads`` is no number of threads.
     """
+    checked_threads(threads)  # before gigabytes are hashed
     sessions, tokenizer, bundle = _opened(path, SEGMENTER_PARTS, threads)
     manifest = bundle.manifest
     return Segmenter(sessions, manifest.image, tokenizer, read_image, reference=manifest.reference)
@@ -111,6 +113,7 @@ def session_from_bundle(bundle: Bundle, name: str, *, threads: int | None = None
         ForeignBundle: The bundle has no such part.
         MissingExtra: Its runtime is not installed.
     """
+    checked_threads(threads)
     if name not in bundle.manifest.parts:
         raise ForeignBundle(
             f"{bundle.root} has no part '{name}'. It holds {', '.join(bundle.manifest.parts)}."

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from samforge.core.bundle import Bundle, open_bundle
-from samforge.core.errors import FidelityError, SamforgeWarning, SettingError
-from samforge.core.files import require_space
+from samforge.core.errors import FidelityError, OutputError, SamforgeWarning, SettingError
+from samforge.core.files import require_space, system_errors
+from samforge.core.paths import checked_path
 from samforge.core.recipe import Recipe
 from samforge.core.staging import Staging
 from samforge.models.family import Model
@@ -66,8 +67,16 @@ def build(
         raise SettingError(
             f"until is '{until}'; target {recipe.target} can stop at: {', '.join(STOPS)}."
         )
-    if jobs < 1:
+    if not isinstance(jobs, int) or isinstance(jobs, bool) or jobs < 1:
         raise SettingError(f"jobs wants a whole number from 1 up, got {jobs}.")
+    place = checked_path(out, OutputError)
+    with system_errors(place):
+        return _built(recipe, place, until=until, jobs=jobs, progress=progress)
+
+
+def _built(
+    recipe: Recipe, out: Path, *, until: str | None, jobs: int, progress: Progress | None
+) -> Bundle:
     checkpoint = model_from_name(
         recipe.model,
         reference=recipe.reference,
@@ -78,7 +87,7 @@ def build(
     )
     parts = _part_names(recipe, checkpoint)
     planned = stages(recipe, parts, until=until)
-    require_space(Path(out), _needed_bytes(checkpoint))
+    require_space(out, _needed_bytes(checkpoint))
     with Staging.open(out) as staging:
         shop = Workshop(
             recipe=recipe, model=checkpoint, root=staging.root, parts=parts, until=until

@@ -139,3 +139,34 @@ def test_a_stream_in_cuda_graphs_finds_what_single_calls_find(
             again = graphs.predict(encoded, text=phrases)
             assert again.labels == wanted[0].labels
             assert (again.masks != wanted[0].masks).sum() <= 1e-4 * again.masks.size
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("where", ["array", "pinned", "device"])
+def test_a_camera_may_fill_one_buffer(
+    part: Callable[..., Any], checkpoint: Callable[[str], Any], batch: int, where: str
+) -> None:
+    tiny = checkpoint("tiny")
+    tokenizer = PhraseTokenizer(tiny.tokenizer, tiny.context, 0)
+    sessions = {name: OnGpu(part(name, "tiny")) for name in ("vision", "text", "detector")}
+    device = DeviceSegmenter(sessions, tiny.image, tokenizer, read_image)
+    images = [torch.from_numpy(draw_scene(index, split="demo").image) for index in range(7)]
+    # Large, so that copies take long enough to be overtaken.
+    images = [image.repeat_interleave(16, 0).repeat_interleave(16, 1) for image in images]
+    wanted = [device.predict(image.numpy(), text="star") for image in images]
+
+    def camera() -> Any:
+        buffer = torch.empty_like(images[0], device="cuda" if where == "device" else "cpu")
+        buffer = buffer.pin_memory() if where == "pinned" else buffer
+        for image in images:
+            buffer.copy_(image)
+            yield buffer.numpy() if where == "array" else buffer
+        buffer.zero_()
+
+    for found, one in zip(device.stream(camera(), text="star", batch=batch), wanted, strict=True):
+        assert found.labels == one.labels
+        assert (found.masks != one.masks).sum() <= 1e-4 * one.masks.size
+    pinned = images[0].pin_memory()
+    encoded = device.encode(pinned)
+    pinned.zero_()
+    assert device.predict(encoded, text="star").labels == wanted[0].labels

@@ -347,3 +347,23 @@ def test_a_bundle_for_arrays_of_the_host_is_not_for_the_device(
 ) -> None:
     with pytest.raises(SettingError, match="was built for onnxruntime"):
         samforge.load_on_device(tiny_bundle)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])
+@pytest.mark.parametrize("tensors", [False, True])
+def test_a_camera_may_fill_one_buffer(segmenters: Any, batch: int, *, tensors: bool) -> None:
+    device, _ = segmenters
+    images = scenes(4)
+    wanted = [device.predict(image, text=PHRASES) for image in images]
+
+    def camera() -> Any:
+        buffer = np.empty_like(images[0])
+        for image in images:
+            buffer[:] = image
+            yield torch.from_numpy(buffer) if tensors else buffer
+        buffer[:] = 0
+
+    found = list(device.stream(camera(), text=PHRASES, batch=batch))
+    assert len(found) == len(wanted)
+    for one, other in zip(found, wanted, strict=True):
+        assert_same(one, other)

@@ -20,6 +20,7 @@ from samforge.core.session import (
     Tensors,
     checked_options,
     checked_tensors,
+    checked_threads,
 )
 
 
@@ -87,7 +88,7 @@ class FakeBackend:
         path: Path,
         spec: PartSpec,
         *,
-        threads: int | None = None,  # noqa: ARG002
+        threads: int | None = None,
         options: Mapping[str, str] | None = None,
     ) -> Session:
         """Make a session for the part; nothing in the file matters.
@@ -96,6 +97,7 @@ class FakeBackend:
             DamagedBundle: There is no file.
             SettingError: An option is given: there is none.
         """
+        checked_threads(threads)
         checked_options(self.name, options, {})
         if not path.is_file():
             raise DamagedBundle(f"fake cannot load {path}: there is no such file.")

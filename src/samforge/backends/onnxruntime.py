@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 
 from samforge.backends._onnx_file import notes_from_onnx
 from samforge.core.cpu_flags import CPU_INFO, cpu_flags
 from samforge.core.errors import DamagedBundle, ShapeError
+from samforge.core.forks import OfOneProcess
 from samforge.core.session import (
     Array,
     PartSpec,
@@ -24,7 +25,11 @@ from samforge.core.session import (
     check_artifact,
     checked_options,
     checked_tensors,
+    checked_threads,
 )
+from samforge.core.telemetry import import_runtime
+
+ort: Any = import_runtime("onnxruntime")
 
 ELEMENT_TYPES = {
     "tensor(float)": "float32",
@@ -46,7 +51,7 @@ UNOPTIMIZED_NOTE = "samforge.onnxruntime.unoptimized"
 """Key in the file's notes: why the graph runs as it stands, operator by operator."""
 
 
-class OnnxRuntimeSession:
+class OnnxRuntimeSession(OfOneProcess):
     """Runs one ``.onnx`` file."""
 
     runtime = "onnxruntime"
@@ -61,7 +66,7 @@ class OnnxRuntimeSession:
             options.enable_cpu_mem_arena = False
             options.enable_mem_pattern = False
         try:
-            self._session: ort.InferenceSession | None = ort.InferenceSession(
+            self._session: Any = ort.InferenceSession(
                 str(path),
                 options,
                 providers=["CPUExecutionProvider"],
@@ -79,6 +84,7 @@ class OnnxRuntimeSession:
             map(_tensor, self._session.get_inputs()),
             map(_tensor, self._session.get_outputs()),
         )
+        self.hold()
 
     def run(self, tensors: Tensors) -> dict[str, Array]:
         """Run the part once.
@@ -89,6 +95,7 @@ class OnnxRuntimeSession:
         Raises:
             ShapeError: A name, type or shape differs from the part's interface.
         """
+        self.require_own(f"The session of {self.spec.name}")
         session = self._session  # close() in another thread takes it away, and waits for nobody
         if session is None:
             raise ShapeError(f"The session of {self.spec.name} is closed. Load it again.")
@@ -109,8 +116,9 @@ class OnnxRuntimeSession:
         return outputs
 
     def close(self) -> None:
-        """Free the weights."""
-        self._session = None
+        """Free the weights; after a fork, nothing."""
+        if not self.is_inherited:
+            self._session = None
 
 
 def optimized_from_onnx(path: Path, out: Path) -> None:
@@ -145,7 +153,7 @@ def optimized_from_onnx(path: Path, out: Path) -> None:
         raise DamagedBundle(f"ONNX Runtime cannot load {path}: {error}") from error
 
 
-def _options(notes: Mapping[str, str]) -> ort.SessionOptions:
+def _options(notes: Mapping[str, str]) -> Any:
     """Settings that a file asks for in its notes."""
     options = ort.SessionOptions()
     # A bundle has several sessions, each with threads of its own. After a run they would go on
@@ -185,7 +193,7 @@ def _bind(bind: object, tensor: TensorSpec, array: Array) -> None:
     bind(tensor.name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)  # type: ignore[operator]
 
 
-def _tensor(node: ort.NodeArg) -> TensorSpec:
+def _tensor(node: Any) -> TensorSpec:
     return TensorSpec(
         name=node.name,
         dtype=ELEMENT_TYPES.get(node.type, node.type),
@@ -222,6 +230,7 @@ class OnnxRuntimeBackend:
             DamagedBundle: The file does not load or is not the part the manifest says.
             SettingError: An option is given: there is none.
         """
+        checked_threads(threads)
         checked_options(self.name, options, {})
         return OnnxRuntimeSession(path, spec, threads=threads)
 

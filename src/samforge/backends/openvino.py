@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from samforge.core.errors import DamagedBundle, MissingExtra, SettingError, ShapeError
+from samforge.core.forks import OfOneProcess, keep_in_children
 from samforge.core.session import (
     Array,
     PartSpec,
@@ -23,7 +24,9 @@ from samforge.core.session import (
     check_artifact,
     checked_options,
     checked_tensors,
+    checked_threads,
 )
+from samforge.core.telemetry import import_runtime
 
 ELEMENT_TYPES = {
     "f32": "float32",
@@ -55,7 +58,7 @@ class RuntimeLayer:
     """Outputs of the graph's nodes that became this layer."""
 
 
-class OpenVinoSession:
+class OpenVinoSession(OfOneProcess):
     """Runs one ``.onnx`` file."""
 
     runtime = "openvino"
@@ -84,6 +87,7 @@ class OpenVinoSession:
         self._lock = threading.Lock()
         self.spec = spec
         self.processor = f"CPU, {threads or len(os.sched_getaffinity(0))} threads"
+        self.hold()
 
     def run(self, tensors: Tensors) -> dict[str, Array]:
         """Run the part once.
@@ -91,6 +95,7 @@ class OpenVinoSession:
         Raises:
             ShapeError: A name, type or shape differs from the part's interface.
         """
+        self.require_own(f"The session of {self.spec.name}")
         compiled = self._compiled  # close() in another thread takes it away
         if compiled is None:
             raise ShapeError(f"The session of {self.spec.name} is closed. Load it again.")
@@ -128,7 +133,9 @@ class OpenVinoSession:
         return tuple(found)
 
     def close(self) -> None:
-        """Free the weights."""
+        """Free the weights; after a fork, nothing."""
+        if self.is_inherited:
+            return
         with self._lock:
             self._compiled = None
             self._requests.clear()
@@ -157,22 +164,24 @@ def _core() -> Any:
         MissingExtra: OpenVINO is not installed.
     """
     try:
-        import openvino
+        openvino = import_runtime("openvino")
     except ImportError as error:
         raise MissingExtra("OpenVINO", "openvino") from error
-    return _once(openvino.Core)
+    return _once(os.getpid(), openvino.Core)
 
 
 @lru_cache(maxsize=1)
-def _once(make: Callable[[], Any]) -> Any:
-    """Make something that lives as long as the process.
+def _once(_process: int, make: Callable[[], Any]) -> Any:
+    """Make something that lives as long as the process; its forks make their own.
 
     Each Core's CPU plugin gives the thread that loads it another stack for signal handlers, and
     when it is destroyed puts back the one it found (openvinotoolkit/openvino#11894). Of two of
     them, the second puts back what the first has unmapped: the next signal, Ctrl-C among them, then
     kills the process (2026.4).
     """
-    return make()
+    made = make()
+    keep_in_children(made)
+    return made
 
 
 def _settings(threads: int | None, options: Mapping[str, str]) -> dict[str, Any]:
@@ -245,6 +254,7 @@ class OpenVinoBackend:
             DamagedBundle: The file does not load or is not the part the manifest says.
             SettingError: An option is unknown, or the cache cannot be made.
         """
+        checked_threads(threads)
         options = checked_options(self.name, options, OPTIONS)
         return OpenVinoSession(path, spec, threads=threads, options=options)
 

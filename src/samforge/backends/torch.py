@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from samforge.core.errors import DamagedBundle, MissingExtra, SettingError, ShapeError
+from samforge.core.forks import OfOneProcess
 from samforge.core.session import (
     Array,
     PartSpec,
@@ -21,13 +22,14 @@ from samforge.core.session import (
     check_artifact,
     checked_options,
     checked_tensors,
+    checked_threads,
 )
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 
-class TorchSession:
+class TorchSession(OfOneProcess):
     """Runs one exported program, operator by operator."""
 
     runtime = "torch"
@@ -56,6 +58,7 @@ class TorchSession:
         )
         self.spec = spec
         self.processor = f"CPU, {torch.get_num_threads()} threads"
+        self.hold()
 
     def run(self, tensors: Tensors) -> dict[str, Array]:
         """Run the part once; arrays and tensors share their memory.
@@ -67,6 +70,7 @@ class TorchSession:
         """
         import torch
 
+        self.require_own(f"The session of {self.spec.name}")
         module = self._module  # close() in another thread takes it away
         if module is None:
             raise ShapeError(f"The session of {self.spec.name} is closed. Load it again.")
@@ -86,8 +90,9 @@ class TorchSession:
         }
 
     def close(self) -> None:
-        """Free the weights."""
-        self._module = None
+        """Free the weights; after a fork, nothing."""
+        if not self.is_inherited:
+            self._module = None
 
 
 def _program_from_file(path: Path) -> ExportedProgram:
@@ -150,6 +155,7 @@ class TorchBackend:
             DamagedBundle: The file does not load.
             SettingError: ``threads`` or an option is given.
         """
+        checked_threads(threads)
         checked_options(self.name, options, {})
         if threads is not None:
             raise SettingError(

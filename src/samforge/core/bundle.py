@@ -16,6 +16,7 @@ from samforge.core.manifest import (
     manifest_from_text,
     what_to_do,
 )
+from samforge.core.paths import checked_path
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +53,7 @@ def open_bundle(path: str | Path, *, verify: bool = True) -> Bundle:
         ForeignBundle: There is no bundle, or one of another schema version.
         DamagedBundle: A file is missing, changed, not listed, or lies outside the bundle.
     """
-    root = Path(path).resolve()
+    root = checked_path(path, ForeignBundle).resolve()
     try:
         manifest = manifest_from_text(_manifest_text(root), place=str(root))
         for relative, entry in manifest.files.items():
@@ -74,7 +75,7 @@ def open_bundle(path: str | Path, *, verify: bool = True) -> Bundle:
 def is_bundle(path: Path) -> bool:
     """Whether the folder was made by samforge, of any schema version and in any condition."""
     try:
-        table = json.loads((path / MANIFEST_NAME).read_text(encoding="utf-8"))
+        table = json.loads((path / MANIFEST_NAME).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError):
         return False
     return isinstance(table, dict) and {"schema_version", "samforge"} <= table.keys()
@@ -88,7 +89,7 @@ def _manifest_text(root: Path) -> str:
             f"{root} is not a samforge bundle: {found}. Name a folder that samforge build made."
         )
     try:
-        return file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DamagedBundle(f"{file} is not UTF-8 text: {error.reason}. {what_to_do()}") from error
 

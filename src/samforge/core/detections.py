@@ -15,6 +15,8 @@ from samforge.core.rle import mask_from_segmentation, segmentation_from_mask
 if TYPE_CHECKING:
     import supervision
 
+_LARGEST = float(np.finfo(np.float32).max)
+
 Index: TypeAlias = int | slice | Sequence[int] | Sequence[bool] | npt.NDArray[Any]
 
 
@@ -29,7 +31,7 @@ class Detections:
     masks: npt.NDArray[np.bool_]
     """(N, H, W), at image resolution."""
     boxes_xyxy: npt.NDArray[np.float32]
-    """(N, 4), pixels: left, top, right, bottom."""
+    """(N, 4), pixels: left, top, right, bottom; what a segmenter finds lies inside the image."""
     scores: npt.NDArray[np.float32]
     """(N,), 0 to 1."""
     labels: tuple[str, ...]
@@ -209,17 +211,20 @@ class Detections:
             return cls.empty(size_hw)
         masks, boxes, scores, labels = [], [], [], []
         for i, annotation in enumerate(annotations):
+            if not isinstance(annotation, Mapping):
+                raise SettingError(f"COCO annotation {i} is an object, got {annotation!r:.80}.")
             label = annotation.get("category_name", annotation.get("category_id"))
             if "segmentation" not in annotation or label is None:
                 raise SettingError(
-                    f"COCO annotation {i} has the keys {sorted(annotation)}. "
+                    f"COCO annotation {i} has the keys {sorted(map(str, annotation))}. "
                     "It needs segmentation, and category_name or category_id."
                 )
             mask = mask_from_segmentation(annotation["segmentation"], size_hw)
-            left, top, width, height = annotation.get("bbox") or _box_around(mask)
+            bbox = annotation.get("bbox") or _box_around(mask)
+            left, top, width, height = _numbers(bbox, 4, f"bbox of COCO annotation {i}")
             masks.append(mask)
             boxes.append((left, top, left + width, top + height))
-            scores.append(annotation.get("score", 1.0))
+            scores += _numbers([annotation.get("score", 1.0)], 1, f"score of COCO annotation {i}")
             labels.append(str(label))
         best = {
             name: max(s for s, n in zip(scores, labels, strict=True) if n == name)
@@ -283,6 +288,24 @@ def _box_around(mask: npt.NDArray[np.bool_]) -> tuple[int, int, int, int]:
         return 0, 0, 0, 0
     left, top = int(columns[0]), int(rows[0])
     return left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1
+
+
+def _numbers(values: object, count: int, name: str) -> list[float]:
+    """Finite numbers from a file.
+
+    Raises:
+        SettingError: They are not ``count`` of them, or float32 cannot hold one.
+    """
+    usable = (
+        isinstance(values, Sequence | np.ndarray)
+        and not isinstance(values, str | bytes)
+        and len(values) == count
+        and all(isinstance(one, int | float | np.integer | np.floating) for one in values)
+        and all(abs(one) <= _LARGEST for one in values)  # NaN fails too
+    )
+    if not usable:
+        raise SettingError(f"The {name} is {count} finite numbers, got {values!r:.80}.")
+    return [float(one) for one in values]  # type: ignore[attr-defined]  # checked above
 
 
 def _check(

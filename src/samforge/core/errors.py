@@ -19,6 +19,10 @@ class InputError(SamforgeError, ValueError):
     exit_code = 2
 
 
+class PathError(InputError):
+    """A path is too long, leads in a circle, or holds what no path can hold."""
+
+
 class ImageError(InputError):
     """A file or array is not an image that can be read whole."""
 
@@ -115,8 +119,16 @@ class Interrupted(SamforgeError):
     exit_code = 130
 
 
+class ForkedSession(SamforgeError):
+    """A session was loaded before this process was forked from the one that loaded it."""
+
+
+class ItemError(SamforgeError):
+    """Something unforeseen went wrong with one of several items; the others were done."""
+
+
 class OutOfMemory(SamforgeError):
-    """A GPU has no room for what was asked of it."""
+    """A GPU, or the host, has no room for what was asked of it."""
 
     exit_code = 8
 

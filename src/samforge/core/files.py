@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
 import secrets
 import shutil
@@ -12,10 +11,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from samforge.core.errors import OutputError
-from samforge.core.structure import json_from_value
+from samforge.core.errors import OutputError, SamforgeError
+from samforge.core.paths import checked_path
+from samforge.core.words import json_text
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_FULL = 1 << 20  # bytes free: what fails then fails for want of space
 _NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -53,7 +54,7 @@ def writable_folder(path: Path) -> Path:
     Raises:
         OutputError: It cannot be made, is something else, or cannot be written.
     """
-    path = path.absolute()
+    path = checked_path(path, OutputError).absolute()
     probe = path / f".{secrets.token_hex(4)}.part"
     with output_errors(path):
         path.mkdir(parents=True, exist_ok=True)
@@ -76,6 +77,41 @@ def output_errors(path: Path, needed_bytes: int | None = None) -> Iterator[None]
         yield
     except OSError as error:
         raise OutputError(_explained(path, error, needed_bytes)) from error
+
+
+@contextmanager
+def system_errors(path: Path) -> Iterator[None]:
+    """Turn what the system says to a long piece of work into an OutputError, wherever it comes up.
+
+    Libraries wrap a full disk into errors of their own (torch's zip writer, ONNX Runtime); where
+    the disk is full, that is what is said. Errors of ours pass unchanged.
+
+    Args:
+        path: What the body makes.
+    """
+    try:
+        yield
+    except SamforgeError:
+        raise
+    except Exception as error:
+        cause = _system_error(error)
+        if (cause is not None and cause.errno in _NO_SPACE) or free_bytes(path) < _FULL:
+            full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise OutputError(_explained(path, full, None)) from error
+        if not isinstance(error, OSError):
+            raise
+        where = error.filename or path
+        raise OutputError(
+            f"{where} cannot be read or written: {error.strerror or error}. Finished steps are "
+            "kept: run it again once that is mended."
+        ) from error
+
+
+def _system_error(error: BaseException | None) -> OSError | None:
+    """The error of the system behind an error, if there is one."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def atomic_write_bytes(path: Path, content: bytes) -> None:
@@ -101,13 +137,13 @@ def atomic_write_bytes(path: Path, content: bytes) -> None:
 
 def atomic_write_text(path: Path, content: str) -> None:
     """Write a UTF-8 text file whole or not at all; see ``atomic_write_bytes``."""
-    atomic_write_bytes(path, content.encode("utf-8"))
+    # Half a character, of a file name that is not UTF-8, must not lose the rest.
+    atomic_write_bytes(path, content.encode("utf-8", "backslashreplace"))
 
 
 def atomic_write_json(path: Path, value: object) -> None:
     """Write plain values or dataclasses as indented JSON, whole or not at all."""
-    text = json.dumps(json_from_value(value), indent=2, ensure_ascii=False, allow_nan=False)
-    atomic_write_text(path, text + "\n")
+    atomic_write_text(path, json_text(value) + "\n")
 
 
 def size_text(count: int) -> str:

@@ -115,6 +115,9 @@ class Engine:
                 raise SettingError(f"engine.{name} wants at least 1, got {getattr(self, name)}.")
 
 
+LARGEST_IMAGE = 1 << 14
+"""Side of a square image in pixels that is still asked of a model."""
+
 SHARES = ("mask_iou", "cgf1_drop", "feature_cosine", "agreement")
 """Gates on figures that lie between 0 and 1."""
 
@@ -219,10 +222,11 @@ class Recipe:
         """
         path = Path(path)
         try:
-            table = tomllib.loads(path.read_text(encoding="utf-8"))
+            table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
         except OSError as error:
             raise SettingError(f"The recipe {path} cannot be read: {error.strerror}.") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:
+            # ValueError: of TOML, of UTF-8, of integers too long to read, of a null in the path.
             raise SettingError(f"The recipe {path} is not valid TOML: {error}.") from error
         try:
             recipe = cls.from_dict(table)
@@ -268,6 +272,11 @@ def _check_image_size(size: int | None) -> None:
         raise SettingError(f"image_size wants a whole number of pixels, got {size!r}.")
     if size < 1:
         raise SettingError(f"image_size wants a positive number of pixels, got {size}.")
+    if size > LARGEST_IMAGE:
+        raise SettingError(
+            f"image_size wants at most {LARGEST_IMAGE} pixels, got {size:.0e}: its attention would "
+            "fit no memory."
+        )
 
 
 def _is_number(value: object) -> bool:

@@ -9,6 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from samforge.core.errors import SettingError, ShapeError
+from samforge.core.polygons import checked_polygons
+
+MOST_PIXELS = 1 << 31
+"""Pixels of an image whose masks are decoded: pycocotools counts them in 32 bits."""
+_MOST_BITS = 60  # of one count: more than any image has pixels, and no integer grows without end
 
 
 def segmentation_from_mask(mask: npt.NDArray[np.bool_]) -> dict[str, Any]:
@@ -25,29 +30,64 @@ def mask_from_segmentation(
 ) -> npt.NDArray[np.bool_]:
     """Decode a COCO segmentation: RLE (text, bytes or plain counts) or polygons.
 
+    Nothing of it is believed: types, finiteness, ranges and sums are checked before memory is
+    taken for it or compiled code sees it.
+
     Raises:
         ShapeError: The RLE is of another image size.
-        SettingError: It is no segmentation, or its counts do not fill the image.
+        SettingError: It is no segmentation, its counts do not fill the image, or a polygon is far
+            outside it.
     """
+    size_hw = _checked_size(size_hw)
     if isinstance(segmentation, Mapping):
-        if not {"size", "counts"} <= set(segmentation):
-            raise SettingError(
-                f"An RLE needs size and counts, got the keys {sorted(segmentation)}."
-            )
-        size, counts = tuple(segmentation["size"]), segmentation["counts"]
-        if size != size_hw:
-            raise ShapeError(f"The RLE is of an image of {size} (H, W), the image is {size_hw}.")
-        if isinstance(counts, (str, bytes)):
-            counts = _counts_from_text(counts.encode() if isinstance(counts, str) else counts)
-        return _mask_from_counts(counts, size_hw)
+        return _mask_from_rle(segmentation, size_hw)
     if isinstance(segmentation, (str, bytes)) or not isinstance(segmentation, Sequence):
         raise SettingError(
-            f"A segmentation is an RLE dictionary or a list of polygons, got {segmentation!r}."
+            f"A segmentation is an RLE dictionary or a list of polygons, got {segmentation!r:.80}."
         )
+    polygons = [one.tolist() for one in checked_polygons(segmentation, size_hw)]
     from pycocotools import mask as coco
 
-    merged = coco.merge(coco.frPyObjects(list(segmentation), *size_hw))
+    merged = coco.merge(coco.frPyObjects(polygons, *size_hw))
     return _mask_from_counts(_counts_from_text(merged["counts"]), size_hw)
+
+
+def _checked_size(size_hw: object) -> tuple[int, int]:
+    """Height and width, each a whole number from 1, and no more pixels than RLE can count."""
+    size = tuple(size_hw) if isinstance(size_hw, Sequence) else ()
+    if len(size) != 2 or not all(_is_whole(side) and side >= 1 for side in size):
+        raise ShapeError(f"The size of an image is (height, width) in pixels, got {size_hw!r:.80}.")
+    height, width = int(size[0]), int(size[1])
+    if height * width > MOST_PIXELS:
+        raise ShapeError(
+            f"An image of {height} x {width} pixels has more than {MOST_PIXELS:,}, the most that a "
+            "run-length encoding is read of."
+        )
+    return height, width
+
+
+def _mask_from_rle(rle: Mapping[str, Any], size_hw: tuple[int, int]) -> npt.NDArray[np.bool_]:
+    if not {"size", "counts"} <= set(rle):
+        keys = ", ".join(sorted(map(str, rle))) or "nothing"
+        raise SettingError(f"An RLE needs size and counts, got the keys {keys:.80}.")
+    size = _checked_size(rle["size"])
+    if size != size_hw:
+        raise ShapeError(f"The RLE is of an image of {size} (H, W), the image is {size_hw}.")
+    counts = rle["counts"]
+    if isinstance(counts, str):
+        try:
+            counts = counts.encode("ascii")
+        except UnicodeEncodeError as error:
+            raise SettingError(
+                f"The counts of an RLE are ASCII text, got {counts!r:.80}."
+            ) from error
+    if isinstance(counts, bytes):
+        return _mask_from_counts(_counts_from_text(counts), size_hw)
+    if not isinstance(counts, Sequence | np.ndarray) or not all(map(_is_whole, counts)):
+        raise SettingError(
+            f"The counts of an RLE are text or a list of whole numbers, got {counts!r:.80}."
+        )
+    return _mask_from_counts([int(count) for count in counts], size_hw)
 
 
 def _mask_from_counts(counts: Sequence[int], size_hw: tuple[int, int]) -> npt.NDArray[np.bool_]:
@@ -55,13 +95,14 @@ def _mask_from_counts(counts: Sequence[int], size_hw: tuple[int, int]) -> npt.ND
 
     Not pycocotools' ``decode``: 2.0.11 warns under numpy 2, and trusts the counts.
     """
-    runs = np.asarray(counts, np.int64)
     height, width = size_hw
-    if (runs < 0).any() or runs.sum() != height * width:
+    total = sum(counts)  # of Python's integers: 64 bits would wrap around
+    if min(counts, default=0) < 0 or total != height * width:
         raise SettingError(
-            f"The counts of an RLE add up to {runs.sum()}, an image of {size_hw} (H, W) has "
+            f"The counts of an RLE add up to {_short(total)}, an image of {size_hw} (H, W) has "
             f"{height * width} pixels. The RLE is damaged."
         )
+    runs = np.asarray(counts, np.int64)
     flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
     return np.ascontiguousarray(flat.reshape(width, height).T)
 
@@ -73,8 +114,13 @@ def _counts_from_text(text: bytes) -> list[int]:
     """
     counts: list[int] = []
     value = shift = 0
-    for character in text:
+    for place, character in enumerate(text):
         bits = character - 48
+        if not 0 <= bits < 64 or shift > _MOST_BITS:
+            raise SettingError(
+                f"The counts of an RLE cannot be read at character {place}: "
+                f"{text[max(0, place - 8) : place + 8]!r}. The RLE is damaged."
+            )
         value |= (bits & 0x1F) << shift
         shift += 5
         if bits & 0x20:  # more characters follow
@@ -83,4 +129,15 @@ def _counts_from_text(text: bytes) -> list[int]:
             value -= 1 << shift
         counts.append(value + (counts[-2] if len(counts) > 2 else 0))
         value = shift = 0
+    if shift:
+        raise SettingError("The counts of an RLE end within a number. The RLE is damaged.")
     return counts
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _short(number: int) -> str:
+    """A number for a message; Python refuses to write those of thousands of digits."""
+    return str(number) if abs(number) < 10**20 else "more than 10^20"

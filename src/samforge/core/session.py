@@ -150,6 +150,25 @@ def checked_options(
     return found
 
 
+MOST_THREADS = 1024
+"""Threads that a session is given at most: runtimes start them all at once."""
+
+
+def checked_threads(threads: int | None) -> int | None:
+    """Make sure that a number of processor threads is one.
+
+    Raises:
+        SettingError: It is no whole number from 1 to :data:`MOST_THREADS`.
+    """
+    whole = isinstance(threads, int) and not isinstance(threads, bool)
+    if threads is not None and not (whole and 1 <= threads <= MOST_THREADS):
+        raise SettingError(
+            f"threads is {threads!r}. Give a whole number from 1 to {MOST_THREADS}, or None for "
+            "the runtime's own choice."
+        )
+    return threads
+
+
 def checked_tensors(spec: PartSpec, tensors: Tensors) -> dict[str, Array]:
     """Check names, types and shapes of a session's inputs against its part's interface.
 

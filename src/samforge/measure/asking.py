@@ -36,6 +36,7 @@ def ask(
     timings: Timings,
     boxes: bool = True,
     done: Callable[[], None] | None = None,
+    failed: Callable[[str, Exception], None] | None = None,
 ) -> Iterator[Asked]:
     """Ask a segmenter every question; each image is encoded once, its phrases go in one call.
 
@@ -45,6 +46,8 @@ def ask(
         timings: Collects the time of each stage.
         boxes: Whether to ask the questions with boxes too.
         done: Called after each image.
+        failed: Called with the name of an image that cannot be segmented, and the reason; none of
+            its answers are given, and the others go on. None lets the first such image end it.
 
     Yields:
         Image by image, first the questions asked by a phrase alone, then those with boxes.
@@ -53,23 +56,37 @@ def ask(
         SettingError: Boxes are asked of a segmenter that takes none.
     """
     for index, labelled in enumerate(images):
-        encoded = segmenter.encode(labelled.image_rgb, timings=timings)
-        numbered = list(enumerate(labelled.questions))
-        by_text = [(i, question) for i, question in numbered if question.boxes_xyxy is None]
-        for i, question, found in _by_text(segmenter, encoded, by_text, timings):
-            yield Asked(key=(index, i), question=question, found=found)
-        by_box = [(i, question) for i, question in numbered if question.boxes_xyxy is not None]
-        for i, question in by_box if boxes else ():
-            found = segmenter.predict(
-                encoded,
-                text=question.text,
-                boxes_xyxy=question.boxes_xyxy,
-                box_labels=question.box_labels,
-                timings=timings,
-            )
-            yield Asked(key=(index, i), question=question, found=found)
+        try:
+            answers = list(_answers(segmenter, index, labelled, timings, boxes=boxes))
+        except Exception as error:
+            if failed is None:
+                raise
+            failed(labelled.name, error)
+            answers = []
+        yield from answers
         if done is not None:
             done()
+
+
+def _answers(
+    segmenter: Segmenter, index: int, labelled: LabelledImage, timings: Timings, *, boxes: bool
+) -> Iterator[Asked]:
+    """Every answer of one image."""
+    encoded = segmenter.encode(labelled.image_rgb, timings=timings)
+    numbered = list(enumerate(labelled.questions))
+    by_text = [(i, question) for i, question in numbered if question.boxes_xyxy is None]
+    for i, question, found in _by_text(segmenter, encoded, by_text, timings):
+        yield Asked(key=(index, i), question=question, found=found)
+    by_box = [(i, question) for i, question in numbered if question.boxes_xyxy is not None]
+    for i, question in by_box if boxes else ():
+        found = segmenter.predict(
+            encoded,
+            text=question.text,
+            boxes_xyxy=question.boxes_xyxy,
+            box_labels=question.box_labels,
+            timings=timings,
+        )
+        yield Asked(key=(index, i), question=question, found=found)
 
 
 def _by_text(

@@ -75,7 +75,7 @@ class Tally:
             self.answers.append(compare_detections(reference.unpack(), asked.found))
 
 
-def measure_segmenter(
+def measure_segmenter(  # noqa: PLR0913  what is measured, against what, and who is told
     segmenter: Segmenter,
     images: Iterable[LabelledImage],
     *,
@@ -83,6 +83,7 @@ def measure_segmenter(
     reference: Mapping[Key, PackedDetections] | None = None,
     record: MutableMapping[Key, PackedDetections] | None = None,
     done: Callable[[], None] | None = None,
+    failed: Callable[[str, Exception], None] | None = None,
 ) -> SegmenterAccuracy:
     """Ask a segmenter every question and compare its masks with the answers.
 
@@ -93,6 +94,7 @@ def measure_segmenter(
         reference: Another segmenter's answers on the same images, recorded before.
         record: Takes this segmenter's answers, to be the reference of others.
         done: Called after each image.
+        failed: Takes the images that cannot be segmented, see :func:`ask`; they do not count.
 
     Raises:
         SettingError: There is no image, or boxes are asked of a segmenter that takes none.
@@ -106,7 +108,15 @@ def measure_segmenter(
         if done is not None:
             done()
 
-    for asked in ask(segmenter, images, timings=timings, boxes=boxes, done=counted):
+    def left_out(name: str, error: Exception) -> None:
+        nonlocal count
+        count -= 1
+        if failed is None:
+            raise error
+        failed(name, error)
+
+    handler = left_out if failed is not None else None
+    for asked in ask(segmenter, images, timings=timings, boxes=boxes, done=counted, failed=handler):
         tally.add(asked, None if reference is None else reference.get(asked.key))
         if record is not None:
             record[asked.key] = pack(asked.found)

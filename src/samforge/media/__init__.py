@@ -1,7 +1,13 @@
 """Images and videos in and out."""
 
 from samforge.media.coco_data import CocoData, coco_data_from_file
-from samforge.media.images import MAX_PIXELS, list_images, read_image, write_png
+from samforge.media.images import (
+    MAX_PIXELS,
+    list_images,
+    listing_of_folder,
+    read_image,
+    write_png,
+)
 from samforge.media.video import VIDEO_SUFFIXES, VideoFrame, VideoInfo, VideoReader, VideoWriter
 
 __all__ = [
@@ -14,6 +20,7 @@ __all__ = [
     "VideoWriter",
     "coco_data_from_file",
     "list_images",
+    "listing_of_folder",
     "read_image",
     "write_png",
 ]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from samforge.core.errors import SettingError
+from samforge.core.native import Report, isolated
+from samforge.core.polygons import checked_polygon
 
 _KEYS = ("images", "annotations", "categories")
 
@@ -20,6 +21,8 @@ class CocoImage:
 
     file_name: str
     """Relative to the folder of the images."""
+    other_names: tuple[str, ...] = ()
+    """Where else the picture may lie, if it is not there."""
     size_hw: tuple[int, int] | None
     """Height and width in pixels, where the file says so."""
     phrase: str | None
@@ -58,39 +61,50 @@ class CocoFile:
     """By the image's id; an image without annotations is missing."""
 
 
-def coco_file(path: Path) -> CocoFile:
+def coco_file(path: Path, *, report: Report | None = None) -> CocoFile:
     """Read and check a COCO data set, without its pictures.
+
+    Args:
+        path: The file.
+        report: Takes every record that is not usable, which is left out; of an annotation without
+            a usable mask its category stays, as that of a crowd. None raises at the first.
 
     Raises:
         SettingError: There is no file, it is no COCO data set, or a record is not usable.
     """
     table = _table(path)
-    images = {}
-    for index, record in _records(table, "images", path):
-        place = f"images[{index}] of {path}"
-        identity = _needed(record, "id", place)
-        if identity in images:
-            raise SettingError(f"{place} has the id {identity!r} of an earlier image.")
-        images[identity] = _image(record, place)
-    phrases = {
-        _needed(record, "id", f"categories[{index}] of {path}"): _phrase(
-            _needed(record, "name", f"categories[{index}] of {path}"),
-            f"name of categories[{index}] of {path}",
-        )
-        for index, record in _records(table, "categories", path)
-    }
+    images: dict[Any, CocoImage] = {}
+    broken: set[Any] = set()  # ids of images that were told already, with all they hold
+    for place, record in _records(table, "images", path, report):
+        with isolated(report, place):
+            identity = _needed(record, "id", place)
+            if identity in images:
+                raise SettingError(f"{place} has the id {identity!r} of an earlier image.")
+            broken.add(identity)
+            images[identity] = _image(record, place)
+            broken.remove(identity)
+    phrases: dict[Any, str] = {}
+    for place, record in _records(table, "categories", path, report):
+        with isolated(report, place):
+            identity = _needed(record, "id", place)
+            phrases[identity] = _phrase(_needed(record, "name", place), f"name of {place}")
     annotations: dict[Any, list[CocoAnnotation]] = {}
-    for index, record in _records(table, "annotations", path):
-        place = f"annotations[{index}] of {path}"
-        image = _needed(record, "image_id", place)
-        if image not in images:
-            raise SettingError(f"{place} belongs to the image {image!r}, which is not in images.")
-        annotation = _annotation(record, place)
-        if annotation.category not in phrases:
-            raise SettingError(
-                f"{place} is of the category {annotation.category!r}, which is not in categories."
-            )
-        annotations.setdefault(image, []).append(annotation)
+    for place, record in _records(table, "annotations", path, report):
+        with isolated(report, place):
+            image = _needed(record, "image_id", place)
+            if image in broken:
+                continue
+            if image not in images:
+                raise SettingError(
+                    f"{place} belongs to the image {image!r}, which is not in images."
+                )
+            annotation = _annotation(record, place, report)
+            if annotation.category not in phrases:
+                raise SettingError(
+                    f"{place} is of the category {annotation.category!r}, which is not in "
+                    "categories."
+                )
+            annotations.setdefault(image, []).append(annotation)
     return CocoFile(
         images=images,
         phrases=phrases,
@@ -120,16 +134,20 @@ def _table(path: Path) -> dict[str, Any]:
     return table
 
 
-def _records(table: Mapping[str, Any], key: str, path: Path) -> list[tuple[int, dict[str, Any]]]:
+def _records(
+    table: Mapping[str, Any], key: str, path: Path, report: Report | None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every record that is an object, with its place."""
     records = table[key]
     if not isinstance(records, list):
         raise SettingError(f"{key} of {path} is a list in COCO, got {records!r:.80}.")
     for index, record in enumerate(records):
-        if not isinstance(record, dict):
-            raise SettingError(
-                f"{key}[{index}] of {path} is an object in COCO, got {record!r:.80}."
-            )
-    return list(enumerate(records))
+        place = f"{key}[{index}] of {path}"
+        if isinstance(record, dict):
+            yield place, record
+            continue
+        with isolated(report, place):
+            raise SettingError(f"{place} is an object in COCO, got {record!r:.80}.")
 
 
 def _needed(record: Mapping[str, Any], key: str, place: str) -> Any:
@@ -149,22 +167,36 @@ def _phrase(value: object, place: str) -> str:
 
 
 def _image(record: Mapping[str, Any], place: str) -> CocoImage:
-    name = _needed(record, "file_name", place)
-    if not isinstance(name, str) or not name:
-        raise SettingError(f"file_name of {place} is a text, got {name!r:.80}.")
+    names = _names(record, place)
     size = (record.get("height"), record.get("width"))
     if any(not isinstance(side, int | None) or (side is not None and side < 1) for side in size):
         raise SettingError(f"height and width of {place} are pixels, got {size}.")
     height, width = size
     text = record.get("text_input")
     return CocoImage(
-        file_name=name,
+        file_name=names[0],
+        other_names=names[1:],
         size_hw=None if height is None or width is None else (height, width),
         phrase=None if text is None else _phrase(text, f"text_input of {place}"),
         exhaustive=bool(record.get("is_instance_exhaustive", True)),
         negative=_ids(record, "neg_category_ids", place),
         partial=_ids(record, "not_exhaustive_category_ids", place) or (),
     )
+
+
+def _names(record: Mapping[str, Any], place: str) -> tuple[str, ...]:
+    """What the picture may be called: LVIS v1 has no ``file_name``, but ``coco_url``.
+
+    Its pictures lie in COCO's folders, ``train2017`` and ``val2017``, or all in one.
+    """
+    if "file_name" not in record and isinstance(record.get("coco_url"), str):
+        parts = [part for part in record["coco_url"].split("/") if part]
+        if len(parts) >= 3:  # scheme, host and at least a name
+            return "/".join(parts[-2:]), parts[-1]
+    name = _needed(record, "file_name", place)
+    if not isinstance(name, str) or not name:
+        raise SettingError(f"file_name of {place} is a text, got {name!r:.80}.")
+    return (name,)
 
 
 def _ids(record: Mapping[str, Any], key: str, place: str) -> tuple[Any, ...] | None:
@@ -176,7 +208,21 @@ def _ids(record: Mapping[str, Any], key: str, place: str) -> tuple[Any, ...] | N
     return tuple(ids)
 
 
-def _annotation(record: Mapping[str, Any], place: str) -> CocoAnnotation:
+def _annotation(record: Mapping[str, Any], place: str, report: Report | None) -> CocoAnnotation:
+    category = _needed(record, "category_id", place)
+    segmentation = None
+    with isolated(report, place):
+        segmentation = _segmentation(record, place)
+    return CocoAnnotation(
+        place=place,
+        category=category,
+        segmentation=segmentation,
+        # Without a mask the category is neither there as it should be nor absent: like a crowd.
+        crowd=bool(record.get("iscrowd")) or segmentation is None,
+    )
+
+
+def _segmentation(record: Mapping[str, Any], place: str) -> Any:
     segmentation = record.get("segmentation")
     if not segmentation:
         raise SettingError(
@@ -186,22 +232,17 @@ def _annotation(record: Mapping[str, Any], place: str) -> CocoAnnotation:
     if isinstance(segmentation, list):
         for polygon in segmentation:
             _check_polygon(polygon, place)
-    return CocoAnnotation(
-        place=place,
-        category=_needed(record, "category_id", place),
-        segmentation=segmentation,
-        crowd=bool(record.get("iscrowd")),
-    )
+    elif not isinstance(segmentation, dict):
+        raise SettingError(
+            f"segmentation of {place} is an RLE or a list of polygons, got {segmentation!r:.80}."
+        )
+    return segmentation
 
 
 def _check_polygon(polygon: object, place: str) -> None:
-    # pycocotools reads four numbers as a box, and crashes on odd ones.
-    if (
-        not isinstance(polygon, list)
-        or len(polygon) < 6
-        or len(polygon) % 2
-        or not all(isinstance(x, int | float) and math.isfinite(x) for x in polygon)
-    ):
+    try:
+        checked_polygon(polygon, "a polygon")
+    except SettingError as error:
         raise SettingError(
             f"{place} has a polygon that is no list of x, y, x, y, x, y, …: {polygon!r:.80}."
-        )
+        ) from error

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import io
-import struct
 import warnings
-import zlib
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from samforge.core.errors import ImageError
+from samforge.core.errors import ImageError, MissingExtra
 from samforge.core.images import RgbImage
 from samforge.media._arrays import eight_bit, rgb_from_array, rgb_on_white
+from samforge.media._heif import is_heif, opened_heif
 
 MAX_PIXELS = 178_000_000
 """Pixels that an image may have: a 108-megapixel photograph is fine, a decompression bomb is not.
@@ -21,19 +20,6 @@ Just below the point where Pillow refuses by itself (178,956,970)."""
 
 # Formats that are decoded in this process. EPS, for one, would start Ghostscript.
 _FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF")
-# What Pillow's decoders raise on damaged data; Image.open treats the middle four as "not mine".
-_BROKEN = (
-    OSError,
-    SyntaxError,
-    IndexError,
-    TypeError,
-    struct.error,
-    ValueError,
-    EOFError,
-    OverflowError,
-    zlib.error,
-    Image.DecompressionBombError,
-)
 
 
 def rgb_from_file(data: bytes, name: str) -> RgbImage:
@@ -45,6 +31,7 @@ def rgb_from_file(data: bytes, name: str) -> RgbImage:
 
     Raises:
         ImageError: It is no image of a known format, broken, or too large.
+        MissingExtra: It is a HEIC picture, and what reads them is not installed.
     """
     if not data:
         raise ImageError(f"{name} is empty: 0 bytes.")
@@ -56,6 +43,16 @@ def _opened(data: bytes, name: str) -> Image.Image:
     # Image.open warns of a decompression bomb from 89 megapixels on, and only process-wide state
     # (Image.MAX_IMAGE_PIXELS, warnings.filters) would keep it quiet. Its registry of formats does
     # the same without the warning; rgb_from_pillow counts the pixels before any is decoded.
+    if is_heif(data):
+        try:
+            return opened_heif(data, name)
+        except MissingExtra:
+            raise
+        except Exception as error:  # its decoder raises what it likes
+            raise ImageError(
+                f"{name} looks like HEIC but cannot be opened: {_reason(error)}. "
+                "The file is damaged or was not transferred whole."
+            ) from error
     Image.init()
     for name_of_format in _FORMATS:
         if name_of_format not in Image.OPEN:
@@ -66,14 +63,14 @@ def _opened(data: bytes, name: str) -> Image.Image:
             continue
         try:
             return factory(io.BytesIO(data), "")
-        except _BROKEN as error:
+        except Exception as error:  # decoders raise what they like: AVIF's a plain RuntimeError
             raise ImageError(
                 f"{name} looks like {name_of_format} but cannot be opened: {_reason(error)}. "
                 "The file is damaged or was not transferred whole."
             ) from error
     raise ImageError(
         f"{name} is not an image that samforge reads (it begins with {data[:8]!r}). "
-        f"Give one of {', '.join(_FORMATS)}."
+        f"Give one of {', '.join(_FORMATS)}, HEIC."
     )
 
 
@@ -96,9 +93,14 @@ def rgb_from_pillow(image: Image.Image, name: str) -> RgbImage:
         if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
             image = ImageOps.exif_transpose(image)
         return _rgb(image, name)
-    except _BROKEN as error:
-        if isinstance(error, ImageError):
-            raise
+    except ImageError:
+        raise
+    except MemoryError as error:
+        raise ImageError(
+            f"{name} has {width} x {height} pixels, and there is no memory left to decode them. "
+            "Shrink it or cut it into tiles first."
+        ) from error
+    except Exception as error:  # on damaged data decoders raise what they like
         raise ImageError(
             f"{name} cannot be decoded: {_reason(error)}. "
             "The file is damaged or was not transferred whole."

@@ -12,8 +12,9 @@ from typing import Any, Self
 
 import numpy as np
 
-from samforge.core.errors import VideoError
+from samforge.core.errors import SettingError, VideoError
 from samforge.core.images import RgbImage
+from samforge.core.paths import checked_path
 from samforge.media._pyav import pyav
 
 # Demuxers of real video files. Others would open text as subtitles, or follow a playlist to files
@@ -61,6 +62,8 @@ class VideoFrame:
     """(H, W, 3), turned upright."""
     pixel_aspect: Fraction
     """Width of a pixel through its height: 1 but for anamorphic video."""
+    owns_pixels: bool = True
+    """Every frame has memory of its own: streams need not copy it."""
 
 
 class VideoReader:
@@ -97,7 +100,10 @@ class VideoReader:
 
         Raises:
             VideoError: There is no frame at all.
+            SettingError: ``every`` or ``at_most`` is below 1.
         """
+        if every < 1 or (at_most is not None and at_most < 1):
+            raise SettingError(f"every and at_most are at least 1, got {every} and {at_most}.")
         size, matrix = (0, 0), _UPRIGHT
         start = last = Fraction(-1)
         count = given = 0
@@ -150,7 +156,7 @@ class VideoReader:
         self.close()
 
     def _opened(self) -> Any:
-        path = self._path
+        path = checked_path(self._path, VideoError)
         if not path.exists():
             raise VideoError(f"{path} does not exist (looked in {Path.cwd()}).")
         if not path.is_file():
@@ -203,11 +209,16 @@ class VideoReader:
         stream, container = self._stream, self._container
         rate = stream.average_rate or stream.guessed_rate or stream.base_rate or _USUAL_RATE
         base = stream.time_base or _TICK
+        # Matroska's duration ends where the last frame does and begins at zero, wherever the first
+        # frame stands; other formats count from their first frame.
+        absolute = "matroska" in container.format.name and stream.start_time
+        late = float(stream.start_time * base) if absolute else 0.0
         # A track's own duration counts what an edit list cuts off; the file's may count sound.
         spans = [
             *([float(stream.duration * base)] if stream.duration else []),
-            *([container.duration / self._av.time_base] if container.duration else []),
+            *([container.duration / self._av.time_base - late] if container.duration else []),
         ]
+        spans = [span for span in spans if span > 0]
         seconds = min(spans) if spans else None
         estimate = round(seconds * float(rate)) if seconds is not None else 0
         return VideoInfo(

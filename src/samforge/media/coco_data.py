@@ -19,6 +19,8 @@ import numpy.typing as npt
 
 from samforge.core.errors import ImageError, SamforgeError, SettingError
 from samforge.core.labelled import LabelledImage, Question
+from samforge.core.native import Report, isolated
+from samforge.core.paths import is_file
 from samforge.core.rle import mask_from_segmentation
 from samforge.media._coco_file import CocoAnnotation, CocoFile, CocoImage, coco_file
 from samforge.media.images import read_image
@@ -43,28 +45,45 @@ class CocoData:
         """Everything that is asked."""
         return frozenset(phrase for _, asks in self.pictures.values() for phrase in asks)
 
-    def images(self) -> Iterator[LabelledImage]:
+    def images(self, *, report: Report | None = None) -> Iterator[LabelledImage]:
         """Read the pictures one by one, in the order of the file.
+
+        Args:
+            report: Takes every picture that cannot be used, which is left out, and every phrase
+                whose masks are damaged, which is not asked. None raises at the first.
 
         Raises:
             ImageError: A picture cannot be read, or is of another size than the file states.
             SettingError: A segmentation is damaged.
         """
         for name, (stated, asks) in self.pictures.items():
-            rgb = read_image(self.folder / name)
-            size_hw = (rgb.shape[0], rgb.shape[1])
-            if stated not in (None, size_hw):
-                raise ImageError(
-                    f"{self.folder / name} is {size_hw} (H, W) when it is turned upright, "
-                    f"{self.path} says {stated}. Give the pictures that were labelled."
-                )
-            yield LabelledImage(
-                name=name, image_rgb=rgb, questions=tuple(_questions(asks, size_hw))
+            labelled = None
+            with isolated(report, str(self.folder / name)):
+                labelled = self._labelled(name, stated, asks, report)
+            if labelled is not None:
+                yield labelled
+
+    def _labelled(
+        self, name: str, stated: tuple[int, int] | None, asks: Asks, report: Report | None
+    ) -> LabelledImage:
+        rgb = read_image(self.folder / name)
+        size_hw = (rgb.shape[0], rgb.shape[1])
+        if stated not in (None, size_hw):
+            raise ImageError(
+                f"{self.folder / name} is {size_hw} (H, W) when it is turned upright, "
+                f"{self.path} says {stated}. Give the pictures that were labelled."
             )
+        questions = tuple(_questions(asks, size_hw, report))
+        return LabelledImage(name=name, image_rgb=rgb, questions=questions)
 
 
 def coco_data_from_file(
-    path: Path, *, folder: Path | None = None, seed: int = 0, limit: int | None = None
+    path: Path,
+    *,
+    folder: Path | None = None,
+    seed: int = 0,
+    limit: int | None = None,
+    report: Report | None = None,
 ) -> CocoData:
     """Read what a COCO file asks, and make sure that its pictures are there.
 
@@ -73,24 +92,28 @@ def coco_data_from_file(
         folder: Where the pictures are; None looks next to the file.
         seed: Changes which absent phrases are drawn.
         limit: Use the first pictures only.
+        report: Takes what is not usable - records, names, pictures that are not there - while the
+            others are used. None raises at the first.
 
     Raises:
         SettingError: The file is not usable, or nothing is left to ask.
         ImageError: Pictures are missing.
     """
     place = path.parent if folder is None else folder
-    file = coco_file(path)
+    told: list[Exception] = []
+    if report is not None:
+        report = _remembering(report, told)
+    file = coco_file(path, report=report)
     by_name: dict[str, list[tuple[CocoImage, tuple[CocoAnnotation, ...]]]] = {}
     for identity, image in file.images.items():
         found = file.annotations.get(identity, ())
-        by_name.setdefault(image.file_name, []).append((image, found))
+        by_name.setdefault(_located(image, place), []).append((image, found))
     used = frozenset(
         file.phrases[one.category] for all_ in file.annotations.values() for one in all_
     )
     federated = any(image.negative is not None for image in file.images.values())
     pictures = {}
     for name, entries in by_name.items():
-        _check_name(name, path)
         asks: Asks = {}
         for image, found in entries:
             if image.phrase is not None:
@@ -102,13 +125,30 @@ def coco_data_from_file(
             held = {file.phrases[one.category] for one in found}
             held |= {file.phrases[one] for one in image.partial if one in file.phrases}
             asks |= dict.fromkeys(_drawn(absent - held, len(asks), name, seed), ())
-        if asks:
-            pictures[name] = (entries[0][0].size_hw, asks)
+        with isolated(report, name):
+            _check_name(name, path)
+            if asks:
+                pictures[name] = (entries[0][0].size_hw, asks)
+    if not pictures and told:
+        raise told[0]
     if not pictures:
         raise SettingError(f"{path} asks nothing: no image has a phrase, present or absent.")
     chosen = dict(list(pictures.items())[:limit])
-    _check_pictures(chosen, place, path)
-    return CocoData(path=path, folder=place, pictures=chosen)
+    return CocoData(path=path, folder=place, pictures=_found(chosen, place, path, report))
+
+
+def _remembering(report: Report, told: list[Exception]) -> Report:
+    def both(item: str, error: Exception) -> None:
+        told.append(error)
+        report(item, error)
+
+    return both
+
+
+def _located(image: CocoImage, folder: Path) -> str:
+    """Under which of its names the picture is there; the first when it is not."""
+    names = (image.file_name, *image.other_names)
+    return next((name for name in names if is_file(folder / name)), names[0])
 
 
 def _asks(image: CocoImage, found: tuple[CocoAnnotation, ...], file: CocoFile) -> Asks:
@@ -146,20 +186,32 @@ def _check_name(name: str, path: Path) -> None:
         )
 
 
-def _check_pictures(pictures: Mapping[str, object], folder: Path, path: Path) -> None:
-    missing = [name for name in pictures if not (folder / name).is_file()]
-    if missing:
+Pictures = dict[str, tuple[tuple[int, int] | None, Asks]]
+
+
+def _found(pictures: Pictures, folder: Path, path: Path, report: Report | None) -> Pictures:
+    """Those that are there; the others are told, and it ends where none is."""
+    missing = [name for name in pictures if not is_file(folder / name)]
+    if missing and (report is None or len(missing) == len(pictures)):
         raise ImageError(
             f"{len(missing)} of the {len(pictures)} pictures of {path} are not in {folder}, the "
             f"first is {missing[0]}. Say where they are: --images FOLDER."
         )
+    for name in missing:
+        with isolated(report, str(folder / name)):
+            raise ImageError(f"{folder / name} does not exist. Say where it is: --images FOLDER.")
+    return {name: picture for name, picture in pictures.items() if name not in missing}
 
 
-def _questions(asks: Asks, size_hw: tuple[int, int]) -> Iterator[Question]:
+def _questions(asks: Asks, size_hw: tuple[int, int], report: Report | None) -> Iterator[Question]:
     """Every phrase, then one box: around the largest instance of what there is most of."""
     best: npt.NDArray[np.bool_] | None = None
     for phrase, answer in asks.items():
-        masks = _masks(answer, size_hw)
+        masks = None
+        with isolated(report, answer[0].place if answer else phrase):
+            masks = _masks(answer, size_hw)
+        if masks is None:
+            continue  # damaged: neither there nor absent
         if answer and not len(masks):
             continue  # polygons thinner than a pixel: neither there nor absent
         if len(masks) > (0 if best is None else len(best)):

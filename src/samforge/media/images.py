@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +12,25 @@ from PIL import Image
 
 from samforge.core.errors import ImageError, OutputError, ShapeError
 from samforge.core.images import ImageSource, RgbImage
+from samforge.core.paths import checked_path, is_file, is_folder
 from samforge.media._arrays import rgb_from_array
+from samforge.media._heif import SUFFIXES as HEIF_SUFFIXES
 from samforge.media._pillow import MAX_PIXELS, rgb_from_file, rgb_from_pillow
 
-__all__ = ["MAX_PIXELS", "SUFFIXES", "list_images", "read_image", "write_png"]
+__all__ = [
+    "MAX_PIXELS",
+    "SUFFIXES",
+    "Listing",
+    "list_images",
+    "listing_of_folder",
+    "read_image",
+    "write_png",
+]
 
 SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jfif", ".webp", ".tif", ".tiff"),
     *(".bmp", ".gif", ".ppm", ".pgm", ".jp2", ".avif"),
+    *HEIF_SUFFIXES,
 )
 """File name endings that ``list_images`` takes for images, in lower case."""
 
@@ -41,6 +53,7 @@ def read_image(source: ImageSource) -> RgbImage:
     Raises:
         ImageError: There is no file, it is no image or broken, it has no pixels or more than
             ``MAX_PIXELS``, or the array has another form.
+        MissingExtra: It is a HEIC picture, and what reads them is not installed.
     """
     if isinstance(source, np.ndarray):
         return rgb_from_array(source)
@@ -87,7 +100,7 @@ def write_png(path: str | os.PathLike[str], rgb: RgbImage) -> Path:
     """
     if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.size == 0:
         raise ShapeError(f"write_png wants uint8 (H, W, 3), got {rgb.dtype} {rgb.shape}.")
-    target = Path(path)
+    target = checked_path(path, OutputError)
     temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.part")
     try:
         try:
@@ -104,25 +117,76 @@ def write_png(path: str | os.PathLike[str], rgb: RgbImage) -> Path:
     return target
 
 
-def list_images(folder: str | os.PathLike[str]) -> list[Path]:
-    """List the image files directly in a folder, sorted by name, hidden ones left out.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Listing:
+    """What a folder holds, and what of it is not among the images."""
+
+    images: tuple[Path, ...]
+    """Image files, sorted."""
+    folders: tuple[Path, ...]
+    """Folders in it that were not looked into."""
+    others: tuple[Path, ...]
+    """Files that are no images by their names."""
+
+
+def listing_of_folder(folder: str | os.PathLike[str], *, recursive: bool = False) -> Listing:
+    """List the image files of a folder, sorted, hidden ones left out, and what was left out.
+
+    Args:
+        folder: The folder.
+        recursive: Whether to look into the folders in it as well; links to folders are named and
+            not followed, because they may lead in a circle.
+
+    Raises:
+        ImageError: It is no folder, or cannot be listed.
+    """
+    path = checked_path(folder, ImageError)
+    images: list[Path] = []
+    folders: list[Path] = []
+    others: list[Path] = []
+    waiting = [path]
+    while waiting:
+        place = waiting.pop()
+        try:
+            entries = sorted(place.iterdir())
+        except OSError as error:
+            if place != path:
+                folders.append(place)
+                continue
+            raise ImageError(
+                f"{path} cannot be listed: {error.strerror}. Give a folder of images."
+            ) from error
+        inner = []
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if is_folder(entry):
+                (inner if recursive and not entry.is_symlink() else folders).append(entry)
+            elif entry.suffix.lower() in SUFFIXES:
+                # A link that leads nowhere is named when it is read.
+                (images if is_file(entry) or entry.is_symlink() else others).append(entry)
+            else:
+                others.append(entry)
+        waiting += reversed(inner)
+    return Listing(images=tuple(images), folders=tuple(folders), others=tuple(others))
+
+
+def list_images(folder: str | os.PathLike[str], *, recursive: bool = False) -> list[Path]:
+    """List the image files in a folder, sorted by name, hidden ones left out.
+
+    Args:
+        folder: The folder.
+        recursive: Whether to look into the folders in it as well.
 
     Raises:
         ImageError: It is no folder, or holds no image.
     """
-    path = Path(folder)
-    try:
-        files = [entry for entry in path.iterdir() if entry.is_file()]
-    except OSError as error:
-        raise ImageError(
-            f"{path} cannot be listed: {error.strerror}. Give a folder of images."
-        ) from error
-    images = sorted(
-        file for file in files if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
+    listing = listing_of_folder(folder, recursive=recursive)
+    if listing.images:
+        return list(listing.images)
+    inner = f" and {len(listing.folders)} folders" if listing.folders else ""
+    hint = " Look into the folders as well: --recursive." if listing.folders else ""
+    raise ImageError(
+        f"{folder} holds {len(listing.others)} files{inner} and no image among them. "
+        f"Images end in {', '.join(SUFFIXES)}.{hint}"
     )
-    if not images:
-        raise ImageError(
-            f"{path} holds {len(files)} files and no image among them. "
-            f"Images end in {', '.join(SUFFIXES)}."
-        )
-    return images

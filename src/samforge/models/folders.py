@@ -21,8 +21,8 @@ def table_from_json(file: Path) -> dict[str, Any]:
         CheckpointError: It is none.
     """
     try:
-        table = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        table = json.loads(file.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} is no JSON ({error}). Download it again.") from error
     if not isinstance(table, dict):
         raise CheckpointError(f"{file} is no table of settings. Download it again.")

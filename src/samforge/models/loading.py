@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from samforge.core.errors import SettingError
+from samforge.core.errors import CheckpointError, SettingError, UnknownModel
+from samforge.core.paths import checked_path
 from samforge.core.reference import META
 from samforge.models.dinov3 import loading as dinov3
 from samforge.models.family import Model
@@ -46,6 +47,9 @@ def model_from_name(
         SettingError: The image size does not fit the patches, a tokenizer has no use, or the
             configuration contradicts the reference.
     """
+    checked_path(name, UnknownModel)
+    if tokenizer is not None:
+        checked_path(tokenizer, CheckpointError)
     if name == STRESSED:
         plain = sam3.checkpoint_from_name(
             "tiny", reference=reference, image_size=image_size, tokenizer=tokenizer

@@ -10,10 +10,11 @@ from pickle import UnpicklingError
 from typing import Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from samforge.core.errors import CheckpointError
+from samforge.core.native import native_errors
 
 
 class WeightSource(Protocol):
@@ -128,21 +129,24 @@ class RandomSource:
 @contextmanager
 def _readable(file: Path) -> Iterator[None]:
     """Turn what a truncated or foreign file raises into one clear error."""
-    try:
+    with native_errors(lambda error: _unreadable(file, error)):
         yield
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{file} does not exist. Download the checkpoint again.") from error
-    except UnpicklingError as error:
+
+
+def _unreadable(file: Path, error: BaseException) -> CheckpointError:
+    """Zip directories, pickles and JSON headers: anything in a file may be wrong."""
+    if isinstance(error, FileNotFoundError):
+        return CheckpointError(f"{file} does not exist. Download the checkpoint again.")
+    if isinstance(error, UnpicklingError):
         # torch's own message recommends to run it.
-        raise CheckpointError(
+        return CheckpointError(
             f"{file} is no file of tensors alone: reading it would run code that it brings along, "
             "so it is refused. Get the checkpoint from its publisher, as safetensors if there is."
-        ) from error
-    except (SafetensorError, EOFError, RuntimeError, OSError) as error:
-        raise CheckpointError(
-            f"{file} cannot be read as weights ({error}). "
-            "A download that stopped halfway looks like this: delete the file, download it again."
-        ) from error
+        )
+    return CheckpointError(
+        f"{file} cannot be read as weights ({error}). "
+        "A download that stopped halfway looks like this: delete the file, download it again."
+    )
 
 
 def _sha256(files: tuple[Path, ...]) -> str:

@@ -7,9 +7,10 @@ import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
-from samforge.core.errors import SettingError
+from samforge.core.errors import ForkedSession, SettingError
+from samforge.core.forks import after_fork
 
 Item = TypeVar("Item")
 
@@ -42,6 +43,7 @@ class RunAhead(Iterator[Item], Generic[Item]):
             target=_fill, args=(self._line, items), name=f"samforge-{name}", daemon=True
         )
         weakref.finalize(self, self._line.stop)
+        _LINES.add(self._line)
         self._thread.start()
 
     def __next__(self) -> Item:
@@ -72,6 +74,16 @@ class RunAhead(Iterator[Item], Generic[Item]):
 
 class _Line(Generic[Item]):
     """Items that wait between two threads."""
+
+    def abandon(self) -> None:
+        """In a child of a fork: nobody fills it any more, and a lock may be held for ever."""
+        self._changed = threading.Condition()
+        self._ended = True
+        self._items.clear()
+        self._error = ForkedSession(
+            "A stream was begun before this process was forked, without its threads. "
+            "Begin it here, after the fork."
+        )
 
     def __init__(self, bound: int) -> None:
         self.most = 0
@@ -117,6 +129,17 @@ class _Line(Generic[Item]):
             self._ended, self._error = True, None
             self._items.clear()
             self._changed.notify_all()
+
+
+_LINES: weakref.WeakSet[_Line[Any]] = weakref.WeakSet()
+
+
+def _abandon() -> None:
+    for line in list(_LINES):
+        line.abandon()
+
+
+after_fork(_abandon)
 
 
 def _fill(line: _Line[Item], items: Iterable[Item]) -> None:

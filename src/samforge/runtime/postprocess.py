@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from samforge.core.boxes import clipped_boxes
 from samforge.core.detections import Detections
 from samforge.core.errors import FidelityError, SettingError, ShapeError
 from samforge.core.reference import META, TRANSFORMERS
@@ -38,8 +39,10 @@ class Thresholds:
 
     def __post_init__(self) -> None:
         for name, value in (("threshold", self.score), ("mask_threshold", self.mask)):
-            if not 0.0 <= value <= 1.0:  # written so that NaN fails too
-                raise SettingError(f"{name} is {value}. Give a number from 0 to 1.")
+            number = isinstance(value, int | float | np.integer | np.floating)
+            # Written so that NaN fails too.
+            if not number or isinstance(value, bool) or not 0.0 <= value <= 1.0:
+                raise SettingError(f"{name} is {value!r:.40}. Give a number from 0 to 1.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,8 +109,7 @@ def detections_from_raw(
     """Admit queries by score and bring their boxes and masks to image resolution.
 
     A score is ``sigmoid(logit) * sigmoid(presence_logit)``. Masks are resized bilinearly without
-    antialiasing (``align_corners=False``): see :func:`mask_limit`. Boxes are not clipped to the
-    image.
+    antialiasing (``align_corners=False``): see :func:`mask_limit`. Boxes are clipped to the image.
 
     Args:
         raw: The detector's output.
@@ -145,7 +147,7 @@ def detections_from_raw(
         resized_above(values, np.float32(limit.value), out=mask)
     return Detections(
         masks=masks,
-        boxes_xyxy=boxes,
+        boxes_xyxy=clipped_boxes(boxes, size_hw),
         scores=scores[admitted],
         labels=(label,) * len(admitted),
         size_hw=size_hw,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from samforge.core.boxes import rounding_px
 from samforge.core.errors import PromptError
 
 PADDING = -10
@@ -69,7 +70,12 @@ def phrases_from_text(text: str | Sequence[str] | None, *, has_boxes: bool) -> t
                 "or both."
             )
         return (VISUAL,)
-    phrases = tuple(dict.fromkeys([text] if isinstance(text, str) else text))
+    listed = [text] if isinstance(text, str) else text
+    if not isinstance(listed, Sequence) or not all(isinstance(one, str) for one in listed):
+        raise PromptError(
+            f"Phrases are text, one or a list of it, got {text!r:.80}. Give text='red circle'."
+        )
+    phrases = tuple(dict.fromkeys(listed))
     if not phrases:
         raise PromptError("The list of phrases is empty. Give at least one, such as 'red circle'.")
     if has_boxes and len(phrases) > 1:
@@ -105,6 +111,8 @@ def exemplars_from_boxes(
         )
     for i, box in enumerate(boxes):
         _check_box(i, box, size_hw)
+    height, width = size_hw
+    boxes = boxes.clip(0, [width, height, width, height])  # what rounding alone put outside
     return Exemplars(
         boxes_xyxy=boxes, labels=_checked_labels(box_labels, len(boxes)), size_hw=size_hw
     )
@@ -121,11 +129,14 @@ def _check_box(index: int, box: npt.NDArray[np.float64], size_hw: tuple[int, int
             f"{name} has no area. A box is left, top, right, bottom in pixels, with "
             "left < right and top < bottom."
         )
-    if left < 0 or top < 0 or right > width or bottom > height:
+    slack = rounding_px(size_hw)
+    if min(left, top) < -slack or right > width + slack or bottom > height + slack:
         raise PromptError(
             f"{name} leaves the image, which is {width} wide and {height} high. "
             "Give pixels of the image, clipped to it."
         )
+    if not (max(left, 0) < min(right, width) and max(top, 0) < min(bottom, height)):
+        raise PromptError(f"{name} has no area inside the image, {width} wide and {height} high.")
 
 
 def _checked_labels(box_labels: npt.ArrayLike | None, count: int) -> npt.NDArray[np.int64]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import dataclasses
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,7 +13,9 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 
 from samforge.core.detections import Detections
+from samforge.core.errors import SamforgeError, ShapeError
 from samforge.core.images import RgbImage
+from samforge.core.native import error_of_item
 from samforge.core.timing import Timings
 from samforge.runtime._ahead import RunAhead
 from samforge.runtime.postprocess import Thresholds
@@ -35,7 +40,7 @@ class SegmentedFrame(Generic[AnyFrame]):
     """One frame of a stream and what was found in it."""
 
     frame: AnyFrame
-    """As the stream gave it."""
+    """As the stream gave it, with pixels of its own."""
     detections: Detections
     """At the frame's resolution."""
     timings: Timings
@@ -43,6 +48,8 @@ class SegmentedFrame(Generic[AnyFrame]):
 
     They overlap with those of other frames: more time passes in the stages than on the clock.
     """
+    problem: SamforgeError | None = None
+    """Why it could not be segmented, where streams were asked to go on."""
 
 
 def segment_video(
@@ -52,6 +59,7 @@ def segment_video(
     text: str | Sequence[str],
     thresholds: Thresholds | None = None,
     ahead: int = 2,
+    isolate: bool = False,
 ) -> RunAhead[SegmentedFrame[AnyFrame]]:
     """Find what phrases name in each frame of a stream, one frame at a time.
 
@@ -62,11 +70,15 @@ def segment_video(
     Args:
         segmenter: What ``samforge.load`` gives.
         frames: RGB arrays (H, W, 3), or objects with an ``image_rgb``: a file's frames, a
-            camera's, a list. It is read in a thread of its own.
+            camera's, a list. It is read in a thread of its own. What an iterator gives is copied
+            before the next frame is asked for, so it may fill one array again and again; objects
+            whose ``owns_pixels`` is true are not copied.
         text: One or more noun phrases.
         thresholds: What counts as found.
         ahead: Most frames that wait before the segmenter, and most that wait after it: memory
             stays the same however long the stream is.
+        isolate: Whether a frame that cannot be segmented comes with a ``problem`` and no
+            detections, instead of ending the stream.
 
     Returns:
         An iterator over the frames in order. Leave it early by ``close``, a ``with`` block or by
@@ -79,11 +91,16 @@ def segment_video(
     phrases = phrases_from_text(text, has_boxes=False)
     thresholds = thresholds or Thresholds()
     read = RunAhead(_timed(frames), ahead=ahead, name="read")
-    return RunAhead(_segmented(segmenter, read, phrases, thresholds), ahead=ahead, name="segment")
+    segmented = _segmented(segmenter, read, phrases, thresholds, isolate=isolate)
+    return RunAhead(segmented, ahead=ahead, name="segment")
 
 
 def _timed(frames: Iterable[AnyFrame]) -> Iterator[tuple[AnyFrame, Timings]]:
-    """Measure how long each frame takes to come."""
+    """Measure how long each frame takes to come; copy it if its memory may be filled again.
+
+    Cameras fill one buffer, or a few in turn. A frame of a list or tuple stays what it is.
+    """
+    copied = not isinstance(frames, Sequence)
     iterator = iter(frames)
     try:
         while True:
@@ -93,6 +110,7 @@ def _timed(frames: Iterable[AnyFrame]) -> Iterator[tuple[AnyFrame, Timings]]:
                 frame = next(iterator)
             except StopIteration:
                 return
+            frame = _copy(frame) if copied else frame
             timings.add("decode", (time.perf_counter() - start) * 1e3)
             yield frame, timings
     finally:
@@ -100,19 +118,53 @@ def _timed(frames: Iterable[AnyFrame]) -> Iterator[tuple[AnyFrame, Timings]]:
             close()
 
 
+def _copy(frame: AnyFrame) -> AnyFrame:
+    """The frame with pixels of its own."""
+    if isinstance(frame, np.ndarray):
+        return frame.copy()
+    if getattr(frame, "owns_pixels", False):
+        return frame
+    pixels = np.array(frame.image_rgb)
+    if dataclasses.is_dataclass(frame) and not isinstance(frame, type):
+        with contextlib.suppress(TypeError, ValueError):  # image_rgb is no field that can be set
+            return dataclasses.replace(frame, image_rgb=pixels)
+    twin = copy.copy(frame)
+    try:
+        object.__setattr__(twin, "image_rgb", pixels)
+    except AttributeError as error:  # a property, or a slot of another name
+        raise ShapeError(
+            f"Frames of the type {type(frame).__name__} cannot be copied, and the stream may fill "
+            "their memory again. Give arrays or dataclasses with an image_rgb, or an owns_pixels "
+            "that is true if every frame has memory of its own."
+        ) from error
+    return twin
+
+
 def _segmented(
     segmenter: Segmenter,
     read: RunAhead[tuple[AnyFrame, Timings]],
     phrases: Sequence[str],
     thresholds: Thresholds,
+    *,
+    isolate: bool,
 ) -> Iterator[SegmentedFrame[AnyFrame]]:
     with read:
         for frame, timings in read:
-            detections = segmenter.predict(
-                frame if isinstance(frame, np.ndarray) else frame.image_rgb,
-                text=phrases,
-                threshold=thresholds.score,
-                mask_threshold=thresholds.mask,
-                timings=timings,
+            rgb = frame if isinstance(frame, np.ndarray) else frame.image_rgb
+            problem = None
+            try:
+                detections = segmenter.predict(
+                    rgb,
+                    text=phrases,
+                    threshold=thresholds.score,
+                    mask_threshold=thresholds.mask,
+                    timings=timings,
+                )
+            except Exception as error:
+                if not isolate:
+                    raise
+                problem = error_of_item(error)
+                detections = Detections.empty((rgb.shape[0], rgb.shape[1]))
+            yield SegmentedFrame(
+                frame=frame, detections=detections, timings=timings, problem=problem
             )
-            yield SegmentedFrame(frame=frame, detections=detections, timings=timings)

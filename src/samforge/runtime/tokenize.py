@@ -12,6 +12,8 @@ import numpy.typing as npt
 from tokenizers import Encoding, Tokenizer
 
 from samforge.core.errors import DamagedBundle, PromptError, PromptWarning, SettingError
+from samforge.core.native import native_errors
+from samforge.core.paths import is_file
 from samforge.core.reference import META
 from samforge.runtime.cleaning import cleaned
 
@@ -50,11 +52,8 @@ class PhraseTokenizer:
             DamagedBundle: The file is missing or no tokenizer.
             SettingError: ``context`` has no room for a word, or ``pad_id`` is no token.
         """
-        self._tokenizer = _tokenizer_from_file(Path(path))
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
-        # "<|endoftext|>" typed by a user is text, not the end of the phrase.
-        self._tokenizer.encode_special_tokens = True
+        self._path = Path(path)
+        self._tokenizer = _tokenizer_from_file(self._path)
         self._unknown = getattr(self._tokenizer.model, "unk_token", None)
         self.context = context
         self.pad_id = pad_id
@@ -69,6 +68,7 @@ class PhraseTokenizer:
             raise SettingError(
                 f"pad_id is {pad_id}, the vocabulary of {path} has ids 0 to {size - 1}."
             )
+        self._vocabulary = size
         self._tokenizer.enable_truncation(context)  # counts begin and end, so both are kept
         self.known_words = self._words()
 
@@ -82,7 +82,8 @@ class PhraseTokenizer:
             (P, context): begin, words, end, then ``pad_id``.
 
         Raises:
-            PromptError: There is no phrase, or one is blank.
+            PromptError: There is no phrase, one is blank, or is no text that can be encoded.
+            DamagedBundle: The tokenizer fails on a phrase, or gives ids that the model has not.
 
         Warns:
             PromptWarning: A phrase is too long, or has words the model does not know.
@@ -97,7 +98,7 @@ class PhraseTokenizer:
                     f"A phrase is text such as 'red circle', got {phrase!r}. "
                     f"All phrases: {list(phrases)!r}."
                 )
-            encoding = self._tokenizer.encode(text)
+            encoding = self._encoded(text)
             row[: len(encoding.ids)] = encoding.ids
             self._warn_if_truncated(phrase, text, encoding)
             self._warn_if_unknown(phrase, text, encoding)
@@ -110,6 +111,21 @@ class PhraseTokenizer:
         if self._cleans:
             return cleaned(phrase)
         return phrase if phrase.strip() else ""
+
+    def _encoded(self, phrase: str) -> Encoding:
+        try:
+            phrase.encode("utf-8")
+        except UnicodeEncodeError as error:  # half a character, as undecodable arguments hold
+            raise PromptError(f"The phrase {phrase!r} is no text: {error.reason}.") from error
+        with native_errors(lambda error: _unusable(phrase, self._path, error)):
+            encoding = self._tokenizer.encode(phrase)
+        if len(encoding.ids) > self.context or max(encoding.ids, default=0) >= self._vocabulary:
+            raise DamagedBundle(
+                f"{self._path} turns {phrase!r} into {len(encoding.ids)} ids up to "
+                f"{max(encoding.ids)}; the model takes {self.context} ids below "
+                f"{self._vocabulary}. Build or download the bundle again."
+            )
+        return encoding
 
     def _words(self) -> tuple[str, ...]:
         """Read the vocabulary, without what is no word: padding, begin, end, unknown."""
@@ -158,13 +174,33 @@ class PhraseTokenizer:
         )
 
 
+def _unusable(phrase: str, path: Path, error: BaseException) -> DamagedBundle:
+    return DamagedBundle(
+        f"{path} cannot read the phrase {phrase!r}: {error}. Build or download the bundle again."
+    )
+
+
 def _tokenizer_from_file(path: Path) -> Tokenizer:
-    if not path.is_file():
+    if not is_file(path):
         raise DamagedBundle(f"The tokenizer {path} is missing. Build or download the bundle again.")
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises Exception itself, no subclass
+    with native_errors(lambda error: _no_tokenizer(path, error)):
+        tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8-sig"))
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        # "<|endoftext|>" typed by a user is text, not the end of the phrase.
+        tokenizer.encode_special_tokens = True
+        size = tokenizer.get_vocab_size()
+        ids = [*tokenizer.get_vocab(with_added_tokens=True).values(), *tokenizer.encode("").ids]
+    if highest := max((one for one in ids if one >= size), default=0):
         raise DamagedBundle(
-            f"{path} is no tokenizer of the tokenizers library: {error}. "
-            "Build or download the bundle again."
-        ) from error
+            f"{path} gives the token id {highest}, and its vocabulary has ids 0 to {size - 1}: the "
+            "model has no such token. Build or download the bundle again."
+        )
+    return tokenizer
+
+
+def _no_tokenizer(path: Path, error: BaseException) -> DamagedBundle:
+    return DamagedBundle(
+        f"{path} is no tokenizer of the tokenizers library: {error}. "
+        "Build or download the bundle again."
+    )

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from samforge.core.errors import ImageError, SettingError
+from samforge.core.errors import ImageError, SamforgeError, SamforgeWarning, SettingError
 from samforge.core.images import RgbImage
 from samforge.core.labelled import LabelledImage, Question
+from samforge.core.native import error_of_item
+from samforge.core.paths import checked_path
 from samforge.media import list_images, read_image
 from samforge.models import tiny
 from samforge.steps.workshop import Workshop
@@ -50,11 +53,12 @@ def calibration_images(shop: Workshop) -> Iterator[LabelledImage]:
             "calibration.prompts is empty. Name phrases that occur in the images of "
             f"{calibration.source}: the detector's ranges depend on them (--prompt person)."
         )
-    flat = 0
+    flat = count = 0
     for name, image in _pictures(shop, even=True):
+        count += 1
         flat += int(image.min() == image.max())
         yield _asked(shop, name, image)
-    if flat == len(_chosen(shop, even=True)):
+    if flat == count:
         raise SettingError(
             f"Every image of {calibration.source} is of one colour: there is no range to measure. "
             "Give images like those that the model will see."
@@ -116,8 +120,7 @@ def _pictures(shop: Workshop, *, even: bool) -> Iterator[tuple[str, RgbImage]]:
     chosen = _chosen(shop, even=even)
     if source.is_dir():
         files = list_images(source)
-        for path in (files[index] for index in chosen):
-            yield path.name, read_image(path)
+        yield from _readable(source, [files[index] for index in chosen])
         return
     from samforge.media.video import VideoReader
 
@@ -126,6 +129,36 @@ def _pictures(shop: Workshop, *, even: bool) -> Iterator[tuple[str, RgbImage]]:
         for frame in reader.frames():
             if frame.index in wanted:
                 yield f"frame {frame.index}", frame.image_rgb
+
+
+def _readable(source: Path, files: list[Path]) -> Iterator[tuple[str, RgbImage]]:
+    """Those that can be read; the others are named in a warning and do not end the build.
+
+    Raises:
+        ImageError: None can be read.
+    """
+    unread: list[SamforgeError] = []
+    for path in files:
+        rgb: RgbImage | None = None
+        try:
+            rgb = read_image(path)
+        except Exception as error:  # noqa: BLE001  told below
+            unread.append(error_of_item(error))
+        if rgb is not None:
+            yield path.name, rgb
+    if not unread:
+        return
+    if len(unread) == len(files):
+        raise ImageError(
+            f"None of the {len(files)} images of {source} that were chosen can be read. The first: "
+            f"{unread[0]}"
+        ) from unread[0]
+    warnings.warn(
+        f"{len(unread)} of {len(files)} images of {source} cannot be read and are left out: "
+        + " ".join(map(str, unread)),
+        SamforgeWarning,
+        stacklevel=2,
+    )
 
 
 def _chosen(shop: Workshop, *, even: bool) -> tuple[int, ...]:
@@ -153,6 +186,6 @@ def _count(shop: Workshop) -> int:
 
 def _source(shop: Workshop) -> Path:
     source = shop.recipe.calibration.source
-    if source is None or not source.exists():
+    if source is None or not checked_path(source, ImageError).exists():
         raise ImageError(f"{source} does not exist. Give a folder of images, or a video.")
     return source

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -17,11 +19,19 @@ from samforge.apps.cli.doctor import doctor
 from samforge.apps.cli.features import features
 from samforge.apps.cli.inspect import inspect
 from samforge.apps.cli.mesh_compare import mesh_compare
-from samforge.apps.cli.output import INTERRUPTED, report_error, report_interrupt, shown_warnings
+from samforge.apps.cli.output import (
+    INTERRUPTED,
+    lenient_output,
+    report_error,
+    report_interrupt,
+    shown_warnings,
+)
 from samforge.apps.cli.predict import predict
 from samforge.apps.cli.verify import verify
 from samforge.apps.cli.video import video
+from samforge.core.native import error_from_system
 from samforge.core.noise import quiet_third_parties
+from samforge.core.telemetry import decline_for_process
 
 app = typer.Typer(
     name="samforge",
@@ -49,17 +59,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     as_json = "--json" in words
     command = next((word for word in words if not word.startswith("-")), "samforge")
     quiet_third_parties()
-    with shown_warnings():
+    decline_for_process()
+    with lenient_output(), shown_warnings():
         try:
             status = app(args=words, prog_name="samforge", standalone_mode=False)
         except (samforge.SamforgeError, typer.TyperException) as error:
             return report_error(error, command=command, as_json=as_json)
         except (KeyboardInterrupt, typer.Abort):
             status = INTERRUPTED
+        except BrokenPipeError:
+            return _unread()
+        except (OSError, MemoryError) as error:
+            return report_error(error_from_system(error), command=command, as_json=as_json)
     # typer turns an interrupt inside a command into this status without a word.
     if status == INTERRUPTED:
         report_interrupt(command=command, as_json=as_json)
     return status if isinstance(status, int) else 0
+
+
+def _unread() -> int:
+    """End quietly when nobody reads on, as behind ``| head``, with the status that shells give."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 128 + 13  # SIGPIPE
 
 
 @app.callback(invoke_without_command=True)

@@ -11,6 +11,7 @@ from typing import Any
 
 from samforge import Detections
 from samforge.core.files import output_errors
+from samforge.core.words import json_text
 
 
 class CocoStream:
@@ -70,7 +71,7 @@ class CocoStream:
         categories = [{"id": number, "name": name} for name, number in self._ids.items()]
         with output_errors(self._path):
             self._file.write('\n], "categories": ')
-            json.dump(categories, self._file, ensure_ascii=False)
+            self._file.write(json_text(categories, indent=None))
             self._file.write(', "images": [')
             for i in range(len(self._images)):
                 self._file.write((",\n" if i else "\n") + json.dumps(self._image(i)))

@@ -23,7 +23,7 @@ from samforge.core.errors import FidelityError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from samforge.apps.cli.comparison import BundleAccuracy
+    from samforge.apps.cli.comparison import BundleAccuracy, LeftOut
 
 _COLUMNS = (
     "bundle",
@@ -88,8 +88,12 @@ def compare(  # noqa: PLR0913, PLR0917  every argument is an option that a user 
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure bundles on labelled data: accuracy, cgF1, and fidelity to the first of them."""
+    """Measure bundles on labelled data: accuracy, cgF1, and fidelity to the first of them.
+
+    A picture or an annotation that cannot be used is named at the end; the others count.
+    """
     from samforge.apps.cli.comparison import (
+        Problems,
         compare_bundles,
         failed_gates,
         require_reference,
@@ -97,7 +101,9 @@ def compare(  # noqa: PLR0913, PLR0917  every argument is an option that a user 
     )
     from samforge.apps.cli.data import DataOptions, data_from_text
 
-    source = data_from_text(data, DataOptions(seed=seed, folder=images, limit=limit))
+    problems = Problems()
+    options = DataOptions(seed=seed, folder=images, limit=limit)
+    source = data_from_text(data, options, report=problems)
     paths = [*([reference] if reference else []), *(p for p in bundles if p != reference)]
     opened = [samforge.open_bundle(path) for path in paths]
     for bundle in opened:
@@ -105,26 +111,51 @@ def compare(  # noqa: PLR0913, PLR0917  every argument is an option that a user 
     if gate:
         require_reference(opened)
     with progress_bar(source.name, source.count * len(opened), as_json=as_json) as done:
-        rows = compare_bundles(opened, source, done=done)
+        rows = compare_bundles(opened, source, done=done, report=problems)
     failed = failed_gates(opened, rows) if gate else ()
     if as_json:
-        _print_json(source.name, seed, rows, failed if gate else None)
-        if failed:
-            raise typer.Exit(FidelityError.exit_code)
-        return
-    print_accuracy(rows, title=f"Accuracy on {source.name}")
-    print_fidelity(rows)
-    if failed:
+        _print_json(source.name, seed, rows, failed if gate else None, problems.all)
+    else:
+        print_accuracy(rows, title=f"Accuracy on {source.name}")
+        print_fidelity(rows)
+        _print_left_out(problems.all)
+    if failed and not as_json:
         raise FidelityError("\n".join(failed))
-    if gate:
+    if failed or problems.all:
+        raise typer.Exit(FidelityError.exit_code if failed else problems.all[0].exit_code)
+    if gate and not as_json:
         print_line(f"Every bundle holds its gates against {shown_path(rows[0].bundle)}.")
 
 
+def _print_left_out(left_out: Sequence[LeftOut]) -> None:
+    for one in left_out:
+        named = one.message if one.item in one.message else f"{one.item}: {one.message}"
+        print_note(f"{one.kind}: {named}", style="red")
+    if left_out:
+        print_note(f"{len(left_out)} left out; the figures are of the others.", style="red")
+
+
 def _print_json(
-    data: str, seed: int, rows: Sequence[BundleAccuracy], failed: Sequence[str] | None
+    data: str,
+    seed: int,
+    rows: Sequence[BundleAccuracy],
+    failed: Sequence[str] | None,
+    left_out: Sequence[LeftOut],
 ) -> None:
     """Print the figures and, where gates were asked for, what failed: one object in any case."""
-    payload: dict[str, object] = {"data": data, "seed": seed, "bundles": rows}
+    payload: dict[str, object] = {
+        "data": data,
+        "seed": seed,
+        "bundles": rows,
+        "failures": left_out,
+    }
+    if left_out:
+        first = left_out[0]
+        payload["error"] = {
+            "kind": first.kind,
+            "message": first.message,
+            "exit_code": first.exit_code,
+        }
     if failed is not None:
         payload["failed_gates"] = failed
     if failed:
@@ -133,7 +164,7 @@ def _print_json(
             "message": "\n".join(failed),
             "exit_code": FidelityError.exit_code,
         }
-    print_json("compare", payload, ok=not failed)
+    print_json("compare", payload, ok=not failed and not left_out)
 
 
 def print_accuracy(rows: Sequence[BundleAccuracy], *, title: str) -> None:
@@ -143,7 +174,7 @@ def print_accuracy(rows: Sequence[BundleAccuracy], *, title: str) -> None:
         _COLUMNS,
         [
             (
-                f"{shown_path(row.bundle)}\n{row.target} {row.precision}",
+                (shown_path(row.bundle), f"{row.target} {row.precision}"),
                 mebibytes(row.bytes),
                 *_figures(row),
                 f"{row.accuracy.image_ms:.1f}",

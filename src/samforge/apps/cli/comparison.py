@@ -10,6 +10,7 @@ from samforge import Bundle, Gates, Recipe, load
 from samforge.apps.cli.data import LabelledData
 from samforge.apps.cli.words import known_words
 from samforge.core.errors import FidelityError, SettingError
+from samforge.core.native import Report, error_of_item
 from samforge.measure import (
     PackedDetections,
     SegmenterAccuracy,
@@ -45,7 +46,11 @@ class BundleAccuracy:
 
 
 def compare_bundles(
-    bundles: Sequence[Bundle], data: LabelledData, *, done: Callable[[], None]
+    bundles: Sequence[Bundle],
+    data: LabelledData,
+    *,
+    done: Callable[[], None],
+    report: Report | None = None,
 ) -> tuple[BundleAccuracy, ...]:
     """Measure every bundle on the same data, the others against the first.
 
@@ -56,20 +61,22 @@ def compare_bundles(
         bundles: Opened and checked; ``require_words`` has passed.
         data: Gone through once for each bundle.
         done: Called after each image.
+        report: Takes images that cannot be measured; they count for nobody, and the others go on.
+            None raises at the first.
     """
     answers: dict[tuple[int, int], PackedDetections] = {}
     first, *others = bundles
     if not others:
-        return (accuracy_of(first, data, done=done),)
-    rows = [accuracy_of(first, data, record=answers, done=done)]
+        return (accuracy_of(first, data, done=done, report=report),)
+    rows = [accuracy_of(first, data, record=answers, done=done, report=report)]
     rows += [
-        accuracy_of(bundle, data, reference=rows[0], answers=answers, done=done)
+        accuracy_of(bundle, data, reference=rows[0], answers=answers, done=done, report=report)
         for bundle in others
     ]
     return tuple(rows)
 
 
-def accuracy_of(
+def accuracy_of(  # noqa: PLR0913  what is measured, against what, and who is told
     bundle: Bundle,
     data: LabelledData,
     *,
@@ -77,6 +84,7 @@ def accuracy_of(
     reference: BundleAccuracy | None = None,
     answers: Mapping[tuple[int, int], PackedDetections] | None = None,
     done: Callable[[], None],
+    report: Report | None = None,
 ) -> BundleAccuracy:
     """Measure one bundle.
 
@@ -87,15 +95,17 @@ def accuracy_of(
         reference: The figures to compare with.
         answers: What the reference answered.
         done: Called after each image.
+        report: Takes images that cannot be measured.
     """
     manifest = bundle.manifest
     accuracy = measure_segmenter(
         load(bundle),
-        data.images(),
+        data.images(report),
         boxes=BOXES_PART in manifest.parts,
         record=record,
         reference=answers,
         done=done,
+        failed=report,
     )
     return BundleAccuracy(
         bundle=bundle.root,
@@ -107,6 +117,45 @@ def accuracy_of(
         reference=record is not None,
         cgf1_drop=_drop(reference, accuracy),
     )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LeftOut:
+    """One item of the data that could not be measured."""
+
+    item: str
+    """The picture, or the place in the file."""
+    kind: str
+    """Class of the error."""
+    message: str
+    """Its message."""
+    exit_code: int
+    """Exit status of its kind."""
+
+
+class Problems:
+    """Collects what cannot be measured, each item once however many bundles meet it."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[str, str], LeftOut] = {}
+
+    def __call__(self, item: str, error: Exception) -> None:
+        """Take one."""
+        told = error_of_item(error)
+        self._found.setdefault(
+            (item, str(told)),
+            LeftOut(
+                item=item,
+                kind=type(told).__name__,
+                message=str(told),
+                exit_code=told.exit_code,
+            ),
+        )
+
+    @property
+    def all(self) -> tuple[LeftOut, ...]:
+        """In the order they were met."""
+        return tuple(self._found.values())
 
 
 def require_reference(bundles: Sequence[Bundle]) -> None:

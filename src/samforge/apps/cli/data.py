@@ -8,6 +8,7 @@ from pathlib import Path
 
 from samforge.core.errors import SettingError
 from samforge.core.labelled import LabelledImage
+from samforge.core.native import Report
 from samforge.media import coco_data_from_file
 from samforge.models import tiny
 
@@ -24,8 +25,8 @@ class LabelledData:
     """Words of the phrases that are asked."""
     taught: bool
     """Whether they mean nothing to a model that was not taught them, as those of drawn scenes."""
-    images: Callable[[], Iterator[LabelledImage]]
-    """Goes through them once."""
+    images: Callable[..., Iterator[LabelledImage]]
+    """Goes through them once; what cannot be used is told, or without a report raised."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,12 +41,15 @@ class DataOptions:
     """Most images to use; None for all."""
 
 
-def data_from_text(text: str, options: DataOptions | None = None) -> LabelledData:
+def data_from_text(
+    text: str, options: DataOptions | None = None, *, report: Report | None = None
+) -> LabelledData:
     """Find labelled data by name.
 
     Args:
         text: Name of a source, a colon and what the source wants: ``scenes:1000``.
         options: What else was said; None takes the defaults.
+        report: Takes what of a file is not usable; None raises at the first.
 
     Raises:
         SettingError: There is no such source, or it wants something else.
@@ -55,10 +59,10 @@ def data_from_text(text: str, options: DataOptions | None = None) -> LabelledDat
     if name not in SOURCES:
         known = "; ".join(f"{source.usage}: {source.meaning}" for source in SOURCES.values())
         raise SettingError(f"--data is '{text}', and there is no source '{name}'. Known: {known}.")
-    return SOURCES[name].read(argument, options or DataOptions())
+    return SOURCES[name].read(argument, options or DataOptions(), report)
 
 
-def _scenes(argument: str, options: DataOptions) -> LabelledData:
+def _scenes(argument: str, options: DataOptions, _: Report | None) -> LabelledData:
     count = int(argument) if argument.isascii() and argument.isdigit() else 0
     if count < 1:
         raise SettingError(
@@ -75,22 +79,26 @@ def _scenes(argument: str, options: DataOptions) -> LabelledData:
         count=count,
         words=frozenset(word for phrase in tiny.vocabulary() for word in phrase.split()),
         taught=True,
-        images=lambda: tiny.labelled_scenes(count, first=options.seed),
+        images=lambda _=None: tiny.labelled_scenes(count, first=options.seed),
     )
 
 
-def _coco(argument: str, options: DataOptions) -> LabelledData:
+def _coco(argument: str, options: DataOptions, report: Report | None) -> LabelledData:
     if not argument:
         raise SettingError("--data is 'coco:'. Give a COCO file: coco:annotations.json.")
     data = coco_data_from_file(
-        Path(argument), folder=options.folder, seed=options.seed, limit=options.limit
+        Path(argument),
+        folder=options.folder,
+        seed=options.seed,
+        limit=options.limit,
+        report=report,
     )
     return LabelledData(
         name=f"coco:{argument}",
         count=len(data.pictures),
         words=frozenset(word for phrase in data.phrases for word in phrase.split()),
         taught=False,
-        images=data.images,
+        images=lambda report=None: data.images(report=report),
     )
 
 
@@ -102,8 +110,8 @@ class Source:
     """How it is written."""
     meaning: str
     """What it is."""
-    read: Callable[[str, DataOptions], LabelledData]
-    """From what follows the colon, and the options."""
+    read: Callable[[str, DataOptions, Report | None], LabelledData]
+    """From what follows the colon, the options, and what takes problems."""
 
 
 SOURCES: Mapping[str, Source] = {

@@ -70,6 +70,20 @@ class PhraseTally:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class FrameFailure:
+    """A frame that could not be segmented."""
+
+    frame: int
+    """Its number in the video, from 0."""
+    kind: str
+    """Class of the error."""
+    message: str
+    """Its message."""
+    exit_code: int
+    """Exit status of its kind."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class FilmResult:
     """What came of a run."""
 
@@ -81,6 +95,8 @@ class FilmResult:
     """What the file said of itself."""
     problem: str | None
     """Why it is not the whole video, if it is not."""
+    failures: tuple[FrameFailure, ...]
+    """Frames that could not be segmented: they are in the video, without masks."""
     interrupted: bool
     """Whether Ctrl-C ended it."""
     seconds: float
@@ -102,6 +118,8 @@ class FilmResult:
 def film(segmenter: Segmenter, plan: Film, *, done: Callable[[], None]) -> FilmResult:
     """Segment a video and write what was found over it.
 
+    A frame that cannot be segmented is written as it is, and named; the others go on.
+
     Decoding, inference, and drawing with encoding run at the same time in three threads; memory
     does not grow with the length of the video. After Ctrl-C the files are finished with the frames
     done so far.
@@ -121,7 +139,9 @@ def film(segmenter: Segmenter, plan: Film, *, done: Callable[[], None]) -> FilmR
     start = time.perf_counter()
     with VideoReader(plan.video) as reader:
         frames = reader.frames(every=plan.every, at_most=plan.max_frames)
-        stream = segment_video(segmenter, frames, text=plan.text, thresholds=plan.thresholds)
+        stream = segment_video(
+            segmenter, frames, text=plan.text, thresholds=plan.thresholds, isolate=True
+        )
         # The innermost is left first: after Ctrl-C the files are whole before anything else waits.
         with stream, Recording(plan, reader.info) as recording:
             try:
@@ -236,6 +256,7 @@ class Tally:
     most_in_frame: int = 0
     frames_without: int = 0
     phrases: dict[str, PhraseTally] = field(default_factory=dict)
+    failures: list[FrameFailure] = field(default_factory=list)
     _stages: dict[str, array[float]] = field(default_factory=dict)
     _processors: dict[str, str] = field(default_factory=dict)
 
@@ -246,6 +267,15 @@ class Tally:
         self.detections += len(found)
         self.most_in_frame = max(self.most_in_frame, len(found))
         self.frames_without += len(found) == 0
+        if shot.problem is not None:
+            self.failures.append(
+                FrameFailure(
+                    frame=shot.frame.index,
+                    kind=type(shot.problem).__name__,
+                    message=str(shot.problem),
+                    exit_code=shot.problem.exit_code,
+                )
+            )
         for phrase, score in found.best_scores.items():
             tally = self.phrases.setdefault(phrase, PhraseTally())
             count = found.labels.count(phrase)
@@ -275,6 +305,7 @@ class Tally:
             size_hw=writer.coded_hw,
             info=reader.info,
             problem=reader.problem,
+            failures=tuple(self.failures),
             interrupted=interrupted,
             seconds=seconds,
             stages=stages,

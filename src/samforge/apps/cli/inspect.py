@@ -142,10 +142,10 @@ def _print_fusions(fusions: Sequence[FusionRow], *, every: bool = False) -> None
         )
 
 
-def _reasons(left: Sequence[str]) -> str:
+def _reasons(left: Sequence[str]) -> tuple[str, ...]:
     """Reasons of what was left, the most frequent first; a place stands before each colon."""
     counts = Counter(one.partition(": ")[2] or one for one in left)
-    return "\n".join(f"{count} x {reason}" for reason, count in counts.most_common())
+    return tuple(f"{count} x {reason}" for reason, count in counts.most_common())
 
 
 def _weights_in_words(report: BundleReport) -> str:

@@ -1,12 +1,14 @@
 """What commands print: tables for people or one JSON object for machines, and errors of both kinds.
 
 Standard output carries results only; errors and warnings for people go to standard error. Text is
-never read as rich markup: paths and phrases may hold square brackets.
+never read as rich markup: paths and phrases may hold square brackets. What a terminal would obey is
+escaped here, whoever wrote it (:mod:`samforge.core.words`).
 """
 
 from __future__ import annotations
 
-import json
+import io
+import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,7 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 import samforge
-from samforge.core.structure import json_from_value
+from samforge.core.words import escaped, json_text
 
 SCHEMA_VERSION = 1
 """Version of the JSON envelope; keys are added within a version, never renamed or removed."""
@@ -50,7 +52,7 @@ def print_json(command: str, payload: Mapping[str, object], *, ok: bool = True) 
         ok: Whether the command succeeded.
     """
     envelope = {"schema": SCHEMA_VERSION, "command": command, "ok": ok, **payload}
-    typer.echo(json.dumps(json_from_value(envelope), indent=2, ensure_ascii=False, allow_nan=False))
+    typer.echo(json_text(envelope, ascii_only=not _takes_unicode(sys.stdout)))
 
 
 def print_table(
@@ -65,7 +67,7 @@ def print_table(
     Args:
         title: Line above it.
         columns: Headings, of several lines where a short column has a long name.
-        rows: Cells in the order of the headings; None is shown as a dash.
+        rows: Cells in the order of the headings; None is shown as a dash, a tuple as lines.
         numbers: Headings of the columns that are aligned to the right.
     """
     table = Table(header_style="bold")
@@ -76,26 +78,55 @@ def print_table(
             overflow="fold",
             no_wrap=column in numbers,
         )
-    for row in rows:
-        table.add_row(*(Text("–" if cell is None else str(cell)) for cell in row))
     console = stdout()
+    dash = "–" if _takes_unicode(sys.stdout) else "-"
+    for row in rows:
+        table.add_row(*(Text(dash if cell is None else _cell(cell)) for cell in row))
     roomy = console.options.update_width(_ENDLESS)
     if Measurement.get(console, roomy, table).maximum > console.width:
         # Too wide for the terminal: the frame goes before words are broken.
         table.box, table.pad_edge, table.collapse_padding = box.SIMPLE_HEAD, False, True
     # As the table's own title it would be broken to the width of a narrow table.
-    console.print(Text(title, style="bold"), soft_wrap=True)
+    console.print(Text(escaped(title), style="bold"), soft_wrap=True)
     console.print(table)
 
 
 def print_line(text: str, *, style: str = "") -> None:
     """Print one line for people; it is not wrapped, so that commands in it can be copied."""
-    stdout().print(Text(text, style=style), soft_wrap=True)
+    stdout().print(Text(escaped(text), style=style), soft_wrap=True)
 
 
 def print_note(text: str, *, style: str = "yellow") -> None:
-    """Print one line to standard error: seen by people, out of the way of results."""
-    stderr().print(Text(text, style=style), soft_wrap=True)
+    """Print a paragraph to standard error: seen by people, out of the way of results."""
+    stderr().print(Text(escaped(text, lines=True), style=style), soft_wrap=True)
+
+
+def _cell(cell: object) -> str:
+    return "\n".join(map(escaped, cell)) if isinstance(cell, tuple) else escaped(cell)
+
+
+def _takes_unicode(stream: TextIO) -> bool:
+    return (
+        (getattr(stream, "encoding", None) or "utf-8").lower().replace("_", "-").startswith("utf")
+    )
+
+
+@contextmanager
+def lenient_output() -> Iterator[None]:
+    """Have standard output escape what its encoding lacks, instead of ending in a traceback.
+
+    A finished command must not fail over a dash in ISO-8859-1. Standard error does so by itself.
+    """
+    stream = sys.stdout
+    if not isinstance(stream, io.TextIOWrapper) or stream.errors != "strict":
+        yield
+        return
+    stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        if not stream.closed:
+            stream.reconfigure(errors="strict")
 
 
 def mebibytes(count: int) -> str:
@@ -156,26 +187,26 @@ def report_interrupt(*, command: str, as_json: bool) -> None:
 
 @contextmanager
 def shown_warnings() -> Iterator[None]:
-    """Show samforge's warnings as yellow lines, each time; others as Python does."""
+    """Show samforge's warnings as yellow lines, each time; others in Python's words."""
     with warnings.catch_warnings():
         warnings.simplefilter("always", samforge.SamforgeWarning)
         # torch.export.save pickles a tree spec through torch's own deprecated class (torch 2.13):
         # once a step, and nothing that a user can change.
         warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
-        usual = warnings.showwarning
 
         def show(
             message: Warning | str,
             category: type[Warning],
             filename: str,
             lineno: int,
-            file: TextIO | None = None,
+            file: TextIO | None = None,  # noqa: ARG001  the hook's form
             line: str | None = None,
         ) -> None:
             if issubclass(category, samforge.SamforgeWarning):
                 print_note(f"Warning: {message}")
             else:
-                usual(message, category, filename, lineno, file, line)
+                text = warnings.formatwarning(message, category, filename, lineno, line)
+                print_note(text.rstrip("\n"), style="")
 
         # The documented hook; catch_warnings puts the old one back.
         warnings.showwarning = show

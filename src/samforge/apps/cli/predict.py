@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import samforge
-from samforge.apps.cli.inputs import images_from_paths
+from samforge.apps.cli.inputs import images_from_paths, left_out
 from samforge.apps.cli.output import (
     JsonOption,
     print_json,
@@ -20,8 +20,11 @@ from samforge.apps.cli.output import (
 from samforge.apps.cli.progress import progress_bar
 from samforge.apps.cli.stages import print_stages
 from samforge.core.files import writable_folder
+from samforge.core.words import escaped
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from samforge.apps.cli.prediction import Failure, ImageResult, Predictions, Prompts
 
 HOPELESS = 0.05
@@ -55,6 +58,9 @@ def predict(  # noqa: PLR0913  every argument is an option that a user types
     mask_threshold: Annotated[
         float, typer.Option("--mask-threshold", help="Mask the pixels above this, 0 to 1.")
     ] = 0.5,
+    recursive: Annotated[
+        bool, typer.Option("--recursive", help="Look into the folders of folders as well.")
+    ] = False,
     threads: Annotated[
         int | None,
         typer.Option("--threads", min=1, help="Processor threads.", show_default="all cores"),
@@ -63,9 +69,12 @@ def predict(  # noqa: PLR0913  every argument is an option that a user types
 ) -> None:
     """Find what phrases or boxes name in images; write overlays and COCO files.
 
-    An image that cannot be used is named at the end; the others are done all the same.
+    An image that cannot be used is named at the end; the others are done all the same. What of a
+    folder is left out is named too.
     """
-    from samforge.apps.cli.prediction import Prompts, box_from_text
+    from dataclasses import replace
+
+    from samforge.apps.cli.prediction import Prompts, box_from_text, failure_from
     from samforge.runtime import Thresholds
 
     positive, negative = box or [], negative_box or []
@@ -77,27 +86,33 @@ def predict(  # noqa: PLR0913  every argument is an option that a user types
     )
     out = writable_folder(out)
     opened = samforge.open_bundle(bundle)
-    found = _run(opened, images, prompts, out, threads=threads, as_json=as_json)
+    files, unusable = images_from_paths(images, out, recursive=recursive)
+    notes = left_out(images, out, recursive=recursive)
+    found = _run(opened, files, prompts, out, threads=threads, as_json=as_json)
+    found = replace(
+        found,
+        failures=(*(failure_from(path, error) for path, error in unusable), *found.failures),
+    )
     if as_json:
-        _print_json(opened, out, found)
+        _print_json(opened, out, found, notes)
     else:
         _print(out, found, prompts)
+        for note in notes:
+            print_note(note)
     if found.failures:
         raise typer.Exit(found.failures[0].exit_code)
 
 
 def _run(
     bundle: samforge.Bundle,
-    paths: list[Path],
+    files: list[Path],
     prompts: Prompts,
     out: Path,
     *,
     threads: int | None,
     as_json: bool,
 ) -> Predictions:
-    from dataclasses import replace
-
-    from samforge.apps.cli.prediction import failure_from, predict_files
+    from samforge.apps.cli.prediction import predict_files
     from samforge.core.manifest import verified
 
     if not verified(bundle.manifest) and not bundle.manifest.recipe.get("random_weights"):
@@ -105,14 +120,13 @@ def _run(
     if bundle.manifest.recipe.get("random_weights"):
         print_note(f"{bundle.root} has random weights: what it finds means nothing.")
     segmenter = samforge.load(bundle, threads=threads)
-    files, unusable = images_from_paths(paths, out)
     with progress_bar("images", len(files), as_json=as_json or len(files) < 2) as done:
-        found = predict_files(segmenter, files, prompts, out, done=done)
-    earlier = tuple(failure_from(path, error) for path, error in unusable)
-    return replace(found, failures=earlier + found.failures)
+        return predict_files(segmenter, files, prompts, out, done=done)
 
 
-def _print_json(bundle: samforge.Bundle, out: Path, found: Predictions) -> None:
+def _print_json(
+    bundle: samforge.Bundle, out: Path, found: Predictions, notes: Sequence[str]
+) -> None:
     payload: dict[str, Any] = {
         "bundle": bundle.root,
         "out": out,
@@ -121,6 +135,7 @@ def _print_json(bundle: samforge.Bundle, out: Path, found: Predictions) -> None:
             for one in found.images
         ],
         "failures": found.failures,
+        "notes": notes,
         "stages": found.stages,
         "total_ms": found.total_ms,
     }
@@ -153,7 +168,7 @@ def _print_image(one: ImageResult, prompts: Prompts) -> None:
         (
             detection["label"],
             f"{detection['score']:.3f}",
-            ", ".join(f"{edge:.0f}" for edge in detection["box_xyxy"]),
+            box_text(detection["box_xyxy"]),
             detection["area"],
         )
         for detection in one.found["detections"]
@@ -170,6 +185,14 @@ def _print_image(one: ImageResult, prompts: Prompts) -> None:
         print_line(f"{one.image} ({width} x {height}): nothing found.")
     for phrase, score in _misses(one).items():
         print_line(_hint(phrase, score, prompts.thresholds.score), style="yellow")
+
+
+def box_text(box_xyxy: Sequence[float]) -> str:
+    """A box for people, in as few digits as keep its area: ``--box`` takes it back."""
+    left, top, right, bottom = box_xyxy
+    narrow = min(right - left, bottom - top)
+    digits = 0 if narrow >= 2 else 2 if narrow >= 0.02 else 6
+    return ", ".join(f"{edge:.{digits}f}" for edge in box_xyxy)
 
 
 def _misses(one: ImageResult) -> dict[str, float]:
@@ -190,4 +213,6 @@ def _hint(phrase: str, score: float, threshold: float) -> str:
 def _naming(failure: Failure) -> str:
     """The message, with the image's name where it does not say it."""
     name = str(failure.image)
-    return failure.message if name in failure.message else f"{name}: {failure.message}"
+    if name not in failure.message:
+        return f"{escaped(name)}: {failure.message}"
+    return failure.message.replace(name, escaped(name))  # ends of lines in a name too

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from samforge import Detections, SamforgeError, Segmenter
+from samforge import Detections, Segmenter
 from samforge.apps.cli.inputs import COCO_SUFFIX, OVERLAY_SUFFIX, stems_for
 from samforge.core.coco import coco_dataset
 from samforge.core.errors import PromptError
 from samforge.core.files import atomic_write_json
 from samforge.core.images import RgbImage
+from samforge.core.native import error_of_item
 from samforge.core.timing import StageTime, Timings
+from samforge.core.words import relative_names
 from samforge.draw import draw_exemplars, overlay
 from samforge.media import read_image, write_png
 from samforge.runtime import Thresholds
@@ -49,6 +51,18 @@ class Prompts:
             )
         if any(not phrase.strip() for phrase in self.text):
             raise PromptError("A phrase is empty. Give words, such as --text 'red circle'.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NamedImage:
+    """One image, and where its results go."""
+
+    file: Path
+    """The image."""
+    name: str
+    """As results call it: relative to the folder that all images share."""
+    results: Path
+    """Their path without its endings."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,10 +123,11 @@ def box_from_text(text: str) -> Box:
     return left, top, right, bottom
 
 
-def failure_from(path: Path, error: SamforgeError) -> Failure:
-    """Keep an error for later."""
+def failure_from(path: Path, error: Exception) -> Failure:
+    """Keep what went wrong with one image for later."""
+    told = error_of_item(error)
     return Failure(
-        image=path, kind=type(error).__name__, message=str(error), exit_code=error.exit_code
+        image=path, kind=type(told).__name__, message=str(told), exit_code=told.exit_code
     )
 
 
@@ -126,6 +141,8 @@ def predict_files(
 ) -> Predictions:
     """Segment every image and write its results; one that fails does not stop the others.
 
+    Whatever goes wrong with one: no memory for its masks, a name that cannot be written, a bug.
+
     Args:
         segmenter: With its sessions loaded.
         images: Files.
@@ -136,10 +153,12 @@ def predict_files(
     timings = Timings()
     results: list[ImageResult] = []
     failures: list[Failure] = []
-    for image, stem in zip(images, stems_for(images, out), strict=True):
+    names, stems = relative_names(images), stems_for(images, out)
+    for image, name, stem in zip(images, names, stems, strict=True):
+        named = NamedImage(file=image, name=name, results=out / stem)
         try:
-            results.append(_predict_file(segmenter, image, prompts, out / stem, timings))
-        except SamforgeError as error:
+            results.append(_predict_file(segmenter, named, prompts, timings))
+        except Exception as error:  # noqa: BLE001  told with its kind; the others go on
             failures.append(failure_from(image, error))
         done()
     return Predictions(
@@ -151,10 +170,11 @@ def predict_files(
 
 
 def _predict_file(
-    segmenter: Segmenter, image: Path, prompts: Prompts, base: Path, timings: Timings
+    segmenter: Segmenter, image: NamedImage, prompts: Prompts, timings: Timings
 ) -> ImageResult:
+    base = image.results
     with timings.stage("decode"):
-        rgb = read_image(image)
+        rgb = read_image(image.file)
     inner = Timings()
     found = segmenter.predict(
         rgb,
@@ -179,7 +199,9 @@ def _predict_file(
                 [(image.name, found)], categories=prompts.text, description="samforge predict"
             ),
         )
-    return ImageResult(image=image, found=found.to_dict(), overlay=picture_path, coco=coco_path)
+    return ImageResult(
+        image=image.file, found=found.to_dict(), overlay=picture_path, coco=coco_path
+    )
 
 
 def overlay_of(

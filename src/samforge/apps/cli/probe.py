@@ -5,12 +5,12 @@ A broken runtime often takes its process with it, and a sound one is slow to loa
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 from typing import Any
 
 from samforge.backends import backend_from_name
+from samforge.core.telemetry import import_runtime
 
 
 def processors_of(name: str, runtime: Any) -> list[str]:
@@ -31,7 +31,7 @@ def processors_of(name: str, runtime: Any) -> list[str]:
 
 
 def _main(name: str) -> None:
-    runtime = importlib.import_module(name)
+    runtime = import_runtime(name)
     found = {"version": str(runtime.__version__), "processors": processors_of(name, runtime)}
     print(json.dumps(found))  # noqa: T201  # the answer to the process that started this one
 

@@ -18,6 +18,7 @@ from rich.progress import (
 )
 
 from samforge.apps.cli.output import print_note, stderr
+from samforge.core.words import escaped
 
 if TYPE_CHECKING:
     from samforge.core.manifest import StepResult
@@ -38,7 +39,7 @@ def progress_bar(what: str, total: int | None, *, as_json: bool) -> Iterator[Cal
         yield lambda: None
         return
     with _progress(console, TimeRemainingColumn(compact=True)) as progress:
-        task = progress.add_task(what, total=total)
+        task = progress.add_task(escaped(what), total=total)
         yield lambda: progress.advance(task)
 
 
@@ -69,7 +70,7 @@ class BuildProgress:
         """A step begins; ``index`` counts from 0."""
         self._place = f"[{index + 1}/{total}]"
         if self._bar is not None:
-            name = f"{step} {part}".strip()
+            name = escaped(f"{step} {part}".strip())
             self._bar.update(self._task, description=name, completed=index, total=total)
 
     def finished(self, result: StepResult) -> None:

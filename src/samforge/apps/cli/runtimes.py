@@ -31,6 +31,7 @@ _PACKAGES = (
     ("safetensors", "build"),
     ("huggingface_hub", "build"),
     ("av", "video"),
+    ("pillow_heif", "heic"),
     ("supervision", "supervision"),
 )
 

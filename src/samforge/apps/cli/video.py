@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import samforge
+from samforge.apps.cli.interrupts import termination_interrupts
 from samforge.apps.cli.output import (
     JsonOption,
     print_json,
@@ -22,6 +23,9 @@ from samforge.core.files import writable_folder
 
 if TYPE_CHECKING:
     from samforge.apps.cli.filming import Film, FilmResult
+
+MOST_NAMED = 10
+"""Frames that failed are named one by one up to here; --json names all."""
 
 
 def video(  # noqa: PLR0913  every argument is an option that a user types
@@ -63,7 +67,8 @@ def video(  # noqa: PLR0913  every argument is an option that a user types
 ) -> None:
     """Find what phrases name in each frame of a video; write it with masks and a readout.
 
-    The times of the frames stay as they are. Ctrl-C finishes the file with the frames done so far.
+    The times of the frames stay as they are. Ctrl-C and SIGTERM finish the file with the frames
+    done so far.
     """
     from samforge.apps.cli.filming import Film
     from samforge.runtime import Thresholds
@@ -90,6 +95,8 @@ def video(  # noqa: PLR0913  every argument is an option that a user types
         )
     if result.problem is not None:
         raise typer.Exit(VideoError.exit_code)
+    if result.failures:
+        raise typer.Exit(result.failures[0].exit_code)
 
 
 def _phrases(text: list[str] | None) -> tuple[str, ...]:
@@ -143,7 +150,7 @@ def _run(bundle: samforge.Bundle, plan: Film, *, threads: int | None, as_json: b
     plan = replace(plan, title=f"{manifest.target} {precision}".strip())
     with VideoReader(plan.video) as reader:
         total = plan.expected(reader.info)
-    with progress_bar("frames", total, as_json=as_json) as done:
+    with progress_bar("frames", total, as_json=as_json) as done, termination_interrupts():
         return film(segmenter, plan, done=done)
 
 
@@ -167,15 +174,23 @@ def _print_json(bundle: samforge.Bundle, plan: Film, result: FilmResult) -> None
             "frames_without": result.frames_without,
             "phrases": result.phrases,
         },
+        "failures": result.failures,
         "notes": result.notes,
     }
+    if result.failures:
+        first = result.failures[0]
+        payload["error"] = {
+            "kind": first.kind,
+            "message": f"Frame {first.frame}: {first.message}",
+            "exit_code": first.exit_code,
+        }
     if result.problem is not None:
         payload["error"] = {
             "kind": VideoError.__name__,
             "message": result.problem,
             "exit_code": VideoError.exit_code,
         }
-    print_json("video", payload, ok=result.problem is None)
+    print_json("video", payload, ok=result.problem is None and not result.failures)
 
 
 def _print(plan: Film, result: FilmResult) -> None:
@@ -210,6 +225,12 @@ def _print(plan: Film, result: FilmResult) -> None:
         print_note(note)
     for path in filter(None, (plan.out, plan.coco)):
         print_line(f"Written to {shown_path(path)}", style="green")
+    for one in result.failures[:MOST_NAMED]:
+        print_note(f"{one.kind}: Frame {one.frame}: {one.message}", style="red")
+    if result.failures:
+        print_note(
+            f"{len(result.failures)} of {frames} frames could not be segmented.", style="red"
+        )
     if result.problem is not None:
         print_note(
             f"{VideoError.__name__}: {result.problem} What could be read is done.", style="red"

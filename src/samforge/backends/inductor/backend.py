@@ -35,6 +35,7 @@ from samforge.core.errors import (
     SettingError,
     ShapeError,
 )
+from samforge.core.forks import OfOneProcess
 from samforge.core.session import (
     Array,
     PartSpec,
@@ -43,6 +44,7 @@ from samforge.core.session import (
     check_artifact,
     checked_options,
     checked_tensors,
+    checked_threads,
 )
 
 if TYPE_CHECKING:
@@ -153,7 +155,7 @@ def loaded_package(path: Path) -> Any:
     )
 
 
-class InductorSession:
+class InductorSession(OfOneProcess):
     """Runs one package. Calls from several threads follow one another."""
 
     runtime = "inductor"
@@ -187,6 +189,7 @@ class InductorSession:
             if cuda
             else f"CPU, {torch.get_num_threads()} threads"
         )
+        self.hold()
 
     def run(self, tensors: Tensors) -> dict[str, Array]:
         """Run the part once on arrays.
@@ -224,6 +227,7 @@ class InductorSession:
         """
         import torch
 
+        self.require_own(f"The session of {self.spec.name}")
         if self._run is None:
             raise ShapeError(f"The session of {self.spec.name} is closed. Load it again.")
         inputs = [self._checked(tensors, passed) for passed in self.record.inputs]
@@ -273,8 +277,9 @@ class InductorSession:
         }
 
     def close(self) -> None:
-        """Free the weights."""
-        self._run = None
+        """Free the weights; after a fork, nothing."""
+        if not self.is_inherited:
+            self._run = None
 
 
 def _in_format(tensor: torch.Tensor, passed: PassedTensor) -> torch.Tensor:
@@ -320,6 +325,7 @@ class InductorBackend:
             ForeignBundle: It was compiled for a GPU that is not here.
             SettingError: ``threads`` or an option is given.
         """
+        checked_threads(threads)
         checked_options(self.name, options, {})
         if threads is not None:
             raise SettingError(

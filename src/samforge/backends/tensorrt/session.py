@@ -25,10 +25,11 @@ from samforge.backends.tensorrt.stamp import read_stamp
 from samforge.backends.tensorrt.worker import Worker, sizes_of
 from samforge.core.computation import Computation
 from samforge.core.errors import MissingExtra, ShapeError
+from samforge.core.forks import OfOneProcess
 from samforge.core.session import Array, PartSpec, Tensors, check_artifact, checked_tensors
 
 
-class EngineSession:
+class EngineSession(OfOneProcess):
     """Runs one engine; several threads may call it, each gets a context of its own."""
 
     def __init__(self, flavour: Flavour, path: Path, spec: PartSpec, *, gpu_index: int = 0) -> None:
@@ -52,6 +53,7 @@ class EngineSession:
         self._idle: list[Worker] = []
         self._lock = threading.Lock()
         self._closed = False
+        self.hold()
 
     def run(self, tensors: Tensors) -> dict[str, Array]:
         """Run the part once on arrays of the host.
@@ -105,7 +107,12 @@ class EngineSession:
         return computation_from_inspector(text)
 
     def close(self) -> None:
-        """Free the weights; calls that still run in other threads finish first."""
+        """Free the weights; calls that still run in other threads finish first.
+
+        After a fork it frees nothing: the GPU's context belongs to the parent.
+        """
+        if self.is_inherited:
+            return
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
@@ -114,6 +121,7 @@ class EngineSession:
         self._engine = self._runtime = None
 
     def _check_open(self) -> None:
+        self.require_own(f"The session of {self.spec.name}")
         if self._closed:
             raise ShapeError(f"The session of {self.spec.name} is closed. Load it again.")
 

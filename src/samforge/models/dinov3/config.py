@@ -8,6 +8,8 @@ from typing import Any
 from transformers import DINOv3ViTConfig
 
 from samforge.core.errors import CheckpointError, SettingError
+from samforge.core.native import native_errors
+from samforge.models.config_values import check_values
 
 BODY = "facebook/sam-3d-body-dinov3"
 """SAM 3D Body with this backbone on Hugging Face: one ``model.ckpt`` and no transformers config."""
@@ -51,12 +53,11 @@ def config_from_settings(settings: Mapping[str, Any], *, place: str) -> DINOv3Vi
     Raises:
         CheckpointError: They are no configuration of a DINOv3 ViT.
     """
-    try:
+    check_values(settings, place)
+    # transformers' validation raises what its version likes.
+    with native_errors(lambda error: _no_config(place, error)):
         config = DINOv3ViTConfig(**settings)
-    except Exception as error:  # transformers' validation raises what its version likes
-        raise CheckpointError(
-            f"{place} is no configuration of a DINOv3 ViT ({error}). Download it again."
-        ) from error
+        check_values(config.to_dict(), place)
     heads = config.num_attention_heads
     if config.hidden_size % heads or config.hidden_size // heads % 4:
         raise CheckpointError(
@@ -64,6 +65,12 @@ def config_from_settings(settings: Mapping[str, Any], *, place: str) -> DINOv3Vi
             "wants heads of a multiple of 4 channels: this is no DINOv3 ViT."
         )
     return config
+
+
+def _no_config(place: str, error: BaseException) -> CheckpointError:
+    return CheckpointError(
+        f"{place} is no configuration of a DINOv3 ViT ({error}). Download it again."
+    )
 
 
 def named_config(name: str) -> DINOv3ViTConfig:

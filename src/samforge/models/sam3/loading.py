@@ -10,8 +10,10 @@ from tokenizers import Tokenizer
 from transformers import Sam3Config
 
 from samforge.core.errors import CheckpointError, UnknownModel
+from samforge.core.native import native_errors
 from samforge.core.reference import META
 from samforge.models import tiny
+from samforge.models.config_values import check_heads, check_values
 from samforge.models.folders import folder_from_hub, table_from_json, weight_files
 from samforge.models.sam3.checkpoint import Sam3Checkpoint, state_shapes, with_image_size
 from samforge.models.sam3.configuration import config_for_reference
@@ -40,6 +42,8 @@ TOKENIZER_HELP = (
     "Put the tokenizer.json of facebook/sam3 there (that of openai/clip-vit-base-patch32 is the "
     "same), or name it with --tokenizer."
 )
+PROBES = ("red circle", "a" * 40 + "b", "été 東京")
+"""Phrases that a tokenizer has to survive before a build begins."""
 
 
 def checkpoint_from_name(
@@ -135,12 +139,23 @@ def _config_from_folder(folder: Path) -> Sam3Config:
         raise UnknownModel(
             f"{folder} holds a model of type '{kind}'. samforge knows 'sam3' and 'sam3_video'."
         )
-    try:
-        return Sam3Config(**settings)
-    except Exception as error:  # transformers' validation raises what its version likes
+    if not isinstance(settings, dict):
         raise CheckpointError(
-            f"{file} is no configuration of SAM 3 ({error}). Download it again."
-        ) from error
+            f"{file} is no configuration of SAM 3: detector_config is {settings!r:.80}. "
+            "Download it again."
+        )
+    check_values(settings, str(file))
+    # transformers' validation raises what its version likes.
+    with native_errors(lambda error: _no_config(file, error)):
+        config = Sam3Config(**settings)
+        check_heads(config, str(file))
+        check_values(config.to_dict(), str(file))
+        state_shapes(config)
+    return config
+
+
+def _no_config(file: Path, error: BaseException) -> CheckpointError:
+    return CheckpointError(f"{file} is no configuration of SAM 3 ({error}). Download it again.")
 
 
 def _tokenizer_in(folder: Path) -> Path | None:
@@ -160,15 +175,22 @@ def _tokenizer_beside(weights: Path) -> Path:
 
 def _eos_id(tokenizer: Path, vocabulary: int) -> int:
     """Last token of an empty phrase: what the tokenizer itself puts at the end."""
-    try:
-        loaded = Tokenizer.from_file(str(tokenizer))
+    with native_errors(lambda error: CheckpointError(f"{tokenizer} is no tokenizer ({error}).")):
+        loaded = Tokenizer.from_str(tokenizer.read_text(encoding="utf-8-sig"))
+        loaded.no_padding()  # a saved padding may be as long as it likes
+        loaded.no_truncation()
         ids = loaded.encode("").ids
-    except Exception as error:  # tokenizers raises plain Exception for every unreadable file
-        raise CheckpointError(f"{tokenizer} is no tokenizer ({error}).") from error
+        used = [*ids, *(token for phrase in PROBES for token in loaded.encode(phrase).ids)]
     if loaded.get_vocab_size() > vocabulary:
         raise CheckpointError(
             f"{tokenizer} has {loaded.get_vocab_size()} tokens and the model knows {vocabulary}: "
             f"it belongs to another model. {TOKENIZER_HELP}"
+        )
+    highest = max([*used, *loaded.get_vocab(with_added_tokens=True).values()], default=0)
+    if highest >= vocabulary:
+        raise CheckpointError(
+            f"{tokenizer} gives the token id {highest}, and the model knows 0 to {vocabulary - 1}: "
+            f"it is damaged, or belongs to another model. {TOKENIZER_HELP}"
         )
     if not ids:
         raise CheckpointError(

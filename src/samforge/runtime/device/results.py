@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from samforge.core.boxes import clipped_boxes
 from samforge.core.detections import Detections
 from samforge.core.errors import FidelityError
 from samforge.runtime.postprocess import Thresholds
@@ -82,7 +83,7 @@ def detections_from_found(
         names += [label] * len(queries)
     return Detections(
         masks=masks,
-        boxes_xyxy=np.concatenate(boxes).astype(np.float32),
+        boxes_xyxy=clipped_boxes(np.concatenate(boxes).astype(np.float32), size_hw),
         scores=np.concatenate(scores).astype(np.float32),
         labels=tuple(names),
         size_hw=size_hw,

@@ -103,6 +103,7 @@ class DeviceSegmenter:
         features = self._vision([rgb])
         # The graph's next replay writes into its own outputs.
         kept = {name: tensor.clone() for name, tensor in features.items()}
+        self._upload.wait()  # what the caller holds may change from now on
         return EncodedOnDevice(features=kept, size_hw=(rgb.shape[0], rgb.shape[1]))
 
     @torch.inference_mode()
@@ -165,7 +166,9 @@ class DeviceSegmenter:
         Other calls may come between its results, and change none of them.
 
         Args:
-            images: Any number of images; each is read when its turn comes.
+            images: Any number of images; each is read when its turn comes. An iterator may fill
+                the same memory again and again, pinned or on the device: a picture is taken over
+                before the next is asked for.
             text: One or more noun phrases, the same for all.
             threshold: Detections score above it.
             mask_threshold: Pixels of a mask have a probability above it.
@@ -182,17 +185,24 @@ class DeviceSegmenter:
         thresholds = Thresholds(score=threshold, mask=mask_threshold)
         phrases = phrases_from_text(text, has_boxes=False)
         running: Pending | None = None
-        for group in _groups(images, batch):
-            pictures = [self._picture(one) for one in group]
+        for pictures in _groups(self._pictures(images), batch):
             before, running = running, self._start(pictures, phrases, thresholds, alone=False)
             if before is not None:
                 yield from self._collector.detections(before)
         if running is not None:
             yield from self._collector.detections(running)
 
-    def _picture(self, image: ImageSource | Tensor) -> Tensor:
+    def _pictures(self, images: Iterable[ImageSource | Tensor]) -> Iterator[Tensor]:
+        """Take each picture over before the next is asked for: it may come in the same memory."""
+        own = not isinstance(images, (list, tuple))
+        for image in images:
+            yield self._picture(image, own=own)
+            if own:
+                self._upload.wait()
+
+    def _picture(self, image: ImageSource | Tensor, *, own: bool = False) -> Tensor:
         rgb = image if isinstance(image, Tensor) else self._read_image(image)
-        return self._upload(rgb)
+        return self._upload(rgb, own=own)
 
     @torch.inference_mode()
     def _start(

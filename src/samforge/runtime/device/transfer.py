@@ -21,21 +21,28 @@ class Uploader:
         self._pinned = torch.empty(0, dtype=torch.uint8)
         self._stream = torch.cuda.Stream() if self._cuda else None  # type: ignore[no-untyped-call]
         self._sent = torch.cuda.Event() if self._cuda else None  # type: ignore[no-untyped-call]
+        self._read = torch.cuda.Event() if self._cuda else None  # type: ignore[no-untyped-call]
 
     @torch.inference_mode()
-    def __call__(self, rgb: npt.NDArray[np.uint8] | Tensor) -> Tensor:
+    def __call__(self, rgb: npt.NDArray[np.uint8] | Tensor, *, own: bool = False) -> Tensor:
         """Move one picture; on a GPU the call returns before the copy is done.
+
+        A tensor in pinned memory is read until :meth:`wait` returns, everything else on the host
+        only during the call.
 
         The copy has a stream of its own: it runs beside kernels that were launched before, and
         those launched after wait for it.
 
         Args:
             rgb: (H, W, 3), uint8; a tensor that is on the device already stays as it is.
+            own: Whether the picture needs memory of its own there, because the caller may fill
+                this one again before it is used.
         """
         if isinstance(rgb, Tensor) and rgb.device.type == self.device.type:
-            return rgb
+            return rgb.clone() if own else rgb
         if not self._cuda:
-            return rgb if isinstance(rgb, Tensor) else torch.from_numpy(_writable(rgb))
+            shared = rgb if isinstance(rgb, Tensor) else torch.from_numpy(_writable(rgb))
+            return shared.clone() if own else shared
         source = rgb if isinstance(rgb, Tensor) else only_read(rgb)
         assert self._stream is not None  # noqa: S101  # made with the GPU
         user = torch.cuda.current_stream()
@@ -43,11 +50,18 @@ class Uploader:
             target = torch.empty(source.shape, dtype=torch.uint8, device=self.device)
             if source.is_pinned():
                 target.copy_(source, non_blocking=True)
+                assert self._read is not None  # noqa: S101  # made with the GPU
+                self._read.record()
             else:
                 self._through_pinned(source, target)
         user.wait_stream(self._stream)
         target.record_stream(user)
         return target
+
+    def wait(self) -> None:
+        """Wait until no memory of a caller's is read any more."""
+        if self._read is not None:
+            self._read.synchronize()
 
     def _through_pinned(self, source: Tensor, target: Tensor) -> None:
         assert self._sent is not None  # noqa: S101  # made with the GPU
