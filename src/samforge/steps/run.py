@@ -108,6 +108,7 @@ class Run:
                 "gates": recipe.gates,
                 "before": list(before),
                 **{name: getattr(recipe, name) for name in step.kind.settings},
+                **({"runtime": self.shop.runtime} if step.kind.stamped else {}),
             },
             versions=self.origin["versions"],
         )
