@@ -23,14 +23,14 @@ import numpy as np
 from _conditions import write_result
 
 import samforge
-from samforge.assembly import session_from_bundle
+from samforge.assembly import session_from_bundle, tokenizer_from_bundle
 from samforge.backends import backend_from_name
 from samforge.core.bundle import Bundle
 from samforge.core.session import Array, Session, Tensors
 from samforge.measure import compare_predictions
 from samforge.media import read_image
 from samforge.models.tiny import draw_scene, labelled_scenes
-from samforge.runtime import PhraseTokenizer, Segmenter
+from samforge.runtime import Segmenter
 
 PRESENT = "import importlib.metadata as m; print(m.version('nvidia-modelopt'))"
 QUANTIZE = """
@@ -79,9 +79,8 @@ def segmenter(bundle: Bundle, vision: Session | None = None) -> Segmenter:
     sessions = {name: session_from_bundle(bundle, name) for name in manifest.parts}
     if vision is not None:
         sessions["vision"] = vision
-    text = manifest.text
-    tokenizer = PhraseTokenizer(bundle.path(text.tokenizer), text.context, text.pad_id)
-    return Segmenter(sessions, manifest.image, tokenizer, read_image)
+    tokenizer = tokenizer_from_bundle(bundle)
+    return Segmenter(sessions, manifest.image, tokenizer, read_image, reference=manifest.reference)
 
 
 def calibration_images(bundle: Bundle, count: int) -> Array:

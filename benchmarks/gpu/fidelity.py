@@ -9,6 +9,7 @@ device segmenter. The kernels of a GPU are held to the same meaning by tests.
 from __future__ import annotations
 
 import argparse
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,12 @@ def main() -> None:
     parser.add_argument("--models", default="tiny,stressed")
     parser.add_argument("--formats", default=";".join(FORMATS), help="with ; between them")
     options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        compare(options, Path(folder))
+
+
+def compare(options: argparse.Namespace, folder: Path) -> None:
+    """The same, with a folder for exported programs."""
     results = Results(options.out, 3600)
     chosen = options.models.split(",")
     for model, checkpoint in checkpoints().items():
@@ -89,7 +96,7 @@ def main() -> None:
             part = part_from_checkpoint(checkpoint, name)
             inputs = family_inputs(checkpoint, part.spec, dict(TRACED_SIZES), 0)
             program = fuse(exported_from_part(part, inputs), target="inductor").program
-            path = options.out.parent / f"{model}-{name}.pt2"
+            path = folder / f"{model}-{name}.pt2"
             torch.export.save(program, path)
             programs[name] = (part.spec, lambda path=path: torch.export.load(path))
             if name == "vision":

@@ -52,7 +52,8 @@ def load(
         MissingExtra: Its runtime is not installed.
     """
     sessions, tokenizer, bundle = _opened(path, SEGMENTER_PARTS, threads, digest)
-    return Segmenter(sessions, bundle.manifest.image, tokenizer, read_image)
+    manifest = bundle.manifest
+    return Segmenter(sessions, manifest.image, tokenizer, read_image, reference=manifest.reference)
 
 
 def load_on_device(path: str | Path | Bundle, *, digest: str | None = None) -> DeviceSegmenter:
@@ -79,7 +80,10 @@ def load_on_device(path: str | Path | Bundle, *, digest: str | None = None) -> D
     from samforge.runtime.device import DeviceSegmenter
 
     on_device: Any = sessions
-    return DeviceSegmenter(on_device, bundle.manifest.image, tokenizer, read_image)
+    manifest = bundle.manifest
+    return DeviceSegmenter(
+        on_device, manifest.image, tokenizer, read_image, reference=manifest.reference
+    )
 
 
 def _opened(
@@ -160,14 +164,16 @@ def tokenizer_from_bundle(bundle: Bundle) -> PhraseTokenizer:
         ForeignBundle: The bundle takes no phrases.
         DamagedBundle: Its file changed since the bundle was opened, or is no tokenizer.
     """
-    text = bundle.manifest.text
+    manifest, text = bundle.manifest, bundle.manifest.text
     if text is None:
-        raise ForeignBundle(f"{bundle.root} takes no phrases: its manifest has no text.")
+        raise ForeignBundle(f"{bundle.root} takes no phrases: it holds {manifest.family}.")
     files = (text.tokenizer,)
     return _unchanged_by(
         bundle,
         files,
-        lambda: PhraseTokenizer(bundle.path(text.tokenizer), text.context, text.pad_id),
+        lambda: PhraseTokenizer(
+            bundle.path(text.tokenizer), text.context, text.pad_id, reference=manifest.reference
+        ),
         lambda _: None,
     )
 

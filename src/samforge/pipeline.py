@@ -70,6 +70,7 @@ def build(
         raise SettingError(f"jobs wants a whole number from 1 up, got {jobs}.")
     checkpoint = model_from_name(
         recipe.model,
+        reference=recipe.reference,
         image_size=recipe.image_size,
         random_weights=recipe.random_weights,
         seed=recipe.seed,

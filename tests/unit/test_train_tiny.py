@@ -40,7 +40,7 @@ def losses(tool: Any) -> Any:
     return importlib.import_module("tiny_training.losses")
 
 
-def test_training_forward_is_the_stock_forward(
+def test_training_forward_is_the_stock_forward_with_the_class_token(
     tool: Any,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -51,7 +51,7 @@ def test_training_forward_is_the_stock_forward(
     shim = types.SimpleNamespace(ops=types.SimpleNamespace(roi_align=roi_align_by_definition))
     monkeypatch.setattr(stock, "torchvision", shim, raising=False)
     parity = importlib.import_module("tiny_training.parity")
-    parity.check(tool.new_model(), *tool.phrase_tokens(), images=2, boxes=True)
+    parity.check(tool.new_model(), *tool.phrase_tokens(), images=2)
     assert capsys.readouterr().out.count("prompt") == 4
 
 

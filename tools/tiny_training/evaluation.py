@@ -62,6 +62,6 @@ def evaluate(forward: TrainingForward, scenes: int, *, chunk: int = 64) -> dict[
 def _admitted_masks(masks: Tensor, scores: Tensor, pixels: int) -> list[npt.NDArray[np.bool_]]:
     """Masks (K, H, W) of the admitted queries, one array a prompt."""
     rows, queries = (scores > THRESHOLD).nonzero(as_tuple=True)
-    full = upsampled(masks[rows, queries].sigmoid(), pixels) > 0.5
+    full = upsampled(masks[rows, queries], pixels) > 0
     counts = torch.bincount(rows, minlength=len(scores)).tolist()
     return np.split(full.cpu().numpy(), np.cumsum(counts)[:-1])

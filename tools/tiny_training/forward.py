@@ -1,10 +1,11 @@
 """The training forward: one vision pass an image, several prompts on it, every decoder layer out.
 
-It composes the submodules of a stock ``transformers.Sam3Model``. What differs from the stock
-forward: spatial sizes are Python integers, text is encoded once per distinct phrase, several
-prompts share an image, the answers of all decoder layers are kept for deep supervision, exemplar
-boxes are pooled with matrix products, and prompts without boxes mask the geometry tokens out
-instead of leaving them off, which keeps every shape fixed. ``--check`` proves it equal.
+It composes the submodules of a stock ``transformers.Sam3Model`` into what Meta's code computes, in
+training as in evaluation: the geometry encoder's class token stands behind every phrase, with boxes
+or without, and the presence logit is not clamped. What differs in form: spatial sizes are Python
+integers, text is encoded once per distinct phrase, several prompts share an image, the answers of
+all decoder layers are kept for deep supervision, and exemplar boxes are pooled with matrix
+products. ``--check`` proves it equal.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.models.sam3.modeling_sam3 import box_cxcywh_to_xyxy, inverse_sigmoid
 
+from samforge.models.sam3.geometry import PADDING
 from samforge.models.sam3.roi_align import roi_align
 
 
@@ -89,11 +91,18 @@ class TrainingForward(nn.Module):
         prompts = asked.shape[1]
         features = self._vision(images)
         flat = features[-1].flatten(2).transpose(1, 2)  # [B, hw, C]
-        geometry, geometry_mask = self._geometry(features[-1], flat, boxes, labels)
-        without = prompts - boxes.shape[1]
-        # Prompts of text alone come first and own no geometry token, the CLS token included.
-        geometry = F.pad(geometry, (0, 0, 0, 0, without, 0)).flatten(0, 1)  # [N, K+1, C]
-        geometry_mask = F.pad(geometry_mask, (0, 0, without, 0)).flatten(0, 1)
+        # Prompts of text alone come first and share one group of boxes that are all padding: what
+        # is left of it is the class token.
+        geometry, geometry_mask = self._geometry(
+            features[-1],
+            flat,
+            F.pad(boxes, (0, 0, 0, 0, 1, 0), value=0.5),
+            F.pad(labels, (0, 0, 1, 0), value=PADDING),
+        )
+        groups = boxes.shape[1]
+        group = [0] * (prompts - groups) + list(range(1, groups + 1))
+        geometry = geometry[:, group].flatten(0, 1)  # [N, K+1, C]
+        geometry_mask = geometry_mask[:, group].flatten(0, 1)
         asked = asked.flatten()
         prompt = torch.cat([phrases[asked], geometry], 1)  # [N, S+K+1, C]
         prompt_mask = torch.cat([self.phrase_mask[asked], geometry_mask], 1)
@@ -151,7 +160,7 @@ class TrainingForward(nn.Module):
         ).view(batch * groups, count, channels)
         cls = encoder.cls_embed.weight[None].expand(batch * groups, -1, -1)
         tokens = encoder.prompt_layer_norm(encoder.final_proj(torch.cat([tokens, cls], 1)))
-        there = labels.flatten(0, 1) != -10
+        there = labels.flatten(0, 1) != PADDING
         own_mask = F.pad(there, (0, 1), value=True)  # the CLS token never is padding
         for layer in encoder.layers:
             tokens = layer(
@@ -161,9 +170,7 @@ class TrainingForward(nn.Module):
                 prompt_mask=own_mask[:, None, None, :],
             )
         tokens = encoder.output_layer_norm(tokens).view(batch, groups, count + 1, channels)
-        # Without any box there is no CLS token for the detector either, as in the stock model.
-        mask = own_mask & there.any(-1, keepdim=True)
-        return tokens, mask.view(batch, groups, count + 1)
+        return tokens, own_mask.view(batch, groups, count + 1)
 
     def _decode(
         self, hidden: Tensor, prompt: Tensor, attended: Tensor
@@ -190,11 +197,10 @@ class TrainingForward(nn.Module):
             normed = decoder.output_layer_norm(states[:, 1:])
             refined = (decoder.box_head(normed) + inverse_sigmoid(reference)).sigmoid()
             reference = refined.detach()
-            limit = decoder.clamp_presence_logit_max_val
             token = decoder.presence_head(decoder.presence_layer_norm(states[:, 0]))
             queries.append(normed)
             boxes.append(refined)
-            presence.append(token.squeeze(-1).clamp(-limit, limit))
+            presence.append(token.squeeze(-1))
         return torch.stack(queries), _corners(torch.stack(boxes)), torch.stack(presence)
 
     def _masks(

@@ -157,7 +157,7 @@ def _mask_losses(
     """Losses of the matched masks of the last layer and of the semantic map.
 
     Cross-entropy on the mask's own grid against the share of each cell that is covered, which
-    places edges between cells; dice on probabilities upsampled as post-processing does it.
+    places edges between cells; dice on logits upsampled as post-processing does it.
     """
     device = outputs.masks.device
     prompts = batch.asked.shape[1]
@@ -169,7 +169,7 @@ def _mask_losses(
     truth = (batch.instances[rows // prompts] == numbers[:, None, None]).float()  # [M, H, W]
     covered = averaged(truth, cells)  # [M, h, w]
     logits = outputs.masks[rows, matched[rows, slots]]
-    probability = upsampled(logits.sigmoid(), pixels)
+    probability = upsampled(logits, pixels).sigmoid()
     overlap, total = (probability * truth).sum((1, 2)), probability.sum((1, 2)) + truth.sum((1, 2))
     union = torch.zeros_like(outputs.semantic).index_add(0, rows, covered).clamp(max=1)
     count = max(len(host_rows), 1)

@@ -1,4 +1,7 @@
-"""Is the training forward the stock model's forward? Compared on real scenes, in float32."""
+"""Is the training forward what Meta's code computes? Compared on real scenes, in float32.
+
+The stock model computes it where it is given boxes: a phrase alone gets one box that is padding.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from samforge.models.sam3.geometry import PADDING
 from tiny_training.data import TEXT_PROMPTS, Batch, make_batch
 from tiny_training.forward import Outputs, TrainingForward
 
@@ -26,6 +30,9 @@ def stock_inputs(batch: Batch, ids: Tensor, mask: Tensor, prompt: int) -> dict[s
     if prompt >= TEXT_PROMPTS:
         inputs["input_boxes"] = batch.boxes[:, prompt - TEXT_PROMPTS]
         inputs["input_boxes_labels"] = batch.labels[:, prompt - TEXT_PROMPTS]
+    else:
+        inputs["input_boxes"] = torch.full((len(asked), 1, 4), 0.5)
+        inputs["input_boxes_labels"] = torch.full((len(asked), 1), PADDING)
     return inputs
 
 
@@ -59,15 +66,14 @@ def stirred(model: Any) -> Any:
 
 
 @torch.no_grad()
-def check(model: Any, ids: Tensor, mask: Tensor, *, images: int = 3, boxes: bool = False) -> None:
+def check(model: Any, ids: Tensor, mask: Tensor, *, images: int = 3) -> None:
     """Print the differences and stop when one is too large.
 
     Args:
-        model: A stock model.
+        model: A stock model; it needs torchvision to pool boxes.
         ids: (V, S) token ids of every phrase.
         mask: (V, S) True where a token is no padding.
         images: Scenes to compare on.
-        boxes: Compare prompts with boxes too; the stock model needs torchvision for them.
     """
     model = stirred(model).eval()
     batch = make_batch(0, images, split="train")
@@ -76,7 +82,7 @@ def check(model: Any, ids: Tensor, mask: Tensor, *, images: int = 3, boxes: bool
         forward.encode_phrases(), batch.images, batch.asked, batch.boxes, batch.labels
     )
     prompts = batch.asked.shape[1]
-    for prompt in range(prompts if boxes else TEXT_PROMPTS):
+    for prompt in range(prompts):
         stock = model(**stock_inputs(batch, ids, mask, prompt))
         differences = largest_differences(outputs, stock, prompt, prompts)
         print(f"prompt {prompt}: " + ", ".join(f"{k} {v:.1e}" for k, v in differences.items()))

@@ -31,6 +31,8 @@ class Facts:
     """Runtime it is for."""
     precision: str
     """Number format, as the recipe names it."""
+    reference: str
+    """Whose computation it is held to; prompts and masks follow it."""
     inputs: tuple[TensorSpec, ...]
     """In the order of the part's arguments."""
     outputs: tuple[TensorSpec, ...]
@@ -54,6 +56,7 @@ def facts_of_manifest(manifest: Manifest, part: str) -> Facts:
         part=part,
         target=manifest.target,
         precision="fp32" if exported else str(manifest.recipe.get("precision", "fp32")),
+        reference=manifest.reference,
         inputs=entry.spec.inputs,
         outputs=entry.spec.outputs,
         image=manifest.image,

@@ -14,12 +14,16 @@ from typing import Any
 from samforge.core.errors import DamagedBundle, ForeignBundle, SettingError
 from samforge.core.images import ImageSpec
 from samforge.core.recipe import TARGETS
+from samforge.core.reference import REFERENCES
 from samforge.core.session import PartSpec
 from samforge.core.strict_json import StrictJsonError, strict_json
 from samforge.core.structure import Json, StructureError, json_from_value, value_from_json
 
 SCHEMA_VERSION = 3
 """Version of the manifest's structure; a reader refuses every other one."""
+
+BEFORE_REFERENCES = 2
+"""Last version without ``reference``: its bundles compute what transformers does."""
 
 MANIFEST_NAME = "manifest.json"
 """The manifest's file name in a bundle."""
@@ -112,6 +116,9 @@ class Manifest:
     """Architecture: ``sam3``, ``dinov3``."""
     model: str
     """Name, folder or id of the checkpoint."""
+    reference: str
+    """Whose computation it is held to: ``meta`` or ``transformers``. It decides how phrases are
+    cleaned and how masks are brought to the image's size, too."""
     recipe: Mapping[str, Any]
     """What was asked for, as ``Recipe.to_dict`` gives it."""
     image: ImageSpec
@@ -277,6 +284,12 @@ def _check_schema(table: object, place: str) -> None:
             "Name a folder that samforge build made."
         )
     version = table["schema_version"]
+    if version == BEFORE_REFERENCES and not isinstance(version, bool):
+        raise ForeignBundle(
+            f"{place} has schema version {version} (samforge {table['samforge']}): it was built "
+            "to find what transformers' Sam3Model finds, which is not what Meta's SAM 3 finds. "
+            "Build it again; --reference transformers keeps the old behaviour."
+        )
     if version != SCHEMA_VERSION or isinstance(version, bool):
         raise ForeignBundle(
             f"{place} has schema version {version!r} (samforge {table['samforge']}), and this "
@@ -288,6 +301,10 @@ def _problems(manifest: Manifest) -> Iterator[str]:
     """What fits the structure and still cannot be."""
     if manifest.target not in TARGETS:
         yield f"its target is {manifest.target!r}, and bundles are for {', '.join(TARGETS)}."
+    if manifest.reference not in REFERENCES:
+        yield (
+            f"the reference is {manifest.reference!r}, and there are {' and '.join(REFERENCES)}."
+        )
     for path, entry in manifest.files.items():
         yield from _file_problems(path, entry)
     for name, path in _uses(manifest):

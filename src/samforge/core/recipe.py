@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from samforge.core.errors import SettingError
+from samforge.core.reference import META, REFERENCES
 from samforge.core.structure import (
     Json,
     StructureError,
@@ -159,6 +160,8 @@ class Recipe:
 
     model: str = "tiny"
     """A built-in model, a local checkpoint folder or a Hugging Face id."""
+    reference: str = META
+    """Whose computation the weights belong to and the bundle is held to, one of ``REFERENCES``."""
     image_size: int | None = None
     """Side of the square image in pixels, a multiple of the model's patch; None takes its own."""
     parts: tuple[str, ...] | None = None
@@ -185,6 +188,7 @@ class Recipe:
     """What must hold for the build to publish."""
 
     def __post_init__(self) -> None:
+        _check_choice("reference", self.reference, REFERENCES)
         _check_choice("target", self.target, TARGETS)
         _check_choice("precision", self.precision, PRECISIONS)
         if self.precision not in TARGET_PRECISIONS[self.target]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from samforge.core.reference import REFERENCE_WORDS
 from samforge.measure._markup import Markup, tag
 from samforge.measure._tables import mebibytes
 from samforge.measure.report_data import ReportData
@@ -22,7 +23,8 @@ def header(data: ReportData) -> Markup:
         tag("h1", f"{data.model}, {data.precision} for {data.target}"),
         tag(
             "p",
-            f"{data.family} at {data.image_size} px, built {_date(data.created)}",
+            f"{data.family} at {data.image_size} px, held to {REFERENCE_WORDS[data.reference]}, "
+            f"built {_date(data.created)}",
             class_="lead",
         ),
         tag(

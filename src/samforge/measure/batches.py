@@ -8,6 +8,7 @@ import numpy as np
 
 from samforge.core.errors import SettingError
 from samforge.core.images import ImageSpec, RgbImage
+from samforge.core.reference import META
 from samforge.core.session import Array, PartSpec, Session
 from samforge.core.timing import Timings
 from samforge.runtime import (
@@ -37,6 +38,7 @@ class SegmentingBatch:
         *,
         images: Sequence[RgbImage],
         phrases: Sequence[str],
+        reference: str = META,
     ) -> None:
         """Keep what is repeated, and encode the phrases.
 
@@ -46,12 +48,13 @@ class SegmentingBatch:
             tokenizer: Of the text part's context length.
             images: The batch.
             phrases: Asked of every image.
+            reference: Whose masks: see ``detections_from_raw``.
 
         Raises:
             ShapeError: The text part was built for another number of phrases.
         """
         self._sessions, self._image, self._tokenizer = sessions, image, tokenizer
-        self._images, self._phrases = images, phrases
+        self._images, self._phrases, self._reference = images, phrases, reference
         self._text = self._encoded(Timings())
 
     def segment(self, timings: Timings) -> None:
@@ -94,7 +97,11 @@ class SegmentingBatch:
                     presence_logit=float(out["presence_logit"][i, j]),
                 )
                 detections_from_raw(
-                    raw, label=phrase, size_hw=rgb.shape[:2], thresholds=Thresholds()
+                    raw,
+                    label=phrase,
+                    size_hw=rgb.shape[:2],
+                    thresholds=Thresholds(),
+                    reference=self._reference,
                 )
 
 

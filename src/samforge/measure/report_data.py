@@ -144,6 +144,8 @@ class ReportData:
     """Name of the checkpoint."""
     family: str
     """Architecture."""
+    reference: str
+    """Whose computation it is held to: ``meta`` or ``transformers``."""
     target: str
     """Runtime."""
     precision: str

@@ -9,8 +9,8 @@ Floats = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.intp]
 
 _CHUNK_BYTES = 4 << 20  # of float32 rows: a few of these stay in the processor's cache
-# Far above the rounding of values within 0 to 1 (6e-8), far below what a mask can tell.
-_SLACK = np.float32(1e-6)
+# Of the largest value: far above the rounding of a resize (6e-8), far below what a mask can tell.
+_SLACK = 1e-6
 
 
 def resized_above(values: Floats, threshold: np.float32, *, out: npt.NDArray[np.bool_]) -> None:
@@ -22,12 +22,13 @@ def resized_above(values: Floats, threshold: np.float32, *, out: npt.NDArray[np.
     beyond ``out`` stays at a few times ``_CHUNK_BYTES`` whatever the image size.
 
     Args:
-        values: (h, w), 0 to 1.
-        threshold: What a pixel has to exceed.
+        values: (h, w), finite: logits or probabilities.
+        threshold: What a pixel has to exceed; infinite for all or none of them.
         out: (H, W), all False.
     """
     # A mean of values below the threshold can pass it by rounding only.
-    above = values > threshold - _SLACK
+    slack = np.float32(_SLACK * max(1.0, float(np.abs(values).max())))
+    above = values > threshold - slack
     rows: npt.NDArray[np.bool_] = np.logical_or.reduce(above, axis=1)
     columns: npt.NDArray[np.bool_] = np.logical_or.reduce(above, axis=0)
     if not rows.any():
@@ -47,7 +48,7 @@ def resized_above(values: Floats, threshold: np.float32, *, out: npt.NDArray[np.
             wide[row_0[part]],
             wide[row_1[part]],
             row_weight[part],
-            threshold,
+            (threshold, slack),
             out[top + part.start : top + part.stop, left:right],
         )
 
@@ -56,17 +57,19 @@ def _mix_above(
     first: Floats,
     second: Floats,
     weight: Floats,
-    threshold: np.float32,
+    limit: tuple[np.float32, np.float32],
     out: npt.NDArray[np.bool_],
 ) -> None:
     """Write ``_mixed(first, second, weight) > threshold``, all of (rows, columns).
 
-    Plain float32 decides all pixels but those within its rounding of the threshold.
+    Plain float32 decides all pixels but those within its rounding of the threshold: the second
+    number of ``limit``.
     """
+    threshold, slack = limit
     rough = first * (np.float32(1) - weight)
     rough += second * weight
-    np.greater(rough, threshold + _SLACK, out=out)
-    rows, columns = np.nonzero((rough > threshold - _SLACK) != out)
+    np.greater(rough, threshold + slack, out=out)
+    rows, columns = np.nonzero((rough > threshold - slack) != out)
     exact = _mixed(first[rows, columns], second[rows, columns], weight[rows, 0])
     out[rows, columns] = exact > threshold
 

@@ -1,12 +1,14 @@
 """From a detector's raw output to detections, in numpy.
 
-Equal to ``post_process_instance_segmentation`` of transformers' ``Sam3ImageProcessor``
+Equal to Meta's ``Sam3Processor`` (sam3/model/sam3_image_processor.py), or to
+``post_process_instance_segmentation`` of transformers' ``Sam3ImageProcessor``
 (transformers/models/sam3/image_processing_sam3.py, 5.23), but masks are resized only for the
 queries that are admitted, and only around what they cover.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +17,7 @@ import numpy.typing as npt
 
 from samforge.core.detections import Detections
 from samforge.core.errors import FidelityError, SettingError, ShapeError
+from samforge.core.reference import META, TRANSFORMERS
 from samforge.runtime._resize import resized_above
 
 Floats = npt.NDArray[np.float32]
@@ -37,6 +40,30 @@ class Thresholds:
         for name, value in (("threshold", self.score), ("mask_threshold", self.mask)):
             if not 0.0 <= value <= 1.0:  # written so that NaN fails too
                 raise SettingError(f"{name} is {value}. Give a number from 0 to 1.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MaskLimit:
+    """What the pixels of a mask exceed once the mask has been brought to the image's size."""
+
+    value: float
+    """A logit, or a probability; infinite where all or no pixels belong to the mask."""
+    of_probabilities: bool
+    """Whether the sigmoid comes before the resize, as in transformers, or never, as at Meta's."""
+
+
+def mask_limit(probability: float, reference: str) -> MaskLimit:
+    """Bring the threshold of masks to what is resized.
+
+    Meta resizes logits, which are compared with ``log(p / (1 - p))``: between two cells the edge of
+    a mask lies where their logits cross it. Probabilities saturate, and draw edges towards the
+    middle between the cells.
+    """
+    if reference == TRANSFORMERS:
+        return MaskLimit(value=probability, of_probabilities=True)
+    if probability in (0.0, 1.0):
+        return MaskLimit(value=math.copysign(math.inf, probability - 0.5), of_probabilities=False)
+    return MaskLimit(value=math.log(probability / (1.0 - probability)), of_probabilities=False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -69,24 +96,32 @@ def sigmoid(logits: npt.ArrayLike) -> Floats:
 
 
 def detections_from_raw(
-    raw: RawDetections, *, label: str, size_hw: tuple[int, int], thresholds: Thresholds
+    raw: RawDetections,
+    *,
+    label: str,
+    size_hw: tuple[int, int],
+    thresholds: Thresholds,
+    reference: str = META,
 ) -> Detections:
     """Admit queries by score and bring their boxes and masks to image resolution.
 
     A score is ``sigmoid(logit) * sigmoid(presence_logit)``. Masks are resized bilinearly without
-    antialiasing (``align_corners=False``) after the sigmoid. Boxes are not clipped to the image.
+    antialiasing (``align_corners=False``): see :func:`mask_limit`. Boxes are not clipped to the
+    image.
 
     Args:
         raw: The detector's output.
         label: The phrase it was asked for.
         size_hw: Height and width of the image, pixels.
         thresholds: What counts as found; equal to a threshold is not above it.
+        reference: Whose masks: ``meta`` or ``transformers``.
 
     Returns:
         Detections, best score first; ``best_scores`` holds the highest score, admitted or not.
 
     Raises:
-        FidelityError: The output holds NaN: the artifact does not compute what the model does.
+        FidelityError: The output holds NaN, or masks infinity: the artifact does not compute what
+            the model does.
     """
     scores = sigmoid(raw.logits) * sigmoid(raw.presence_logit)
     _refuse_nan("scores", scores, label)
@@ -100,10 +135,13 @@ def detections_from_raw(
     boxes *= np.array([width, height, width, height], np.float32)
     _refuse_nan("boxes", boxes, label)
     masks = np.zeros((len(admitted), height, width), np.bool_)
+    limit = mask_limit(thresholds.mask, reference)
     for mask, query in zip(masks, admitted, strict=True):
-        probabilities = sigmoid(raw.masks[query])
-        _refuse_nan("masks", probabilities, label)
-        resized_above(probabilities, np.float32(thresholds.mask), out=mask)
+        values = raw.masks[query].astype(np.float32)
+        if limit.of_probabilities:
+            values = sigmoid(values)
+        _refuse_nan("masks", values - values, label)  # infinity less itself is NaN
+        resized_above(values, np.float32(limit.value), out=mask)
     return Detections(
         masks=masks,
         boxes_xyxy=boxes,

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from samforge.core.detections import Detections
 from samforge.core.errors import PromptError, SettingError, ShapeError
 from samforge.core.images import ImageSource, ImageSpec, RgbImage
+from samforge.core.reference import META
 from samforge.core.session import Array, PartSpec, Session
 from samforge.core.timing import Timings
 from samforge.runtime.postprocess import RawDetections, Thresholds, detections_from_raw
@@ -21,7 +22,6 @@ from samforge.runtime.text_cache import TextEncoder
 from samforge.runtime.tokenize import PhraseTokenizer
 
 _MASK_BYTES = 512 << 20  # of pred_masks in one detector call
-_LEVELS = ("fpn_0", "fpn_1", "fpn_2")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -29,7 +29,8 @@ class EncodedImage:
     """What the vision part makes of one image: prompt it as often as you like."""
 
     features: Mapping[str, Array]
-    """``fpn_0``, ``fpn_1``, ``fpn_2``, each (1, D, h, w), finest first."""
+    """Every output of the part: ``fpn_0``, ``fpn_1``, ``fpn_2``, each (1, D, h, w), finest first,
+    and ``class_token`` (1, 1, D) where Meta's code is the reference."""
     size_hw: tuple[int, int]
     """Height and width of the image that was read, pixels."""
     image_size: int
@@ -53,6 +54,7 @@ class Segmenter:
         tokenizer: PhraseTokenizer,
         read_image: Callable[[ImageSource], RgbImage],
         prompt_batch: int | None = None,
+        reference: str = META,
     ) -> None:
         """Keep what runs a model.
 
@@ -63,6 +65,7 @@ class Segmenter:
             tokenizer: Of the same context length as the text part.
             read_image: Gives any source as uint8 (H, W, 3): ``samforge.media.read_image``.
             prompt_batch: Most phrases in one detector call; None keeps its masks within 512 MiB.
+            reference: Whose masks: see ``postprocess.mask_limit``.
 
         Raises:
             SettingError: A part is missing, or ``prompt_batch`` is below 1.
@@ -82,6 +85,7 @@ class Segmenter:
         self._image = image
         self._read_image = read_image
         self._prompt_batch = prompt_batch
+        self._reference = reference
         text_batch = _fixed_axis(sessions["text"].spec, "input_ids", 0) or prompt_batch
         self._text = TextEncoder(sessions["text"], tokenizer, batch=text_batch)
 
@@ -108,7 +112,7 @@ class Segmenter:
         with timings.stage("vision", vision.processor):
             out = vision.run({"images": image_bchw})
         return EncodedImage(
-            features={level: out[level] for level in _LEVELS},
+            features=dict(out),
             size_hw=(rgb.shape[0], rgb.shape[1]),
             image_size=self._image.size,
         )
@@ -222,7 +226,8 @@ class Segmenter:
     ) -> Detections:
         """Run the detector on one image, some phrases at a time."""
         detector = self._sessions["detector" if exemplars is None else "detector_boxes"]
-        tensors: dict[str, Array] = dict(encoded.features)
+        wanted = {tensor.name for tensor in detector.spec.inputs}
+        tensors = {name: array for name, array in encoded.features.items() if name in wanted}
         if exemplars is not None:
             tensors |= exemplars.tensors(_fixed_axis(detector.spec, "boxes_cxcywh", 2))
         features, mask = self._text.features(phrases, timings)
@@ -244,7 +249,11 @@ class Segmenter:
                     size_hw = encoded.size_hw
                     found.append(
                         detections_from_raw(
-                            raw, label=phrase, size_hw=size_hw, thresholds=thresholds
+                            raw,
+                            label=phrase,
+                            size_hw=size_hw,
+                            thresholds=thresholds,
+                            reference=self._reference,
                         )
                     )
         with timings.stage("post-process"):

@@ -12,6 +12,8 @@ import numpy.typing as npt
 from tokenizers import Encoding, Tokenizer
 
 from samforge.core.errors import DamagedBundle, PromptError, PromptWarning, SettingError
+from samforge.core.reference import META
+from samforge.runtime.cleaning import cleaned
 
 _LISTED_WORDS = 200  # a longer list of known words would bury the message
 
@@ -28,13 +30,21 @@ class PhraseTokenizer:
             word from pieces.
     """
 
-    def __init__(self, path: str | os.PathLike[str], context: int, pad_id: int) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        context: int,
+        pad_id: int,
+        *,
+        reference: str = META,
+    ) -> None:
         """Read the tokenizer; the padding and truncation saved in the file are ignored.
 
         Args:
             path: The ``tokenizer.json``.
             context: Tokens in a row, as the text part was built for.
             pad_id: Fills the row after the end token.
+            reference: Whose phrases: Meta's code cleans them first, transformers does not.
 
         Raises:
             DamagedBundle: The file is missing or no tokenizer.
@@ -48,6 +58,7 @@ class PhraseTokenizer:
         self._unknown = getattr(self._tokenizer.model, "unk_token", None)
         self.context = context
         self.pad_id = pad_id
+        self._cleans = reference == META
         frame = self._tokenizer.num_special_tokens_to_add(False)
         if context <= frame:
             raise SettingError(
@@ -80,16 +91,25 @@ class PhraseTokenizer:
             raise PromptError(f"Give a list of at least one phrase, got {phrases!r}.")
         ids = np.full((len(phrases), self.context), self.pad_id, np.int64)
         for row, phrase in zip(ids, phrases, strict=True):
-            if not isinstance(phrase, str) or not phrase.strip():
+            text = self._text(phrase)
+            if not text:
                 raise PromptError(
                     f"A phrase is text such as 'red circle', got {phrase!r}. "
                     f"All phrases: {list(phrases)!r}."
                 )
-            encoding = self._tokenizer.encode(phrase)
+            encoding = self._tokenizer.encode(text)
             row[: len(encoding.ids)] = encoding.ids
-            self._warn_if_truncated(phrase, encoding)
-            self._warn_if_unknown(phrase, encoding)
+            self._warn_if_truncated(text, encoding)
+            self._warn_if_unknown(text, encoding)
         return ids
+
+    def _text(self, phrase: object) -> str:
+        """What of a phrase is tokenized; empty where there is nothing to read."""
+        if not isinstance(phrase, str):
+            return ""
+        if self._cleans:
+            return cleaned(phrase)
+        return phrase if phrase.strip() else ""
 
     def _words(self) -> tuple[str, ...]:
         """Read the vocabulary, without what is no word: padding, begin, end, unknown."""

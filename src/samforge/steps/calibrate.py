@@ -100,8 +100,11 @@ def segmenter_of(shop: Workshop, sessions: Mapping[str, Session]) -> Segmenter:
         )
     if not shop.path(TOKENIZER_NAME).is_file():
         write_tokenizer_and_license(shop)
-    tokenizer = PhraseTokenizer(shop.path(TOKENIZER_NAME), text.context, text.eos_id)
-    return Segmenter(sessions, shop.model.image, tokenizer, read_image)
+    reference = shop.recipe.reference
+    tokenizer = PhraseTokenizer(
+        shop.path(TOKENIZER_NAME), text.context, text.eos_id, reference=reference
+    )
+    return Segmenter(sessions, shop.model.image, tokenizer, read_image, reference=reference)
 
 
 def _segmented(shop: Workshop) -> dict[str, list[str]]:

@@ -22,6 +22,7 @@ def _facts(shop: Workshop, part: str, target: str, precision: str) -> str:
         part=part,
         target=target,
         precision=precision,
+        reference=shop.recipe.reference,
         inputs=spec.inputs,
         outputs=spec.outputs,
         image=shop.model.image,

@@ -46,6 +46,7 @@ def manifest_of(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         family=shop.model.family,
         model=shop.recipe.model,
+        reference=shop.recipe.reference,
         recipe=shop.recipe.to_dict(),
         image=shop.model.image,
         text=None

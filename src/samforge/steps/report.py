@@ -41,6 +41,7 @@ def report_of(shop: Workshop, manifest: Manifest) -> str:
     data = ReportData(
         model=manifest.model,
         family=manifest.family,
+        reference=manifest.reference,
         target=manifest.target,
         precision=shop.recipe.precision,
         image_size=manifest.image.size,

@@ -195,6 +195,7 @@ def _workshop(recipe: Recipe, root: Path, parts: tuple[str, ...], until: str | N
     """The workshop of a worker process; the model is found once, not once a step."""
     model = model_from_name(
         recipe.model,
+        reference=recipe.reference,
         image_size=recipe.image_size,
         random_weights=recipe.random_weights,
         seed=recipe.seed,

@@ -11,7 +11,7 @@ import numpy as np
 
 from samforge import Bundle
 from samforge.apps.cli.weigh import Weight, weigh
-from samforge.assembly import session_from_bundle
+from samforge.assembly import session_from_bundle, tokenizer_from_bundle
 from samforge.backends import backend_from_name
 from samforge.core.errors import SettingError
 from samforge.core.images import RgbImage
@@ -28,7 +28,6 @@ from samforge.measure import (
     measure_in_turn,
 )
 from samforge.models import tiny
-from samforge.runtime import PhraseTokenizer
 
 WHOLE, TEXT = "whole", "text"
 """What is measured of a bundle: the way from images to masks, and encoding the phrases."""
@@ -187,15 +186,14 @@ def subjects_from_bundle(
             alone = PartsAlone(sessions, batch=case.batch, prompts=case.prompts)
             subjects[case, WHOLE] = alone.run
             continue
-        tokenizer = PhraseTokenizer(
-            bundle.path(manifest.text.tokenizer), manifest.text.context, manifest.text.pad_id
-        )
+        tokenizer = tokenizer_from_bundle(bundle)
         pipeline = SegmentingBatch(
             sessions,
             manifest.image,
             tokenizer,
             images=images_for(manifest.model, case.batch, image),
             phrases=phrases_for(manifest.model, case.prompts),
+            reference=manifest.reference,
         )
         subjects[case, WHOLE], subjects[case, TEXT] = pipeline.segment, pipeline.encode_text
     return subjects

@@ -61,6 +61,15 @@ def build(  # noqa: PLR0913  every argument is an option that a user types
             "--precision", help=f"Number format: {', '.join(PRECISIONS)}.", show_default="fp32"
         ),
     ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            "--reference",
+            help="Whose computation the weights belong to: meta (SAM 3 as Meta runs it) or "
+            "transformers (what was fine-tuned there).",
+            show_default="meta",
+        ),
+    ] = None,
     image_size: Annotated[
         int | None,
         typer.Option(
@@ -141,6 +150,7 @@ def build(  # noqa: PLR0913  every argument is an option that a user types
     given = {
         "target": None if target == FASTEST else target,
         "precision": precision,
+        "reference": reference,
         "image_size": image_size,
         "parts": tuple(part) if part else None,
         "tokenizer": tokenizer,
@@ -222,6 +232,7 @@ def build_report(bundle: Bundle) -> dict[str, object]:
         "bundle": bundle.root,
         "bytes": bundle_bytes(bundle),
         "model": manifest.model,
+        "reference": manifest.reference,
         "target": manifest.target,
         "recipe": manifest.recipe,
         "gates": manifest.gates,

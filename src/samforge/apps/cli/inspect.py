@@ -21,6 +21,7 @@ from samforge.apps.cli.steps import print_steps
 from samforge.core.errors import SettingError
 from samforge.core.files import size_text
 from samforge.core.recipe import TARGETS
+from samforge.core.reference import REFERENCE_WORDS
 
 if TYPE_CHECKING:
     from samforge.apps.cli.inspection import BundleReport
@@ -87,6 +88,7 @@ def _print_bundle(report: BundleReport) -> None:
     rows = [
         ("folder", shown_path(report.root)),
         ("model", f"{manifest.model} ({manifest.family})"),
+        ("reference", REFERENCE_WORDS.get(manifest.reference, manifest.reference)),
         ("weights", _weights_in_words(report)),
         ("licence of the weights", report.license_line),
         ("target", manifest.target),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from samforge import Bundle
-from samforge.runtime import PhraseTokenizer
+from samforge.assembly import tokenizer_from_bundle
 
 
 def known_words(bundle: Bundle) -> tuple[str, ...]:
@@ -12,7 +12,6 @@ def known_words(bundle: Bundle) -> tuple[str, ...]:
     Raises:
         DamagedBundle: Its tokenizer cannot be read.
     """
-    text = bundle.manifest.text
-    if text is None:
+    if bundle.manifest.text is None:
         return ()
-    return PhraseTokenizer(bundle.path(text.tokenizer), text.context, text.pad_id).known_words
+    return tokenizer_from_bundle(bundle).known_words

@@ -29,6 +29,8 @@ class Sam3Checkpoint:
 
     name: str
     """As the user wrote it."""
+    reference: str
+    """Whose computation its parts are: ``meta`` or ``transformers``."""
     config: Sam3Config
     """With the image size already set: position tables depend on it."""
     source: WeightSource

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import cast
+from typing import TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,9 @@ from samforge.models.sam3.masks import MaskHead
 from samforge.models.sam3.modules import DetectorModules
 from samforge.models.sam3.positions import sine_encode, sine_grid, sine_wavelengths
 from samforge.models.sam3.text import MASKED
+
+Results: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Logits, boxes, mask logits and presence logits."""
 
 
 class Encoder(nn.Module):
@@ -70,9 +73,12 @@ def _attend_to_image(layer: Sam3DetrEncoderLayer, tokens: Tensor, position: Tens
 class Decoder(nn.Module):
     """transformers' DETR decoder with integer sizes and constants instead of shape tensors."""
 
-    def __init__(self, decoder: Sam3DetrDecoder, height: int, width: int) -> None:
+    def __init__(
+        self, decoder: Sam3DetrDecoder, height: int, width: int, *, clamps_presence: bool
+    ) -> None:
         super().__init__()
         self.decoder = decoder
+        self.clamps_presence = clamps_presence
         wavelengths = sine_wavelengths(decoder.hidden_size // 2)
         self.register_buffer("wavelengths", wavelengths, persistent=False)
         for axis, size in (("rows", height), ("columns", width)):
@@ -111,9 +117,11 @@ class Decoder(nn.Module):
             )
             normed = decoder.output_layer_norm(hidden[:, 1:])
             boxes = (decoder.box_head(normed) + inverse_sigmoid(boxes)).sigmoid()
-        presence = decoder.presence_head(decoder.presence_layer_norm(hidden[:, 0]))
-        limit = decoder.clamp_presence_logit_max_val
-        return normed, boxes, presence.squeeze(-1).clamp(-limit, limit)
+        presence = decoder.presence_head(decoder.presence_layer_norm(hidden[:, 0])).squeeze(-1)
+        if self.clamps_presence:  # Meta's code drops the clamp's result
+            limit = decoder.clamp_presence_logit_max_val
+            presence = presence.clamp(-limit, limit)
+        return normed, boxes, presence
 
     def _encode(self, boxes: Tensor) -> Tensor:
         """Sine encoding of boxes in the stock order y, x, w, h: (N, Q, 2 * D)."""
@@ -141,30 +149,33 @@ def _log_distance(cells: Tensor, low: Tensor, high: Tensor) -> Tensor:
 
 
 class Detector(nn.Module):
-    """SAM 3's detector for every image with every prompt."""
+    """SAM 3's detector for every image with every prompt; here a prompt is a phrase alone.
 
-    def __init__(self, modules: DetectorModules, config: Sam3Config, *, boxes: bool) -> None:
+    That is what transformers computes for phrases. Meta's code has a token of the geometry encoder
+    behind each: see :class:`DetectorWithClassToken`.
+    """
+
+    def __init__(
+        self, modules: DetectorModules, config: Sam3Config, *, clamps_presence: bool
+    ) -> None:
         super().__init__()
         cells = feature_sizes(config)[-1]
         position = sine_grid(config.detr_encoder_config.hidden_size, cells, cells)
         self.register_buffer("position", position, persistent=False)
-        self.geometry = Geometry(modules.geometry_encoder, config) if boxes else None
         self.encoder = Encoder(modules.detr_encoder.layers)
-        self.decoder = Decoder(modules.detr_decoder, cells, cells)
+        self.decoder = Decoder(modules.detr_decoder, cells, cells, clamps_presence=clamps_presence)
         self.scoring = modules.dot_product_scoring
         self.masks = MaskHead(modules.mask_decoder)
 
-    def forward(  # noqa: PLR0913, PLR0917  # the graph's inputs, in order
+    def forward(
         self,
         fpn_0: Tensor,
         fpn_1: Tensor,
         fpn_2: Tensor,
         text_features: Tensor,
         text_mask: Tensor,
-        boxes_cxcywh: Tensor | None = None,
-        box_labels: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Detect what each prompt names in each image.
+    ) -> Results:
+        """Detect what each phrase names in each image.
 
         Args:
             fpn_0: (B, D, 4s, 4s).
@@ -172,23 +183,33 @@ class Detector(nn.Module):
             fpn_2: (B, D, s, s).
             text_features: (P, L, D).
             text_mask: (P, L), True where a token is valid.
-            boxes_cxcywh: (B, P, K, 4), normalized exemplars (``detector_boxes`` only).
-            box_labels: (B, P, K), 1 like this, 0 not like this, -10 padding.
 
         Returns:
             Logits (B, P, Q), boxes (B, P, Q, 4) as normalized xyxy, mask logits (B, P, Q, 4s, 4s)
             and presence logits (B, P).
         """
+        prompt, mask = of_every_image(text_features, text_mask, fpn_2.shape[0])
+        return self.detect((fpn_0, fpn_1, fpn_2), prompt, mask)
+
+    def detect(
+        self, features: tuple[Tensor, Tensor, Tensor], prompt: Tensor, mask: Tensor
+    ) -> Results:
+        """Detect what each prompt asks for.
+
+        Args:
+            features: Feature maps (B, D, h, w), finest first.
+            prompt: (B * P, L, D), the prompts of the first image first.
+            mask: (B * P, L), True where a token is valid.
+
+        Returns:
+            As :meth:`forward`.
+        """
+        fpn_0, fpn_1, fpn_2 = features
         batch = fpn_2.shape[0]
         position = cast(Tensor, self.position)
-        prompt = text_features.expand(batch, -1, -1, -1).flatten(0, 1)  # [B * P, L, D]
-        mask = text_mask.expand(batch, -1, -1).flatten(0, 1)
-        if self.geometry is not None:
-            tokens, valid = self.geometry(fpn_2, position, boxes_cxcywh, box_labels)
-            prompt, mask = torch.cat([prompt, tokens], 1), torch.cat([mask, valid], 1)
         bias = torch.where(mask, 0.0, MASKED)[:, None, None]
         image_tokens = fpn_2.flatten(2).transpose(1, 2)
-        encoded = self.encoder(image_tokens, position, prompt, bias, text_mask.shape[0])
+        encoded = self.encoder(image_tokens, position, prompt, bias, prompt.shape[0] // batch)
         queries, boxes, presence = self.decoder(encoded, position, prompt, bias)
         logits = self.scoring(queries[None], prompt, mask)[0].squeeze(-1)
         masks = self.masks(queries, [fpn_1, fpn_0], encoded, prompt, bias)
@@ -198,3 +219,78 @@ class Detector(nn.Module):
             masks.unflatten(0, (batch, -1)),
             presence.unflatten(0, (batch, -1)),
         )
+
+
+class DetectorWithClassToken(Detector):
+    """The detector as Meta's code runs it for phrases: with a token that has seen the image."""
+
+    def forward(  # type: ignore[override]  # the graph's inputs, in order
+        self,
+        fpn_0: Tensor,
+        fpn_1: Tensor,
+        fpn_2: Tensor,
+        class_token: Tensor,
+        text_features: Tensor,
+        text_mask: Tensor,
+    ) -> Results:
+        """As :meth:`Detector.forward`, and:
+
+        Args:
+            fpn_0: (B, D, 4s, 4s).
+            fpn_1: (B, D, 2s, 2s).
+            fpn_2: (B, D, s, s).
+            class_token: (B, 1, D), from part ``vision``.
+            text_features: (P, L, D).
+            text_mask: (P, L), True where a token is valid.
+        """
+        batch, prompts = fpn_2.shape[0], text_mask.shape[0]
+        prompt, mask = of_every_image(text_features, text_mask, batch)
+        token = class_token[:, None].expand(-1, prompts, -1, -1).flatten(0, 1)
+        prompt = torch.cat([prompt, token], 1)  # [B * P, L + 1, D]
+        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
+        return self.detect((fpn_0, fpn_1, fpn_2), prompt, mask)
+
+
+class DetectorWithBoxes(Detector):
+    """The detector with exemplar boxes, alone or beside a phrase."""
+
+    def __init__(
+        self, modules: DetectorModules, config: Sam3Config, *, clamps_presence: bool
+    ) -> None:
+        super().__init__(modules, config, clamps_presence=clamps_presence)
+        self.geometry = Geometry(modules.geometry_encoder, config)
+
+    def forward(  # type: ignore[override]  # noqa: PLR0913, PLR0917  # the graph's inputs, in order
+        self,
+        fpn_0: Tensor,
+        fpn_1: Tensor,
+        fpn_2: Tensor,
+        text_features: Tensor,
+        text_mask: Tensor,
+        boxes_cxcywh: Tensor,
+        box_labels: Tensor,
+    ) -> Results:
+        """As :meth:`Detector.forward`, and:
+
+        Args:
+            fpn_0: (B, D, 4s, 4s).
+            fpn_1: (B, D, 2s, 2s).
+            fpn_2: (B, D, s, s).
+            text_features: (P, L, D).
+            text_mask: (P, L), True where a token is valid.
+            boxes_cxcywh: (B, P, K, 4), normalized exemplars.
+            box_labels: (B, P, K), 1 like this, 0 not like this, -10 padding.
+        """
+        prompt, mask = of_every_image(text_features, text_mask, fpn_2.shape[0])
+        position = cast(Tensor, self.position)
+        tokens, valid = self.geometry(fpn_2, position, boxes_cxcywh, box_labels)
+        prompt, mask = torch.cat([prompt, tokens], 1), torch.cat([mask, valid], 1)
+        return self.detect((fpn_0, fpn_1, fpn_2), prompt, mask)
+
+
+def of_every_image(features: Tensor, mask: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+    """(P, L, D) and (P, L) of the phrases to (B * P, L, D) and (B * P, L)."""
+    return (
+        features.expand(batch, -1, -1, -1).flatten(0, 1),
+        mask.expand(batch, -1, -1).flatten(0, 1),
+    )

@@ -63,7 +63,7 @@ class Sam3:
 
     def spec(self, name: str) -> PartSpec:
         """Interface of a part."""
-        return part_spec(self.checkpoint.config, name)
+        return part_spec(self.checkpoint, name)
 
     def inputs(self, name: str, sizes: Mapping[str, int], seed: int) -> dict[str, Tensor]:
         """Random inputs of a part."""
@@ -77,7 +77,11 @@ class Sam3:
 
     def settings(self) -> dict[str, Any]:
         """Everything besides the weights that decides its graphs."""
-        return {"config": self.checkpoint.config.to_dict(), "eos_id": self.checkpoint.eos_id}
+        return {
+            "reference": self.checkpoint.reference,
+            "config": self.checkpoint.config.to_dict(),
+            "eos_id": self.checkpoint.eos_id,
+        }
 
     def weight_count(self) -> int:
         """Numbers in all of its weights."""

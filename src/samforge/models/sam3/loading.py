@@ -10,10 +10,12 @@ from tokenizers import Tokenizer
 from transformers import Sam3Config
 
 from samforge.core.errors import CheckpointError, UnknownModel
+from samforge.core.reference import META
 from samforge.models import tiny
 from samforge.models.folders import folder_from_hub, table_from_json, weight_files
 from samforge.models.sam3.checkpoint import Sam3Checkpoint, state_shapes, with_image_size
-from samforge.models.sam3.meta_names import DETECTOR, MetaSource
+from samforge.models.sam3.configuration import config_for_reference
+from samforge.models.sam3.meta_names import DETECTOR, MetaSource, is_sam3_1
 from samforge.models.sources import RandomSource, SafetensorsSource, TorchFileSource, WeightSource
 
 HUB_FILES = ("*.json", "*.safetensors", "LICENSE*")
@@ -30,6 +32,10 @@ HELP = (
     "Give 'tiny', a folder with config.json and safetensors files, Meta's sam3.pt, "
     "or a Hugging Face id such as facebook/sam3."
 )
+SAM3_1 = (
+    "{}: this is SAM 3.1, whose neck and tracker are others than SAM 3's. samforge builds SAM 3: "
+    "give its sam3.pt, or facebook/sam3."
+)
 TOKENIZER_HELP = (
     "Put the tokenizer.json of facebook/sam3 there (that of openai/clip-vit-base-patch32 is the "
     "same), or name it with --tokenizer."
@@ -39,6 +45,7 @@ TOKENIZER_HELP = (
 def checkpoint_from_name(
     name: str,
     *,
+    reference: str = META,
     image_size: int | None = None,
     random_weights: bool = False,
     seed: int = 0,
@@ -48,6 +55,7 @@ def checkpoint_from_name(
 
     Args:
         name: ``tiny``, a local folder, a ``.pt`` file of Meta's, or a Hugging Face id.
+        reference: Whose computation the parts are: ``meta`` or ``transformers``.
         image_size: Side in pixels, a multiple of 14; None keeps the model's own.
         random_weights: Use the architecture with random weights; nothing is downloaded.
         seed: Of the random weights.
@@ -58,7 +66,8 @@ def checkpoint_from_name(
         GatedModel: The id exists, but access was not granted.
         CheckpointError: Files are missing or damaged.
         CheckpointKeysError: Tensors are missing or unexpected.
-        SettingError: The image size does not fit the patches.
+        SettingError: The image size does not fit the patches, or the configuration contradicts the
+            reference.
     """
     path = Path(name)
     if name == "tiny":
@@ -77,7 +86,7 @@ def checkpoint_from_name(
         tokenizer, license_text = tokenizer or _tokenizer_in(folder), _license_in(folder)
         if tokenizer is None and not random_weights:
             raise CheckpointError(f"{folder} has no tokenizer.json. {TOKENIZER_HELP}")
-    config = with_image_size(config, image_size)
+    config = with_image_size(config_for_reference(config, reference, name), image_size)
     if random_weights:
         source: WeightSource = RandomSource(state_shapes(config), seed, config.initializer_range)
         license_text = RANDOM_NOTICE
@@ -85,6 +94,7 @@ def checkpoint_from_name(
         source = _source(files)
     checkpoint = Sam3Checkpoint(
         name=name,
+        reference=reference,
         config=config,
         source=source,
         tokenizer=tokenizer,
@@ -101,8 +111,13 @@ def checkpoint_from_name(
 
 def _source(files: tuple[Path, ...]) -> WeightSource:
     if files[0].suffix == ".safetensors":
-        return SafetensorsSource(files)
+        stored = SafetensorsSource(files)
+        if is_sam3_1(stored.names()):
+            raise UnknownModel(SAM3_1.format(files[0].parent))
+        return stored
     source = TorchFileSource(files[0])
+    if is_sam3_1(source.names()):
+        raise UnknownModel(SAM3_1.format(files[0]))
     if any(name.startswith(DETECTOR) for name in source.names()):
         return MetaSource(source)
     return source

@@ -7,6 +7,7 @@ transformers' ``convert_sam3_to_hf.py`` and Meta's ``model_builder.py``.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from torch import Tensor
 
@@ -24,6 +25,19 @@ UNUSED = re.compile(
     r"|\.attn\.freqs_cis$"  # rotary tables: computed from the configuration
 )
 """What the text and box prompted detector has no use for. Nothing else is skipped."""
+
+NEXT_VERSION = re.compile(
+    r"\.(interactive_convs|propagation_convs)\."  # a neck for each of three uses
+    r"|^(sam3_model|sam2_predictor)\."  # the first files of it
+    r"|^tracker\.model\."
+)
+"""Names that only SAM 3.1's checkpoint has: another neck and another tracker."""
+
+
+def is_sam3_1(names: Iterable[str]) -> bool:
+    """Whether a checkpoint is of SAM 3.1, told by the names of its tensors."""
+    return any(NEXT_VERSION.search(name) for name in names)
+
 
 SECTIONS: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
     (

@@ -36,11 +36,17 @@ class DetectorModules:
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
 
+def geometry_encoder(config: Sam3Config) -> Sam3GeometryEncoder:
+    """Make transformers' geometry encoder without weights (on the meta device)."""
+    with torch.device("meta"):
+        return Sam3GeometryEncoder(config.geometry_encoder_config)
+
+
 def detector_modules(config: Sam3Config) -> DetectorModules:
     """Make transformers' detector without weights (on the meta device)."""
     with torch.device("meta"):
         return DetectorModules(
-            geometry_encoder=Sam3GeometryEncoder(config.geometry_encoder_config),
+            geometry_encoder=geometry_encoder(config),
             detr_encoder=Sam3DetrEncoder(config.detr_encoder_config),
             detr_decoder=Sam3DetrDecoder(config.detr_decoder_config),
             dot_product_scoring=Sam3DotProductScoring(config),

@@ -6,12 +6,14 @@ from torch import nn
 from transformers import Sam3Config
 
 from samforge.core.errors import SettingError
+from samforge.core.reference import META
 from samforge.core.session import PartSpec, TensorSpec
 from samforge.models.part import Part
 from samforge.models.sam3.checkpoint import Sam3Checkpoint, feature_sizes
-from samforge.models.sam3.detector import Detector
+from samforge.models.sam3.class_token import ClassToken
+from samforge.models.sam3.detector import Detector, DetectorWithBoxes, DetectorWithClassToken
 from samforge.models.sam3.grounding import Grounding
-from samforge.models.sam3.modules import detector_modules
+from samforge.models.sam3.modules import detector_modules, geometry_encoder
 from samforge.models.sam3.text import Text, text_encoder
 from samforge.models.sam3.vision import Vision, vision_encoder
 
@@ -35,7 +37,7 @@ def part_from_checkpoint(checkpoint: Sam3Checkpoint, name: str) -> Part:
     """
     if name not in PARTS:
         raise SettingError(f"sam3 has no part '{name}'. Its parts: {', '.join(PARTS)}.")
-    spec = part_spec(checkpoint.config, name)
+    spec = part_spec(checkpoint, name)
     used = {axis for tensor in spec.inputs for axis in tensor.shape if isinstance(axis, str)}
     return Part(
         spec=spec,
@@ -50,35 +52,48 @@ def _module(checkpoint: Sam3Checkpoint, name: str) -> nn.Module:
     if name == "text":
         return _text(checkpoint)
     if name == "grounding":
-        return Grounding(_vision(checkpoint), _text(checkpoint), _detector(checkpoint, boxes=False))
-    return _detector(checkpoint, boxes=name == "detector_boxes")
+        return Grounding(_vision(checkpoint), _text(checkpoint), _detector(checkpoint, name))
+    return _detector(checkpoint, name)
 
 
 def _vision(checkpoint: Sam3Checkpoint) -> Vision:
     encoder = vision_encoder(checkpoint.config)
-    checkpoint.load({"vision_encoder": encoder})
-    return Vision(encoder, checkpoint.config)
+    if checkpoint.reference != META:
+        checkpoint.load({"vision_encoder": encoder})
+        return Vision(encoder, checkpoint.config)
+    geometry = geometry_encoder(checkpoint.config)
+    checkpoint.load({"vision_encoder": encoder, "geometry_encoder": geometry})
+    return Vision(encoder, checkpoint.config, ClassToken(geometry))
 
 
 def _text(checkpoint: Sam3Checkpoint) -> Text:
     encoder, projection = text_encoder(checkpoint.config)
     checkpoint.load({"text_encoder": encoder, "text_projection": projection})
-    return Text(encoder, projection, checkpoint.config, checkpoint.eos_id)
+    masks_zero = checkpoint.reference == META
+    return Text(encoder, projection, checkpoint.config, checkpoint.eos_id, masks_zero=masks_zero)
 
 
-def _detector(checkpoint: Sam3Checkpoint, *, boxes: bool) -> Detector:
+def _detector(checkpoint: Sam3Checkpoint, name: str) -> Detector:
     modules = detector_modules(checkpoint.config)
     checkpoint.load(modules.named())
-    return Detector(modules, checkpoint.config, boxes=boxes)
+    meta = checkpoint.reference == META
+    kind: type[Detector] = DetectorWithClassToken if meta else Detector
+    if name == "detector_boxes":
+        kind = DetectorWithBoxes
+    return kind(modules, checkpoint.config, clamps_presence=not meta)
 
 
-def part_spec(config: Sam3Config, name: str) -> PartSpec:
+def part_spec(checkpoint: Sam3Checkpoint, name: str) -> PartSpec:
     """Interface of a part; dynamic axes are ``batch``, ``prompts`` and ``boxes``."""
-    images, input_ids, features, text, exemplars, results = _tensors(config)
+    images, input_ids, features, text, exemplars, results = _tensors(checkpoint.config)
+    seen = features
+    if checkpoint.reference == META:
+        width = checkpoint.config.detr_encoder_config.hidden_size
+        seen = (*features, _float("class_token", "batch", 1, width))
     interfaces: dict[str, tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]] = {
-        "vision": (images, features),
+        "vision": (images, seen),
         "text": (input_ids, text),
-        "detector": (features + text, results),
+        "detector": (seen + text, results),
         "detector_boxes": (features + text + exemplars, results),
         "grounding": (images + input_ids, results),
     }

@@ -18,6 +18,7 @@ class Text(nn.Module):
 
     The mask is found in the ids themselves: tokens up to and with the first end-of-text are valid.
     So the pad value does not matter (Meta's tokenizer pads with 0, transformers' with end-of-text).
+    Meta's code masks every token 0, which is an exclamation mark, wherever it stands.
     """
 
     def __init__(
@@ -26,8 +27,11 @@ class Text(nn.Module):
         projection: nn.Linear,
         config: Sam3Config,
         eos_id: int,
+        *,
+        masks_zero: bool,
     ) -> None:
         super().__init__()
+        self.masks_zero = masks_zero
         context = config.text_config.max_position_embeddings
         self.eos_id = eos_id
         self.context: int = context
@@ -52,6 +56,8 @@ class Text(nn.Module):
         positions = cast(Tensor, self.positions)
         end = torch.where(input_ids == self.eos_id, positions, self.context - 1).amin(-1)
         mask = positions <= end[:, None]
+        if self.masks_zero:
+            mask = mask & (input_ids != 0)
         hidden = self.token_embedding(input_ids) + self.position_embedding.weight
         for layer in self.layers:
             # Causal attention never looks at what follows, so padding needs no mask here.

@@ -1,4 +1,4 @@
-"""Part ``vision``: image -> three feature maps."""
+"""Part ``vision``: image -> three feature maps, and the class token that stands behind phrases."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from transformers.models.sam3.modeling_sam3 import (
     window_unpartition,
 )
 
-from samforge.models.sam3.positions import rope_tables
+from samforge.models.sam3.checkpoint import feature_sizes
+from samforge.models.sam3.class_token import ClassToken
+from samforge.models.sam3.positions import rope_tables, sine_grid
 
 
 class VisionLayer(nn.Module):
@@ -44,7 +46,12 @@ class VisionLayer(nn.Module):
 class Vision(nn.Module):
     """ViT and feature pyramid of SAM 3, without the level that the detector drops."""
 
-    def __init__(self, encoder: Sam3VisionModel, config: Sam3Config) -> None:
+    def __init__(
+        self,
+        encoder: Sam3VisionModel,
+        config: Sam3Config,
+        class_token: ClassToken | None = None,
+    ) -> None:
         super().__init__()
         vit = config.vision_config.backbone_config
         self.patch_size: int = vit.patch_size
@@ -57,6 +64,11 @@ class Vision(nn.Module):
             cos, sin = rope_tables(vit, window_size)
             self.register_buffer(f"{name}_cos", cos, persistent=False)
             self.register_buffer(f"{name}_sin", sin, persistent=False)
+        self.class_token = class_token
+        if class_token is not None:
+            cells = feature_sizes(config)[-1]
+            position = sine_grid(config.detr_encoder_config.hidden_size, cells, cells)
+            self.register_buffer("position", position, persistent=False)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Encode images.
@@ -66,7 +78,7 @@ class Vision(nn.Module):
 
         Returns:
             Feature maps (B, D, 4s, 4s), (B, D, 2s, 2s) and (B, D, s, s); s is S / 14 for
-            facebook/sam3.
+            facebook/sam3. Behind them the class token (B, 1, D), where the detector wants one.
         """
         height, width = (size // self.patch_size for size in images.shape[-2:])
         hidden = self.embeddings(images)  # [B, H * W, D]
@@ -76,7 +88,10 @@ class Vision(nn.Module):
         for layer in self.layers:
             hidden = layer(hidden, windowed if layer.window_size else everywhere)
         spatial = hidden.permute(0, 3, 1, 2)
-        return tuple(level(spatial) for level in self.levels)
+        features = tuple(level(spatial) for level in self.levels)
+        if self.class_token is None:
+            return features
+        return (*features, self.class_token(features[-1], cast(Tensor, self.position)))
 
 
 def vision_encoder(config: Sam3Config) -> Sam3VisionModel:

@@ -20,7 +20,7 @@ from samforge.runtime.device.results import (
     found_from_summary,
 )
 from samforge.runtime.device.transfer import host_tensor
-from samforge.runtime.postprocess import Thresholds
+from samforge.runtime.postprocess import Thresholds, mask_limit
 
 _MOST_AHEAD = 16
 """Masks begun before their number is known. A wrong guess costs the copy of each (0.16 ms at 4K
@@ -76,10 +76,17 @@ class Collector:
     masks that are not under way yet, and :meth:`make_room` starts them before the next one runs.
     """
 
-    def __init__(self, device: torch.device, masks_ahead: bool | None) -> None:
-        """Remember the device, and whether masks are begun ahead: None does so on a GPU."""
+    def __init__(self, device: torch.device, masks_ahead: bool | None, reference: str) -> None:
+        """Remember the device and how masks are made.
+
+        Args:
+            device: Where the detector writes.
+            masks_ahead: Whether masks are begun ahead; None does so on a GPU.
+            reference: Whose masks: see ``postprocess.mask_limit``.
+        """
         cuda = device.type == "cuda"
         self._device = device
+        self._reference = reference
         # Before the kernels of the next batch, which are queued already.
         self._kernels = torch.cuda.Stream(priority=-1) if cuda else None  # type: ignore[no-untyped-call]
         self._copies = torch.cuda.Stream() if cuda else None  # type: ignore[no-untyped-call]
@@ -115,9 +122,9 @@ class Collector:
         steady = count == before and 0 < count <= _MOST_AHEAD
         if not (self._ahead and steady and len(question.sizes_hw) == 1):
             return None
-        thresholds = question.thresholds
-        index = admitted_on_device(summary[0, :, :, 0], thresholds.score, count)
-        return masks_to_host(masks[0], index, question.sizes_hw[0], thresholds.mask, self._copies)
+        index = admitted_on_device(summary[0, :, :, 0], question.thresholds.score, count)
+        limit = mask_limit(question.thresholds.mask, self._reference)
+        return masks_to_host(masks[0], index, question.sizes_hw[0], limit, self._copies)
 
     def make_room(self) -> None:
         """Start the masks of the last batch, if they are not under way: a detector may run then."""
@@ -143,6 +150,7 @@ class Collector:
         chosen = chosen_from_found(found, question.thresholds)
         phrases = range(len(question.phrases))
         counts, arriving = [], []
+        limit = mask_limit(question.thresholds.mask, self._reference)
         for image, size_hw in enumerate(question.sizes_hw):
             wanted = [(phrase, int(query)) for phrase in phrases for query in chosen[image, phrase]]
             counts.append(len(wanted))
@@ -151,10 +159,10 @@ class Collector:
             if begun is not None and len(wanted) <= len(begun.masks) <= 2 * len(wanted):
                 arriving.append(begun)
                 continue
-            logits, threshold = pending.masks[image], question.thresholds.mask
+            logits = pending.masks[image]
             with torch.cuda.stream(self._kernels):  # nothing where there is none
                 index = index_on_device(wanted, self._device)
-                arriving.append(masks_to_host(logits, index, size_hw, threshold, self._copies))
+                arriving.append(masks_to_host(logits, index, size_hw, limit, self._copies))
         if len(counts) == 1:
             self._counts[len(phrases)] = (counts[0], self._counts.get(len(phrases), (0, 0))[0])
         return _Arriving(found=found, chosen=chosen, counts=tuple(counts), masks=tuple(arriving))

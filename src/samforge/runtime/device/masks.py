@@ -11,6 +11,7 @@ from torch import Tensor
 
 from samforge.core.triton_here import HAS_TRITON
 from samforge.runtime.device.transfer import host_tensor
+from samforge.runtime.postprocess import MaskLimit
 
 _CHUNK_BYTES = 32 << 20
 """Of masks at image size: while some are copied the next are computed."""
@@ -39,19 +40,17 @@ def masks_to_host(
     logits: Tensor,
     index: Tensor,
     size_hw: tuple[int, int],
-    threshold: float,
+    limit: MaskLimit,
     copies: torch.cuda.Stream | None = None,
 ) -> MasksToHost:
-    """Bring masks to image size, compare them with a threshold, and copy them, some at a time.
-
-    Probabilities are interpolated, as transformers does, not logits.
+    """Bring masks to image size, compare them with a limit, and copy them, some at a time.
 
     Args:
         logits: (P, Q, h, w) of one image, on any device.
         index: (K, 2), int32, on that device: phrase and query of each mask. Where the phrase is
             below 0 there is none, and the mask may be anything.
         size_hw: Height and width of the image.
-        threshold: Pixels of a mask have a probability above it.
+        limit: What pixels of a mask exceed, and whether logits are resized or probabilities.
         copies: Stream on which masks go to the host, beside the kernels of what comes next.
     """
     in_kernel = HAS_TRITON and logits.device.type == "cuda"
@@ -63,9 +62,9 @@ def masks_to_host(
     for start in range(0, len(index), step):
         part = slice(start, min(start + step, len(index)))
         if in_kernel:
-            above = _above_by_kernel(logits, index[part], size_hw, threshold)
+            above = _above_by_kernel(logits, index[part], size_hw, limit)
         else:
-            above = above_reference(logits, index[part], size_hw, threshold)
+            above = above_reference(logits, index[part], size_hw, limit)
         if copies is None:
             out[part].copy_(above)
             continue
@@ -88,13 +87,15 @@ def index_on_device(wanted: Sequence[tuple[int, int]], device: torch.device) -> 
 
 
 def above_reference(
-    logits: Tensor, index: Tensor, size_hw: tuple[int, int], threshold: float
+    logits: Tensor, index: Tensor, size_hw: tuple[int, int], limit: MaskLimit
 ) -> Tensor:
     """Masks (K, H, W), bool, of the phrases and queries in ``index``, (K, 2)."""
     phrase, query = index.long().clamp(min=0).unbind(1)
-    probabilities = logits[phrase, query].float().sigmoid()
-    wide = F.interpolate(probabilities[:, None], size=size_hw, mode="bilinear", align_corners=False)
-    return wide[:, 0] > threshold
+    values = logits[phrase, query].float()
+    if limit.of_probabilities:
+        values = values.sigmoid()
+    wide = F.interpolate(values[:, None], size=size_hw, mode="bilinear", align_corners=False)
+    return wide[:, 0] > limit.value
 
 
 if HAS_TRITON:
@@ -102,15 +103,19 @@ if HAS_TRITON:
     import triton.language as tl
 
     @triton.jit  # type: ignore[untyped-decorator,unused-ignore]
+    def _value(pointer, probabilities: tl.constexpr):  # type: ignore[no-untyped-def]
+        value = tl.load(pointer).to(tl.float32)
+        return tl.sigmoid(value) if probabilities else value
+
+    @triton.jit  # type: ignore[untyped-decorator,unused-ignore]
     def _above(  # type: ignore[no-untyped-def]  # noqa: PLR0913, PLR0917
         logits_ptr, index_ptr, out_ptr, threshold,
         of_phrase, of_query, of_row, of_column, high, wide, height, width, down, across,
-        block: tl.constexpr,
+        block: tl.constexpr, probabilities: tl.constexpr,
     ):  # fmt: skip
         """A stretch of all rows of one mask whose centres lie below one row of its logits.
 
-        What is between two columns is the same for those rows (7 or 8 of a 4K image's): sigmoids,
-        four a pixel otherwise, were most of the time.
+        What is between two columns is the same for those rows (7 or 8 of a 4K image's).
         """
         mask, top = tl.program_id(2), tl.program_id(1)
         phrase = tl.load(index_ptr + mask * 2).to(tl.int64)
@@ -127,10 +132,10 @@ if HAS_TRITON:
         left, right = left * of_column, right * of_column
         upper = logits_ptr + top * of_row
         lower = logits_ptr + tl.minimum(top + 1, high - 1) * of_row
-        above = tl.sigmoid(tl.load(upper + left).to(tl.float32)) * (1.0 - beside)
-        above += tl.sigmoid(tl.load(upper + right).to(tl.float32)) * beside
-        under = tl.sigmoid(tl.load(lower + left).to(tl.float32)) * (1.0 - beside)
-        under += tl.sigmoid(tl.load(lower + right).to(tl.float32)) * beside
+        above = _value(upper + left, probabilities) * (1.0 - beside)
+        above += _value(upper + right, probabilities) * beside
+        under = _value(lower + left, probabilities) * (1.0 - beside)
+        under += _value(lower + right, probabilities) * beside
         # Rows that may be these and one more at each end: rounding decides as it does below.
         first = ((top.to(tl.float32) + 0.5) / down - 0.5).to(tl.int32) - 1
         last = ((top.to(tl.float32) + 1.5) / down - 0.5).to(tl.int32) + 2
@@ -146,7 +151,7 @@ if HAS_TRITON:
             tl.store(place, (value > threshold).to(tl.int8), mask=(column < width) & mine)
 
     def _above_by_kernel(
-        logits: Tensor, index: Tensor, size_hw: tuple[int, int], threshold: float
+        logits: Tensor, index: Tensor, size_hw: tuple[int, int], limit: MaskLimit
     ) -> Tensor:
         """As :func:`above_reference`."""
         height, width = size_hw
@@ -154,7 +159,8 @@ if HAS_TRITON:
         out = torch.empty((len(index), height, width), dtype=torch.bool, device=logits.device)
         block = min(1024, triton.next_power_of_2(width))
         _above[triton.cdiv(width, block), high, len(index)](
-            logits, index, out.view(torch.int8), threshold, *logits.stride(), high, wide,
-            height, width, high / height, wide / width, block=block,
+            logits, index, out.view(torch.int8), limit.value, *logits.stride(), high, wide,
+            height, width, high / height, wide / width,
+            block=block, probabilities=limit.of_probabilities,
         )  # fmt: skip
         return out

@@ -12,6 +12,7 @@ from torch import Tensor
 from samforge.core.detections import Detections
 from samforge.core.errors import SettingError, ShapeError
 from samforge.core.images import ImageSource, ImageSpec, RgbImage
+from samforge.core.reference import META
 from samforge.runtime.device.collector import Collector, Pending, Question
 from samforge.runtime.device.graphs import Graphs
 from samforge.runtime.device.phrases import PhraseFeatures
@@ -23,15 +24,13 @@ from samforge.runtime.postprocess import Thresholds
 from samforge.runtime.prompts import phrases_from_text
 from samforge.runtime.tokenize import PhraseTokenizer
 
-_LEVELS = ("fpn_0", "fpn_1", "fpn_2")
-
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class EncodedOnDevice:
     """Features of one image on the device: prompt it as often as you like."""
 
     features: Mapping[str, Tensor]
-    """``fpn_0``, ``fpn_1``, ``fpn_2``, each (1, D, h, w), finest first."""
+    """Every output of the part, as in ``EncodedImage``."""
     size_hw: tuple[int, int]
     """Height and width of the image, pixels."""
 
@@ -44,7 +43,7 @@ class DeviceSegmenter:
     every combination of batch and phrase count is captured once as CUDA graphs.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  each is a choice of its own
         self,
         sessions: Mapping[str, DeviceSession],
         image: ImageSpec,
@@ -53,6 +52,7 @@ class DeviceSegmenter:
         *,
         graphs: bool = True,
         masks_ahead: bool | None = None,
+        reference: str = META,
     ) -> None:
         """Keep what runs a model.
 
@@ -65,6 +65,7 @@ class DeviceSegmenter:
             masks_ahead: With one image in a call, begin its masks before the host has read the
                 scores, where the last two calls with so many phrases found equally many; None does
                 so on a GPU.
+            reference: Whose masks: see ``postprocess.mask_limit``.
 
         Raises:
             SettingError: A part is missing, or the parts are on different devices.
@@ -87,7 +88,7 @@ class DeviceSegmenter:
         self._upload = Uploader(self.device)
         # Memory apart: the next pictures are encoded before masks are made of the last detector's.
         self._vision_graphs, self._detector_graphs = (Graphs(self.device, graphs) for _ in "vd")
-        self._collector = Collector(self.device, masks_ahead)
+        self._collector = Collector(self.device, masks_ahead, reference)
         self._static: dict[Any, dict[str, Tensor]] = {}
 
     @torch.inference_mode()
@@ -101,7 +102,7 @@ class DeviceSegmenter:
         rgb = self._picture(image)
         features = self._vision([rgb])
         # The graph's next replay writes into its own outputs.
-        kept = {name: features[name].clone() for name in _LEVELS}
+        kept = {name: tensor.clone() for name, tensor in features.items()}
         return EncodedOnDevice(features=kept, size_hw=(rgb.shape[0], rgb.shape[1]))
 
     @torch.inference_mode()
@@ -140,8 +141,8 @@ class DeviceSegmenter:
         """Start everything up to the scores."""
         if isinstance(image, EncodedOnDevice):
             features = self._features(1)
-            for name in _LEVELS:
-                features[name].copy_(image.features[name])
+            for name, tensor in image.features.items():
+                features[name].copy_(tensor)
             sizes = (image.size_hw,)
             return self._detect(Question(phrases=phrases, sizes_hw=sizes, thresholds=thresholds))
         many = isinstance(image, (list, tuple))
@@ -220,7 +221,7 @@ class DeviceSegmenter:
             self._resize(rgb, images["images"][index])
         outputs = self._vision_graphs.run(batch, lambda: vision.run_tensors(images))
         # At fixed addresses: the graph's own outputs, which the detector's graph reads.
-        self._static["features", batch] = {name: outputs[name] for name in _LEVELS}
+        self._static["features", batch] = dict(outputs)
         return self._static["features", batch]
 
     def _features(self, batch: int) -> dict[str, Tensor]:

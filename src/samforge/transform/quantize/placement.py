@@ -30,6 +30,7 @@ RULES: tuple[tuple[str, str], ...] = (
     ("*box_rpb_embed*", "relative position bias: signed logarithms of distances"),
     ("*ref_point_head*", "position encoding of the queries"),
     ("*scoring*", "class scores: compared with a threshold"),
+    ("*class_token.*", "one token an image, which every phrase of it reads: no work, and no room"),
     ("geometry.encoder.boxes_*", "coordinates of exemplar boxes"),
     ("geometry.folded*", "the pixels in exemplar boxes: they say what to look for"),
     ("*mask_embedder*", "its few numbers are multiplied with every pixel of a mask"),
