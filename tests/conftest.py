@@ -49,6 +49,7 @@ def manifest() -> Manifest:
         created="2026-01-31T12:00:00+00:00",
         family="sam3",
         model="tiny",
+        reference="meta",
         recipe={"model": "tiny", "parts": None},
         image=ImageSpec(size=28),
         text=TextSpec(context=32, pad_id=0, tokenizer="tokenizer/tokenizer.json", synthetic=False),

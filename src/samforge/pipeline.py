@@ -16,6 +16,7 @@ from typing import Any
 from samforge.core.bundle import Bundle, open_bundle
 from samforge.core.errors import FidelityError, SamforgeWarning, SettingError
 from samforge.core.files import require_space
+from samforge.core.own_folder import require_outside_bundles
 from samforge.core.recipe import Recipe
 from samforge.core.staging import Staging
 from samforge.models.family import Model
@@ -78,6 +79,8 @@ def build(
     )
     parts = _part_names(recipe, checkpoint)
     planned = stages(recipe, parts, until=until)
+    if recipe.engine.timing_cache is not None:
+        require_outside_bundles(recipe.engine.timing_cache, "the timing cache")
     require_space(Path(out), _needed_bytes(checkpoint))
     with Staging.open(out) as staging:
         shop = Workshop(

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made_up import forged
 
 from samforge.core.errors import BundleError, DamagedBundle, ForeignBundle
 from samforge.core.manifest import (
@@ -20,6 +21,8 @@ from samforge.core.manifest import (
     Manifest,
     check_relative,
     manifest_from_text,
+    manifest_text,
+    sealed,
 )
 from samforge.core.structure import json_from_value, value_from_json
 
@@ -40,7 +43,7 @@ def _table(manifest: Manifest) -> dict[str, Any]:
 
 
 def test_reads_back_equal(whole: Manifest) -> None:
-    assert manifest_from_text(json.dumps(_table(whole)), place="here") == whole
+    assert manifest_from_text(manifest_text(whole), place="here") == sealed(whole)
 
 
 def test_keys_are_the_documented_ones(whole: Manifest) -> None:
@@ -50,6 +53,7 @@ def test_keys_are_the_documented_ones(whole: Manifest) -> None:
         "created",
         "family",
         "model",
+        "reference",
         "recipe",
         "image",
         "text",
@@ -61,6 +65,7 @@ def test_keys_are_the_documented_ones(whole: Manifest) -> None:
         "steps",
         "gates",
         "weights_license",
+        "digest",
     ]
 
 
@@ -72,9 +77,9 @@ Bend = Callable[[dict[str, Any]], object]
     [
         (lambda t: t.pop("schema_version"), ForeignBundle, "is not a samforge manifest"),
         (
-            lambda t: t.update(schema_version=3),
+            lambda t: t.update(schema_version=4),
             ForeignBundle,
-            "schema version 3 .* reads 2. Install",
+            "schema version 4 .* reads 3. Install",
         ),
         (lambda t: t.update(schema_version="1"), ForeignBundle, "schema version '1'"),
         (lambda t: t.update(schema_version=True), ForeignBundle, "schema version True"),
@@ -111,10 +116,10 @@ def test_bent(whole: Manifest, bend: Bend, kind: type[BundleError] | None, messa
     table = _table(whole)
     bend(table)
     if kind is None:
-        assert manifest_from_text(json.dumps(table), place="here").text is None
+        assert manifest_from_text(forged(table), place="here").text is None
         return
     with pytest.raises(kind, match=message):
-        manifest_from_text(json.dumps(table), place="here")
+        manifest_from_text(forged(table), place="here")
 
 
 @pytest.mark.parametrize(
@@ -136,7 +141,7 @@ def test_paths_that_may_not_stand_in_a_manifest(whole: Manifest, path: str, reas
     table = _table(whole)
     table["files"][path] = {"sha256": "0" * 64, "bytes": 1}
     with pytest.raises(DamagedBundle, match=reason):
-        manifest_from_text(json.dumps(table), place="here")
+        manifest_from_text(forged(table), place="here")
 
 
 @given(st.text(max_size=30) | st.text(alphabet="a./\\:~ ", max_size=12))

@@ -28,6 +28,7 @@ from samforge.core.manifest import (
     manifest_from_text,
     what_to_do,
 )
+from samforge.core.own_folder import manifest_table
 from samforge.core.replacing import Pin, settled
 from samforge.core.strangers import is_harmless
 
@@ -151,6 +152,11 @@ def open_bundle(path: str | Path, *, verify: bool = True, digest: str | None = N
     require_digest(bundle, wanted)
     _name_guests(bundle)
     return bundle
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether the folder was made by samforge, of any schema version, whatever else it holds now."""
+    return manifest_table(path) is not None
 
 
 def require_digest(bundle: Bundle, digest: str | None) -> None:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from samforge.core.errors import OutputError
-from samforge.core.files import output_errors
 from samforge.core.manifest import MANIFEST_NAME, MOST_BYTES, check_relative, digest_of
 from samforge.core.strict_json import StrictJsonError, strict_json
 
@@ -56,22 +55,22 @@ def make_marked(folder: Path) -> None:
     """Make a work folder, or take over an empty or marked one.
 
     Raises:
-        OutputError: Something else is there, or it cannot be written.
+        OutputError: Something else is there.
+        OSError: It cannot be written.
     """
-    with output_errors(folder):
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            if is_marked(folder):
-                return
-            # A build that was killed at once has made the folder and not the mark.
-            empty = not folder.is_symlink() and folder.is_dir() and not any(folder.iterdir())
-            if not empty:
-                raise OutputError(
-                    f"{folder} is where a build works, and samforge did not make it: it has no "
-                    f"{MARK_NAME}. It is left alone. Move it away, or choose another output folder."
-                ) from None
-        write_mark(folder)
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        if is_marked(folder):
+            return
+        # A build that was killed at once has made the folder and not the mark.
+        empty = not folder.is_symlink() and folder.is_dir() and not any(folder.iterdir())
+        if not empty:
+            raise OutputError(
+                f"{folder} is where a build works, and samforge did not make it: it has no "
+                f"{MARK_NAME}. It is left alone. Move it away, or choose another output folder."
+            ) from None
+    write_mark(folder)
 
 
 def write_mark(folder: Path) -> None:

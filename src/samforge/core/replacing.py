@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -65,6 +66,10 @@ def settled(root: Path) -> None:
     """Where a replacement is between its two renames, wait for it, or undo it if it was killed."""
     end = time.monotonic() + GAP_SECONDS
     while not root.exists() and _aside(root) is not None and time.monotonic() < end:
+        if not is_marked(work_folder(root)):  # from before the mark: nobody has a lock
+            with suppress(OSError):
+                put_back(root)
+            return
         lock = BuildLock(work_folder(root) / LOCK_NAME)
         try:
             lock.acquire()
@@ -93,5 +98,6 @@ def put_back(out: Path) -> None:
 def _aside(out: Path) -> Path | None:
     """Where the old bundle is meanwhile, if it is."""
     work = work_folder(out)
-    old = work / REPLACED
-    return old if is_marked(work) and manifest_table(old) is not None else None
+    inside = (work / REPLACED,) if is_marked(work) else ()
+    earlier = out.with_name(f".{out.name}.replaced")  # before builds had a mark
+    return next((old for old in (*inside, earlier) if manifest_table(old) is not None), None)

@@ -132,7 +132,8 @@ class Staging:
         root = work_folder(out)
         lock = BuildLock(root / LOCK_NAME)
         while True:
-            make_marked(root)
+            with output_errors(out):
+                make_marked(root)
             try:
                 lock.acquire()
                 break

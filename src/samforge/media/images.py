@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from samforge.core.errors import ImageError, OutputError, ShapeError
 from samforge.core.images import ImageSource, RgbImage
+from samforge.core.outputs import SOFTWARE
 from samforge.media._arrays import rgb_from_array
 from samforge.media._pillow import MAX_PIXELS, rgb_from_file, rgb_from_pillow
 
@@ -88,11 +90,13 @@ def write_png(path: str | os.PathLike[str], rgb: RgbImage) -> Path:
     if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.size == 0:
         raise ShapeError(f"write_png wants uint8 (H, W, 3), got {rgb.dtype} {rgb.shape}.")
     target = Path(path)
+    notes = PngInfo()
+    notes.add_text("Software", SOFTWARE)
     temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.part")
     try:
         try:
             with temporary.open("xb") as file:
-                Image.fromarray(rgb).save(file, format="PNG", compress_level=3)
+                Image.fromarray(rgb).save(file, format="PNG", compress_level=3, pnginfo=notes)
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)

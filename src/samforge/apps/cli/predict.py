@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import samforge
-from samforge.apps.cli.inputs import images_from_paths
+from samforge.apps.cli.inputs import images_from_paths, results_for
 from samforge.apps.cli.output import (
     JsonOption,
     print_json,
@@ -17,9 +17,11 @@ from samforge.apps.cli.output import (
     print_table,
     shown_path,
 )
+from samforge.apps.cli.places import DigestOption, OverwriteOption, check_outputs
 from samforge.apps.cli.progress import progress_bar
 from samforge.apps.cli.stages import print_stages
 from samforge.core.files import writable_folder
+from samforge.core.own_folder import require_outside_bundles
 
 if TYPE_CHECKING:
     from samforge.apps.cli.prediction import Failure, ImageResult, Predictions, Prompts
@@ -59,6 +61,8 @@ def predict(  # noqa: PLR0913  every argument is an option that a user types
         int | None,
         typer.Option("--threads", min=1, help="Processor threads.", show_default="all cores"),
     ] = None,
+    digest: DigestOption = None,
+    overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Find what phrases or boxes name in images; write overlays and COCO files.
@@ -75,9 +79,12 @@ def predict(  # noqa: PLR0913  every argument is an option that a user types
         box_labels=(1,) * len(positive) + (0,) * len(negative),
         thresholds=Thresholds(score=threshold, mask=mask_threshold),
     )
+    require_outside_bundles(out, "--out")  # before a folder is made
+    files, unusable = images_from_paths(images, out)
+    check_outputs(results_for(files, out), overwrite=overwrite)
     out = writable_folder(out)
-    opened = samforge.open_bundle(bundle)
-    found = _run(opened, images, prompts, out, threads=threads, as_json=as_json)
+    opened = samforge.open_bundle(bundle, digest=digest)
+    found = _run(opened, (files, unusable), prompts, out, threads=threads, as_json=as_json)
     if as_json:
         _print_json(opened, out, found)
     else:
@@ -88,7 +95,7 @@ def predict(  # noqa: PLR0913  every argument is an option that a user types
 
 def _run(
     bundle: samforge.Bundle,
-    paths: list[Path],
+    images: tuple[list[Path], list[tuple[Path, samforge.SamforgeError]]],
     prompts: Prompts,
     out: Path,
     *,
@@ -105,7 +112,7 @@ def _run(
     if bundle.manifest.recipe.get("random_weights"):
         print_note(f"{bundle.root} has random weights: what it finds means nothing.")
     segmenter = samforge.load(bundle, threads=threads)
-    files, unusable = images_from_paths(paths, out)
+    files, unusable = images
     with progress_bar("images", len(files), as_json=as_json or len(files) < 2) as done:
         found = predict_files(segmenter, files, prompts, out, done=done)
     earlier = tuple(failure_from(path, error) for path, error in unusable)
