@@ -53,7 +53,8 @@ def made_up_onnx(part: PartSpec) -> bytes:
         count = node("ReduceProd", [shape], keepdims=0)
         places = node("Range", [constant("zero", np.int64(0)), count, constant("one", np.int64(1))])
         angle = node("Add", [node("Cast", [places], to=TensorProto.FLOAT), shift])
-        wave = node("Mul", [node("Sin", [angle]), constant("height", np.float32(2))])
+        wave = node("Mul", [node("Sin", [angle]), constant("height", np.float32(3))])
+        wave = node("Add", [wave, constant("lift", np.float32(1))])
         shaped = node("Reshape", [wave, shape])
         if tensor.dtype == "bool":
             shaped = node("Greater", [shaped, constant("nothing", np.float32(0))])

@@ -87,7 +87,7 @@ CHANGES: dict[str, Bend] = {
 @pytest.mark.parametrize("bend", CHANGES.values(), ids=CHANGES)
 def test_whatever_is_changed_shows(fake_bundle: Make, bend: Bend) -> None:
     root = _bent(fake_bundle(), bend, forge=False)
-    with pytest.raises(DamagedBundle, match="was changed: its digest is .* Copy the bundle again"):
+    with pytest.raises(DamagedBundle, match=r"was changed: its digest is .* Copy the bundle"):
         samforge.load(root)
 
 
@@ -296,9 +296,7 @@ def test_another_bundle_than_the_pinned_is_refused(fake_bundle: Make) -> None:
         lambda: samforge.load(other, digest=bundle.digest),
         lambda: samforge.load_on_device(other.root, digest=bundle.digest),
     ):
-        with pytest.raises(
-            DamagedBundle, match=f"digest is {other.digest}, and {bundle.digest} is"
-        ):
+        with pytest.raises(DamagedBundle, match=f"is {other.digest}, and {bundle.digest} is"):
             load()
 
 

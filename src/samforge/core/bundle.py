@@ -155,7 +155,7 @@ def open_bundle(path: str | Path, *, verify: bool = True, digest: str | None = N
 
 
 def is_bundle(path: Path) -> bool:
-    """Whether the folder was made by samforge, of any schema version, whatever else it holds now."""
+    """Whether samforge made the folder, in any schema version, whatever else it holds now."""
     return manifest_table(path) is not None
 
 

@@ -10,7 +10,8 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import cast
 
 from samforge.core.errors import OutputError
 from samforge.core.manifest import MANIFEST_NAME, MOST_BYTES, check_relative, digest_of
@@ -130,11 +131,13 @@ def looks_like_bundle(folder: Path) -> bool:
 
 
 def listed_in(folder: Path) -> Callable[[str], bool]:
-    """Tells which files of a bundle its own manifest lists."""
+    """Tells which files of a bundle its own manifest lists, and folders, which end in a slash."""
     table = manifest_table(folder)
-    files = table["files"] if table is not None else {}
-    listed = {*files, MANIFEST_NAME} if isinstance(files, dict) and table is not None else set()
-    return lambda relative: relative in listed
+    if table is None:
+        return lambda _: False
+    files = {MANIFEST_NAME, *cast("dict[str, object]", table["files"])}
+    folders = {f"{parent}/" for path in files for parent in PurePosixPath(path).parents}
+    return (files | folders).__contains__
 
 
 def others_in(folder: Path, own: Callable[[str], bool]) -> Iterator[str]:
@@ -150,8 +153,9 @@ def others_in(folder: Path, own: Callable[[str], bool]) -> Iterator[str]:
             relative = (inside / name).relative_to(folder).as_posix()
             if not own(relative):
                 yield relative
-        if not folders and not files and inside != folder:
-            yield f"{inside.relative_to(folder).as_posix()}/"
+        empty = f"{inside.relative_to(folder).as_posix()}/"
+        if not folders and not files and inside != folder and not own(empty):
+            yield empty
 
 
 def remove_own(folder: Path, own: Callable[[str], bool]) -> tuple[str, ...]:

@@ -166,7 +166,7 @@ def clear_assembled(root: Path) -> None:
     bundle = root / ASSEMBLED
     if bundle.is_symlink() or bundle.exists():
         listed = listed_in(bundle)
-        _drop(bundle, lambda one: listed(one) or _is_temporary(one) or (root / one).is_file())
+        _drop(bundle, lambda one: listed(one) or _is_temporary(one) or (root / one).exists())
 
 
 def _drop(folder: Path, own: object) -> None:

@@ -17,7 +17,6 @@ from samforge.apps.cli.progress import progress_bar
 from samforge.apps.cli.stages import print_stages
 from samforge.apps.cli.steps import print_steps
 from samforge.core.files import writable_folder
-from samforge.core.own_folder import require_outside_bundles
 
 if TYPE_CHECKING:
     from samforge.apps.cli.comparison import BundleAccuracy
@@ -38,6 +37,7 @@ def demo(
     from samforge.apps.cli.comparison import accuracy_of
     from samforge.apps.cli.data import data_from_text
     from samforge.apps.cli.demonstration import EVALUATED, SCENES, require_accuracy, show_scenes
+    from samforge.core.own_folder import require_outside_bundles
 
     start = time.perf_counter()
     require_outside_bundles(out, "--out")

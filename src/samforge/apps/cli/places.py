@@ -9,10 +9,7 @@ from typing import Annotated, TypeAlias
 import typer
 
 import samforge
-from samforge.core.bundle import checked_digest
 from samforge.core.errors import DamagedBundle
-from samforge.core.outputs import require_own
-from samforge.core.own_folder import require_outside_bundles
 
 DigestOption: TypeAlias = Annotated[
     str | None,
@@ -53,6 +50,8 @@ def opened_bundles(
         BundleError: One is no bundle, damaged, or another than those reviewed.
         SettingError: A digest is none.
     """
+    from samforge.core.bundle import checked_digest
+
     pinned = {checked_digest(digest) for digest in digests or ()}
     opened = []
     for path in paths:
@@ -72,6 +71,9 @@ def check_outputs(paths: Iterable[Path], *, overwrite: bool, option: str = "--ou
     Raises:
         OutputError: With what is in the way.
     """
+    from samforge.core.outputs import require_own
+    from samforge.core.own_folder import require_outside_bundles
+
     files = list(paths)
     for path in files:
         require_outside_bundles(path, option)

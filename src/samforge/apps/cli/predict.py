@@ -21,7 +21,6 @@ from samforge.apps.cli.places import DigestOption, OverwriteOption, check_output
 from samforge.apps.cli.progress import progress_bar
 from samforge.apps.cli.stages import print_stages
 from samforge.core.files import writable_folder
-from samforge.core.own_folder import require_outside_bundles
 
 if TYPE_CHECKING:
     from samforge.apps.cli.prediction import Failure, ImageResult, Predictions, Prompts
@@ -70,6 +69,7 @@ def predict(  # noqa: PLR0913  every argument is an option that a user types
     An image that cannot be used is named at the end; the others are done all the same.
     """
     from samforge.apps.cli.prediction import Prompts, box_from_text
+    from samforge.core.own_folder import require_outside_bundles
     from samforge.runtime import Thresholds
 
     positive, negative = box or [], negative_box or []

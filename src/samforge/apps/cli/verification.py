@@ -121,7 +121,7 @@ def _recorded(
         return None
     if not bundle.is_current():
         raise DamagedBundle(
-            f"{bundle.root} was replaced while it was verified. Verify the bundle that is there now."
+            f"{bundle.root} was replaced while it was verified. Verify what is there now."
         )
     try:
         atomic_write_text(path, manifest_text(manifest))
