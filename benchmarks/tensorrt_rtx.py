@@ -87,7 +87,9 @@ def graph(part: str, precision: str, folder: Path) -> Path:
         return path
     checkpoint = checkpoint_from_name(MODEL, random_weights=True)
     program = exported_from_file(_program(checkpoint, part, precision, folder))
-    model: ir.Model = onnx_from_exported(program, part_spec(checkpoint.config, part))
+    model: ir.Model = onnx_from_exported(
+        program, part_spec(checkpoint.config, part, checkpoint.reference)
+    )
     tensorrt_flavour(model, precision, name=part)
     save_onnx(model, path)
     return path
@@ -112,7 +114,7 @@ def _program(checkpoint: Any, part: str, precision: str, folder: Path) -> Path:
 
     def inputs(sizes: dict[str, int], seed: int) -> dict[str, torch.Tensor]:
         return example_inputs(
-            part_spec(checkpoint.config, part),
+            part_spec(checkpoint.config, part, checkpoint.reference),
             sizes,
             vocabulary=checkpoint.config.text_config.vocab_size,
             eos_id=checkpoint.eos_id,

@@ -283,23 +283,26 @@ def _save_small(config: Any, folder: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def checkpoint(one_thread: None, small_folder: Path) -> Callable[[str], Any]:
-    """The checkpoint ``small`` or ``tiny``."""
+def checkpoint(one_thread: None, small_folder: Path) -> Callable[..., Any]:
+    """The checkpoint ``small`` or ``tiny``, held to Meta's code or to transformers."""
     from samforge.models.sam3.loading import checkpoint_from_name
 
     places = {"small": str(small_folder), "tiny": "tiny"}
-    return lru_cache(lambda name: checkpoint_from_name(places[name]))
+    return lru_cache(
+        lambda name, reference="meta": checkpoint_from_name(places[name], reference=reference)
+    )
 
 
 @pytest.fixture(scope="session")
-def stock_model(checkpoint: Callable[[str], Any]) -> Callable[[str], Any]:
+def stock_model(checkpoint: Callable[..., Any]) -> Callable[[str], Any]:
     """transformers' own model with the weights of ``small`` or ``tiny``."""
     from transformers import Sam3Model
 
     @lru_cache
     def make(name: str) -> Any:
-        source = checkpoint(name).source
-        model = Sam3Model(checkpoint(name).config).eval().requires_grad_(False)
+        own = checkpoint(name, "transformers")
+        source = own.source
+        model = Sam3Model(own.config).eval().requires_grad_(False)
         model.load_state_dict({key: source.tensor(key).float() for key in source.names()})
         return model
 
@@ -307,22 +310,34 @@ def stock_model(checkpoint: Callable[[str], Any]) -> Callable[[str], Any]:
 
 
 @pytest.fixture(scope="session")
-def part(checkpoint: Callable[[str], Any]) -> Callable[..., Any]:
+def part(checkpoint: Callable[..., Any]) -> Callable[..., Any]:
     """A part of ``small`` or ``tiny``."""
     from samforge.models.sam3.parts import part_from_checkpoint
 
-    return lru_cache(lambda name, model="small": part_from_checkpoint(checkpoint(model), name))
+    return lru_cache(
+        lambda name, model="small", reference="meta": part_from_checkpoint(
+            checkpoint(model, reference), name
+        )
+    )
 
 
 @pytest.fixture(scope="session")
-def example(checkpoint: Callable[[str], Any], part: Callable[..., Any]) -> Callable[..., Any]:
+def example(checkpoint: Callable[..., Any]) -> Callable[..., Any]:
     """Random inputs of a part, with dynamic axes of the given sizes."""
     from samforge.models.part import example_inputs
+    from samforge.models.sam3.parts import part_spec
 
-    def make(name: str, sizes: dict[str, int], *, model: str = "small", seed: int = 0) -> Any:
-        own = checkpoint(model)
+    def make(
+        name: str,
+        sizes: dict[str, int],
+        *,
+        model: str = "small",
+        reference: str = "meta",
+        seed: int = 0,
+    ) -> Any:
+        own = checkpoint(model, reference)
         return example_inputs(
-            part(name, model).spec,
+            part_spec(own.config, name, reference),
             sizes,
             vocabulary=own.config.text_config.vocab_size,
             eos_id=own.eos_id,

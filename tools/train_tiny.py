@@ -272,7 +272,9 @@ class Run:
             phrases = self.forward.encode_phrases()
             outputs = call(phrases, batch.images, batch.asked, batch.boxes, batch.labels)
         alignment = self.alignment(outputs.coarse, phrases, self.forward.phrase_mask, batch)
-        losses = training_loss(outputs, batch, alignment)
+        losses = training_loss(
+            outputs, batch, alignment, positive_weight=self.options.positive_weight
+        )
         self.optimizer.zero_grad(set_to_none=True)
         losses["total"].backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_NORM)
@@ -309,6 +311,9 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=128, help="images a step")
     parser.add_argument("--rate", type=float, default=6e-4, help="peak learning rate")
     parser.add_argument("--weight-decay", type=float, default=0.02)
+    parser.add_argument(
+        "--positive-weight", type=float, default=0.5, help="of right queries in the class loss"
+    )
     parser.add_argument("--workers", type=int, default=max((os.cpu_count() or 1) - 2, 0))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=None)

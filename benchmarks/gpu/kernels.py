@@ -18,9 +18,11 @@ from _timing import Results, call_ms, kernel_ms, wall_ms
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from samforge.core.images import ImageSpec
+from samforge.core.reference import META
 from samforge.runtime.device import Resizer
 from samforge.runtime.device.masks import index_on_device, masks_to_host
 from samforge.runtime.device.transfer import Uploader
+from samforge.runtime.postprocess import mask_limit
 from samforge.transform.lower.activation import FastGelu
 from samforge.transform.lower.linear import Fp8Linear, quantized
 from samforge.transform.lower.streamed_attention import attend
@@ -275,11 +277,12 @@ def transfers(bench: Bench) -> None:
         bench.results.add("upload 4K pinned ms", wall_ms(lambda _: upload(pinned), rounds=20))
     resize = Resizer(ImageSpec(size=bench.side * 14), device)
     placed = picture.to(device)
+    limit = mask_limit(0.5, META)
     bench.results.add("resize 4K ms", call_ms(lambda: resize(placed)))
     for count in (1, 4, 16):
         logits = bench.random(count, 4 * bench.side, 4 * bench.side)
         index = index_on_device([(0, query) for query in range(count)], device)
-        call = lambda _, x=logits[None], i=index: masks_to_host(x, i, (height, width), 0.5)  # noqa: E731
+        call = lambda _, x=logits[None], i=index: masks_to_host(x, i, (height, width), limit)  # noqa: E731
         bench.results.add(f"masks of {count} to 4K on the host ms", wall_ms(call, rounds=20))
 
 

@@ -19,6 +19,7 @@ from samforge.runtime.device import DeviceSegmenter, Resizer, masks
 from samforge.runtime.device.admission import admitted_on_device, admitted_reference
 from samforge.runtime.device.masks import above_reference, index_on_device, masks_to_host
 from samforge.runtime.device.transfer import Uploader
+from samforge.runtime.postprocess import mask_limit
 
 pytestmark = [
     pytest.mark.gpu,
@@ -44,8 +45,9 @@ def test_the_resize_is_the_processors_to_one_grey_level(height: int, width: int)
     ("shape", "size_hw"), [((2, 5, 288, 288), (2160, 3840)), ((1, 3, 64, 48), (37, 1001))]
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("reference", ["meta", "transformers"])
 def test_masks_are_those_of_torchs_resize(
-    shape: tuple[int, ...], size_hw: tuple[int, int], dtype: torch.dtype
+    shape: tuple[int, ...], size_hw: tuple[int, int], dtype: torch.dtype, reference: str
 ) -> None:
     torch.manual_seed(0)
     # Smooth, as masks are; the strides of a detector whose channels are last.
@@ -53,9 +55,10 @@ def test_masks_are_those_of_torchs_resize(
     logits = logits.to("cuda", dtype).contiguous(memory_format=torch.channels_last)
     wanted = [(0, 2), (shape[0] - 1, 0), (0, 1)]
     index = index_on_device(wanted, torch.device("cuda"))
-    found = masks_to_host(logits, index, size_hw, 0.4, torch.cuda.Stream())
+    limit = mask_limit(0.4, reference)
+    found = masks_to_host(logits, index, size_hw, limit, torch.cuda.Stream())
     found.wait(3)
-    expected = above_reference(logits.cpu().float(), torch.tensor(wanted), size_hw, 0.4)
+    expected = above_reference(logits.cpu().float(), torch.tensor(wanted), size_hw, limit)
     assert expected.any()
     assert not expected.all()
     assert (found.masks != expected).float().mean() < 1e-5
@@ -74,12 +77,17 @@ def test_what_is_admitted_on_the_device_is_what_the_host_admits(
 
 
 @pytest.mark.parametrize("size_hw", [(64, 48), (7, 9), (288, 1), (500, 3000)])
-def test_every_row_of_a_mask_is_written(size_hw: tuple[int, int]) -> None:
+@pytest.mark.parametrize("reference", ["meta", "transformers"])
+def test_every_row_of_a_mask_is_written(size_hw: tuple[int, int], reference: str) -> None:
+    limit = mask_limit(0.5, reference)
     logits = torch.full((1, 1, 64, 48), 9.0, device="cuda")
     index = index_on_device([(0, 0)], torch.device("cuda"))
     for _ in range(3):
-        assert masks._above_by_kernel(logits, index, size_hw, 0.5).all()
-        assert not masks._above_by_kernel(-logits, index, size_hw, 0.5).any()
+        assert masks._above_by_kernel(logits, index, size_hw, limit).all()
+        assert not masks._above_by_kernel(-logits, index, size_hw, limit).any()
+    everything, nothing = (mask_limit(end, reference) for end in (0.0, 1.0))
+    assert masks._above_by_kernel(-logits, index, size_hw, everything).all()
+    assert not masks._above_by_kernel(logits, index, size_hw, nothing).any()
 
 
 def test_a_read_only_picture_arrives_whole() -> None:

@@ -31,7 +31,7 @@ from samforge.runtime.device.results import (
     summary,
 )
 from samforge.runtime.device.transfer import only_read
-from samforge.runtime.postprocess import Thresholds
+from samforge.runtime.postprocess import Thresholds, mask_limit
 from samforge.transform.export import TRACED_SIZES, exported_from_part, save_exported
 
 CPU = torch.device("cpu")
@@ -302,8 +302,14 @@ def test_scores_boxes_and_masks() -> None:
     chosen = {(0, 0): admitted(found.scores[0, 0], 0.2)}
     assert chosen[0, 0].tolist() == [1, 0]
     logits = torch.tensor([[[9.0, -9.0], [-9.0, -9.0]], [[9.0, 9.0], [9.0, 9.0]]])
-    masks = masks_to_host(logits[None], index_on_device([(0, 0), (0, 1)], CPU), (4, 4), 0.5).masks
+    index = index_on_device([(0, 0), (0, 1)], CPU)
+    probable = mask_limit(0.5, "transformers")
+    masks = masks_to_host(logits[None], index, (4, 4), probable).masks
     assert masks.sum((1, 2)).tolist() == [4, 16]
+    # 9 and -9 meet in the middle, as their probabilities do; at 0.9 the logit is 2.2.
+    for limit, sums in ((mask_limit(0.5, "meta"), [4, 16]), (mask_limit(0.9, "meta"), [1, 16])):
+        masks = masks_to_host(logits[None], index, (4, 4), limit).masks
+        assert masks.sum((1, 2)).tolist() == sums
     made = detections_from_found(
         found, masks.numpy(), chosen, image=0, labels=("cat",), size_hw=(4, 4)
     )
@@ -313,7 +319,7 @@ def test_scores_boxes_and_masks() -> None:
 
 
 def test_masks_that_cannot_be_made_fail_one_call() -> None:
-    collector = Collector(CPU, None)
+    collector = Collector(CPU, None, "meta")
     question = Question(phrases=("cat",), sizes_hw=((4, 4),), thresholds=Thresholds())
     masks_of_one, scores_of_two = torch.zeros(1, 1, 1, 4, 4), torch.ones(1, 1, 2, 5)
     collector.pending(masks_of_one, scores_of_two, question)

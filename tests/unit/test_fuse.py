@@ -257,7 +257,8 @@ def windowed(small_config: Make) -> tuple[Part, ExportedProgram]:
     torch.manual_seed(0)
     encoder = Sam3VisionModel(config.vision_config)
     module = Vision(encoder, config).eval().requires_grad_(False)
-    part = Part(spec=part_spec(config, "vision"), module=module, axis_limits={"batch": (1, None)})
+    spec = part_spec(config, "vision", "transformers")
+    part = Part(spec=spec, module=module, axis_limits={"batch": (1, None)})
     inputs = example_inputs(part.spec, TRACED_SIZES, vocabulary=300, eos_id=299)
     return part, exported_from_part(part, inputs)
 

@@ -81,6 +81,13 @@ Bend = Callable[[dict[str, Any]], object]
             ForeignBundle,
             "schema version 4 .* reads 3. Install",
         ),
+        (
+            lambda t: t.update(schema_version=2, reference=t.pop("reference")),
+            ForeignBundle,
+            "schema version 2 .*what transformers' Sam3Model finds.*--reference transformers",
+        ),
+        (lambda t: t.pop("reference"), DamagedBundle, "the top level lacks reference"),
+        (lambda t: t.update(reference="Meta"), DamagedBundle, "'Meta', and there are meta and tra"),
         (lambda t: t.update(schema_version="1"), ForeignBundle, "schema version '1'"),
         (lambda t: t.update(schema_version=True), ForeignBundle, "schema version True"),
         (lambda t: t.pop("gates"), DamagedBundle, "the top level lacks gates"),

@@ -306,6 +306,7 @@ def test_a_torch_file_under_transformers_names(
     torch.save(original, tmp_path / "detector.pt")
     own = Sam3Checkpoint(
         name="detector.pt",
+        reference="meta",
         config=with_image_size(small_config(), None),
         source=loading._source((tmp_path / "detector.pt",)),
         tokenizer=None,

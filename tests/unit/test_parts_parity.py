@@ -1,4 +1,9 @@
-"""Every part computes what transformers' own ``Sam3Model`` computes with the same weights."""
+"""Held to transformers, every part computes what its own ``Sam3Model`` does with the same weights.
+
+Held to Meta's code, a phrase is what the stock model computes for one box that is padding: its
+geometry encoder then gives the class token. What Meta's code itself computes stands in
+``tests/golden/meta``.
+"""
 
 from __future__ import annotations
 
@@ -53,8 +58,8 @@ def subject(
     """``small`` or ``tiny``."""
     name = request.param
     return Subject(
-        partial(part, model=name),
-        partial(example, model=name),
+        partial(part, model=name, reference="transformers"),
+        partial(example, model=name, reference="transformers"),
         stock_model(name),
         checkpoint(name).eos_id,
     )
@@ -166,7 +171,7 @@ def test_what_follows_the_end_does_not_matter(subject: Subject) -> None:
 
 
 def test_a_row_without_end_is_valid_to_its_end(part: Parts, checkpoint: Parts) -> None:
-    input_ids = torch.arange(12)[None]
+    input_ids = torch.arange(1, 13)[None]
     assert checkpoint("small").eos_id not in input_ids
     assert part("text")({"input_ids": input_ids})["text_mask"].all()
 
@@ -238,7 +243,7 @@ def test_prompts_and_images_do_not_mix(subject: Subject) -> None:
 @pytest.mark.parametrize(("name", "size"), [("small", 84), ("tiny", 308), ("tiny", 112)])
 def test_another_image_size(small_folder: Any, name: str, size: int) -> None:
     place = str(small_folder) if name == "small" else name
-    own = checkpoint_from_name(place, image_size=size)
+    own = checkpoint_from_name(place, reference="transformers", image_size=size)
     stock = modeling.Sam3Model(own.config).eval()
     stock.load_state_dict({key: own.source.tensor(key).float() for key in own.source.names()})
     subject = Subject(partial(part_from_checkpoint, own), example_inputs, stock, own.eos_id)
@@ -253,3 +258,68 @@ def test_another_image_size(small_folder: Any, name: str, size: int) -> None:
     found = grounding(inputs)
     assert found["pred_masks"].shape[-2:] == (size // 14 * 4, size // 14 * 4)
     assert_equal(found, stock_results(subject, *inputs.values()))
+
+
+@pytest.fixture(params=MODELS)
+def meta_parts(request: pytest.FixtureRequest, part: Parts, example: Parts) -> tuple[Parts, Parts]:
+    """Parts of ``small`` or ``tiny`` held to Meta's code, and what makes their inputs."""
+    return partial(part, model=request.param), partial(example, model=request.param)
+
+
+def test_a_phrase_is_one_box_of_padding(
+    meta_parts: tuple[Parts, Parts], sizes: dict[str, int]
+) -> None:
+    """The class token of part ``vision`` is what the geometry encoder makes of padding."""
+    part, example = meta_parts
+    features = part("vision")(example("vision", sizes, seed=4))
+    text = part("text")(example("text", sizes, seed=5))
+    found = part("detector")(features | text)
+    pairs = (sizes["batch"], sizes["prompts"])
+    exemplars = {
+        "boxes_cxcywh": torch.full((*pairs, 1, 4), 0.5),
+        "box_labels": torch.full((*pairs, 1), -10),
+    }
+    del features["class_token"]
+    assert_equal(found, part("detector_boxes")(features | text | exemplars))
+
+
+def test_the_class_token_depends_on_the_image(meta_parts: tuple[Parts, Parts]) -> None:
+    part, example = meta_parts
+    first, second = part("vision")(example("vision", {"batch": 2}))["class_token"]
+    assert first.shape[0] == 1
+    assert (first - second).abs().max() > 100 * LIMIT
+
+
+def test_grounding_has_the_class_token(
+    meta_parts: tuple[Parts, Parts], sizes: dict[str, int]
+) -> None:
+    part, example = meta_parts
+    inputs = example("grounding", sizes, seed=6)
+    apart = part("vision")({"images": inputs["images"]})
+    apart |= part("text")({"input_ids": inputs["input_ids"]})
+    assert_equal(part("grounding")(inputs), part("detector")(apart))
+
+
+def test_token_zero_is_masked_at_metas(part: Parts) -> None:
+    """Meta's padding is 0, and so is the exclamation mark: both are masked."""
+    input_ids = torch.tensor([[298, 5, 0, 7, 299, 0, 0, 0, 0, 0, 0, 0]])
+    mask = part("text")({"input_ids": input_ids})["text_mask"][0].tolist()
+    assert mask == [True, True, False, True, True, *[False] * 7]
+    stock = part("text", reference="transformers")({"input_ids": input_ids})["text_mask"]
+    assert stock[0].tolist() == [True] * 5 + [False] * 7
+
+
+def test_presence_is_clamped_by_transformers_only(part: Parts, example: Parts) -> None:
+    found = {}
+    for reference in ("meta", "transformers"):
+        own = part("detector_boxes", reference=reference)
+        head = own.module.decoder.decoder.presence_head.layer3
+        before = head.bias.clone()
+        head.bias += 30.0
+        try:
+            inputs = example("detector_boxes", {"batch": 1, "prompts": 1, "boxes": 1})
+            found[reference] = own(inputs)["presence_logit"].item()
+        finally:
+            head.bias.copy_(before)
+    assert found["transformers"] == 10.0
+    assert found["meta"] > 20.0

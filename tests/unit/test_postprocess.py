@@ -28,35 +28,46 @@ def raw(queries: int, size: int, seed: int = 0, *, smooth: bool = True) -> RawDe
     )
 
 
-def reference(
-    raw: RawDetections, size_hw: tuple[int, int], thresholds: Thresholds
+def expected(
+    raw: RawDetections, size_hw: tuple[int, int], thresholds: Thresholds, reference: str = "meta"
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Sam3ImageProcessor.post_process_instance_segmentation of transformers 5.23, one image."""
+    """What the references' own post-processing gives for one image, by torch.
+
+    Meta's Sam3Processor resizes logits, takes their sigmoid and compares it with 0.5;
+    post_process_instance_segmentation of transformers' Sam3ImageProcessor resizes probabilities.
+    """
     logits, boxes, masks = (torch.from_numpy(a) for a in (raw.logits, raw.boxes, raw.masks))
     scores = logits.sigmoid() * torch.tensor([raw.presence_logit]).sigmoid()
     height, width = size_hw
     boxes = boxes * torch.tensor([width, height, width, height])
     keep = scores > thresholds.score
-    masks = masks.sigmoid()[keep]
+    masks = masks[keep]
+    if reference == "transformers":
+        masks = masks.sigmoid()
     if len(masks):
         masks = torch.nn.functional.interpolate(
             masks[None], size=size_hw, mode="bilinear", align_corners=False
         )[0]
+    if reference == "meta":
+        masks = masks.sigmoid()
     return scores[keep], boxes[keep], masks > thresholds.mask
 
 
+@pytest.mark.parametrize("reference", ["meta", "transformers"])
 @pytest.mark.parametrize("smooth", [True, False])
 @pytest.mark.parametrize("mask_threshold", [0.5, 0.3])
 @pytest.mark.parametrize(
     "size_hw", [(480, 640), (720, 1280), (224, 224), (288, 288), (37, 501), (1, 1), (2, 900)]
 )
-def test_equal_to_transformers(
-    size_hw: tuple[int, int], mask_threshold: float, *, smooth: bool
+def test_equal_to_the_reference(
+    size_hw: tuple[int, int], mask_threshold: float, *, smooth: bool, reference: str
 ) -> None:
     outputs = raw(12, 72, smooth=smooth)
     thresholds = Thresholds(score=0.3, mask=mask_threshold)
-    found = detections_from_raw(outputs, label=LABEL, size_hw=size_hw, thresholds=thresholds)
-    scores, boxes, masks = reference(outputs, size_hw, thresholds)
+    found = detections_from_raw(
+        outputs, label=LABEL, size_hw=size_hw, thresholds=thresholds, reference=reference
+    )
+    scores, boxes, masks = expected(outputs, size_hw, thresholds, reference)
     order = torch.argsort(scores, descending=True)
     assert len(found) == len(scores) > 3
     assert np.allclose(found.scores, scores[order], atol=2e-7)
@@ -66,10 +77,51 @@ def test_equal_to_transformers(
     assert differing <= (0 if smooth else 1e-6 * masks.numel())
 
 
+def test_the_order_matters() -> None:
+    """Between logits 1 and -9 the edge lies near the first; between their shares, further on."""
+    outputs = raw(1, 2)
+    outputs.masks[:] = np.array([1.0, -9.0], np.float32)
+    covered = {
+        reference: detections_from_raw(
+            outputs,
+            label=LABEL,
+            size_hw=(20, 200),
+            thresholds=Thresholds(score=0.0),
+            reference=reference,
+        ).masks.mean()
+        for reference in ("meta", "transformers")
+    }
+    # The first column of each row is centred at 50 pixels, the second at 150.
+    crossing = {"meta": 50 + 100 * 1 / 10, "transformers": 50 + 100 * (0.7311 - 0.5) / 0.7309}
+    for reference, column in crossing.items():
+        assert covered[reference] == pytest.approx(column / 200, abs=0.003)
+
+
+@pytest.mark.parametrize("reference", ["meta", "transformers"])
+@pytest.mark.parametrize(("threshold", "share"), [(0.0, 1.0), (1.0, 0.0)])
+def test_thresholds_at_the_ends(reference: str, threshold: float, share: float) -> None:
+    outputs = raw(2, 8, smooth=False)
+    found = detections_from_raw(
+        outputs,
+        label=LABEL,
+        size_hw=(33, 20),
+        thresholds=Thresholds(score=0.0, mask=threshold),
+        reference=reference,
+    )
+    assert found.masks.mean() == share
+
+
+def test_logits_that_overflowed_are_no_masks() -> None:
+    outputs = raw(3, 8)
+    outputs.masks[:, 2, 2] = np.inf
+    with pytest.raises(FidelityError, match="masks for 'star' hold infinity or NaN"):
+        detections_from_raw(outputs, label=LABEL, size_hw=(9, 9), thresholds=Thresholds(score=0))
+
+
 def test_288_mask_to_full_hd_is_equal_to_torch() -> None:
     outputs, thresholds = raw(4, 288), Thresholds(score=0.0)
     found = detections_from_raw(outputs, label=LABEL, size_hw=(1080, 1920), thresholds=thresholds)
-    scores, _, masks = reference(outputs, (1080, 1920), thresholds)
+    scores, _, masks = expected(outputs, (1080, 1920), thresholds)
     assert np.array_equal(found.masks, masks[torch.argsort(scores, descending=True)].numpy())
 
 
@@ -78,13 +130,16 @@ def test_288_mask_to_full_hd_is_equal_to_torch() -> None:
     size_hw=st.tuples(st.integers(1, 90), st.integers(1, 90)),
     size=st.integers(1, 40),
     seed=st.integers(0, 99),
+    reference=st.sampled_from(["meta", "transformers"]),
 )
-def test_any_sizes(size_hw: tuple[int, int], size: int, seed: int) -> None:
+def test_any_sizes(size_hw: tuple[int, int], size: int, seed: int, reference: str) -> None:
     outputs, thresholds = raw(3, size, seed), Thresholds(score=0.0)
-    found = detections_from_raw(outputs, label=LABEL, size_hw=size_hw, thresholds=thresholds)
-    scores, _, masks = reference(outputs, size_hw, thresholds)
-    expected = masks[torch.argsort(scores, descending=True, stable=True)].numpy()
-    assert np.count_nonzero(found.masks != expected) <= 1
+    found = detections_from_raw(
+        outputs, label=LABEL, size_hw=size_hw, thresholds=thresholds, reference=reference
+    )
+    scores, _, masks = expected(outputs, size_hw, thresholds, reference)
+    wanted = masks[torch.argsort(scores, descending=True, stable=True)].numpy()
+    assert np.count_nonzero(found.masks != wanted) <= 1
 
 
 def test_sorted_and_best_score() -> None:
@@ -164,5 +219,5 @@ def test_108_megapixels_in_little_memory() -> None:
     tracemalloc.stop()
     assert len(found) == 1
     assert peak < 9_000 * 12_000 + 150e6  # the mask itself, and no float32 copy of it (432 MB)
-    _, _, expected = reference(outputs, (900, 1200), Thresholds())
-    assert abs(found.masks.mean() - expected.double().mean().item()) < 1e-4
+    _, _, masks = expected(outputs, (900, 1200), Thresholds())
+    assert abs(found.masks.mean() - masks.double().mean().item()) < 1e-4

@@ -14,6 +14,7 @@ from samforge.core.recipe import Gates, Recipe
 def test_defaults_build_the_tiny_model_for_onnxruntime() -> None:
     assert Recipe().to_dict() == {
         "model": "tiny",
+        "reference": "meta",
         "image_size": None,
         "parts": None,
         "target": "onnxruntime",

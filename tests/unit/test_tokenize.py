@@ -8,6 +8,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 
 from samforge.core.errors import DamagedBundle, PromptError, PromptWarning, SettingError
 from samforge.runtime import PhraseTokenizer
+from samforge.runtime.cleaning import cleaned
 
 WORDS = ("[PAD]", "[BOS]", "[EOS]", "[UNK]", "blue", "circle", "red", "star")
 
@@ -64,7 +65,7 @@ def test_truncation_keeps_the_end_token(tiny: PhraseTokenizer) -> None:
 
 
 def test_unknown_words_are_named_with_the_known_ones(tiny: PhraseTokenizer) -> None:
-    expected = r"not know 'Moon', 'sun' of the phrase 'red Moon sun'.*blue, circle, red, star"
+    expected = r"not know 'moon', 'sun' of the phrase 'red Moon sun'.*blue, circle, red, star"
     with pytest.warns(PromptWarning, match=expected):
         ids = tiny.encode(["red Moon sun"])
     assert ids.tolist() == [[1, 6, 3, 3, 2, 0]]
@@ -114,6 +115,46 @@ def test_special_tokens_in_a_phrase_are_text(tmp_path: Path) -> None:
     clip().save(str(tmp_path / "t.json"))
     row = PhraseTokenizer(tmp_path / "t.json", 32, 0).encode(["red <|endoftext|> circle"])[0]
     assert row.tolist().count(1) == 1
+
+
+@pytest.mark.parametrize(
+    ("phrase", "read"),
+    [
+        ("man’s hat", "man's hat"),  # telephones and word processors
+        ("“red” circle", '"red" circle'),
+        ("caf\u0065\u0301", "café"),  # NFC
+        ("cafÃ©", "café"),  # UTF-8 that was read as Latin-1
+        ("ﬁre truck", "fire truck"),  # a ligature
+        ("Ｒｅｄ　circle", "red circle"),  # full width, ideographic space
+        ("salt &amp;amp; pepper", "salt & pepper"),
+        ("&lt;red&gt;", "<red>"),
+        ("red\u00a0circle\u200b", "red circle\u200b"),
+        (" Red \n\t CIRCLE ", "red circle"),
+        ("\x1b[31mred\x00 circle\x07", "red circle"),  # terminal colours, control characters
+        ("red \ud83d circle", "red circle"),  # half of a surrogate pair
+        ("STRASSE ẞ", "strasse ß"),
+        ("ein Hut 🎩", "ein hut 🎩"),
+    ],
+)
+def test_phrases_are_cleaned_as_meta_does(phrase: str, read: str) -> None:
+    assert cleaned(phrase) == read
+
+
+def test_transformers_reads_phrases_as_they_are(tmp_path: Path) -> None:
+    word_level().save(str(tmp_path / "t.json"))
+    meta, stock = (
+        PhraseTokenizer(tmp_path / "t.json", 9, 0, reference=reference)
+        for reference in ("meta", "transformers")
+    )
+    assert meta.encode(["red&#32;circle"])[0, :4].tolist() == [1, 6, 5, 2]
+    with pytest.warns(PromptWarning, match="not know"):
+        assert stock.encode(["red&#32;circle"])[0, :3].tolist() == [1, 6, 3]
+
+
+@pytest.mark.parametrize("phrase", ["\x00\x01", "\x1b[0m", "&nbsp;&#32;", "\ud83d", "\ufeff"])
+def test_a_phrase_of_which_nothing_is_left(tiny: PhraseTokenizer, phrase: str) -> None:
+    with pytest.raises(PromptError, match="A phrase is text such as 'red circle', got"):
+        tiny.encode(["red", phrase])
 
 
 def test_settings_are_checked(tmp_path: Path) -> None:

@@ -103,13 +103,17 @@ def averaged(masks: Tensor, cells: int) -> Tensor:
     return weights @ masks @ weights.T
 
 
-def training_loss(outputs: Outputs, batch: Batch, alignment: Tensor) -> dict[str, Tensor]:
+def training_loss(
+    outputs: Outputs, batch: Batch, alignment: Tensor, *, positive_weight: float = 0.5
+) -> dict[str, Tensor]:
     """Every loss by name, weighted, and their sum as ``total``.
 
     Args:
         outputs: Of the detector.
         batch: What was asked, and the truth.
         alignment: Loss of :class:`tiny_training.alignment.Alignment`.
+        positive_weight: Of queries that are right, in the class loss; others weigh 0.5. Equal
+            weights put the odds where the threshold of 0.5 asks for them.
 
     Waits for the device once, to match on the processor.
     """
@@ -120,7 +124,7 @@ def training_loss(outputs: Outputs, batch: Batch, alignment: Tensor) -> dict[str
     host_cost, host_counts = cost.cpu().numpy(), counts.cpu().numpy()
     matched = torch.from_numpy(match(host_cost, host_counts)).to(numbers.device)
     share = 1.0 / max(int(host_counts.sum()), 1)
-    losses = _set_losses(outputs, numbers > 0, wanted, matched, share)
+    losses = _set_losses(outputs, numbers > 0, wanted, matched, (share, positive_weight))
     losses |= _mask_losses(outputs, batch, matched[-1], host_counts)
     losses["alignment"] = alignment
     losses = {name: WEIGHTS[name] * loss for name, loss in losses.items()}
@@ -128,16 +132,20 @@ def training_loss(outputs: Outputs, batch: Batch, alignment: Tensor) -> dict[str
 
 
 def _set_losses(
-    outputs: Outputs, there: Tensor, wanted: Tensor, matched: Tensor, share: float
+    outputs: Outputs, there: Tensor, wanted: Tensor, matched: Tensor, scales: tuple[float, float]
 ) -> dict[str, Tensor]:
-    """Losses of classes, boxes and presence, summed over the layers."""
+    """Losses of classes, boxes and presence, summed over the layers.
+
+    ``scales`` are one over the number of targets, and the weight of queries that are right.
+    """
+    share, positive_weight = scales
     queries = outputs.logits.shape[-1]
     present = there.any(1)  # [N]
     truth = F.one_hot(matched, queries + 1).sum(2)[..., :queries].to(outputs.logits.dtype)
     entropy = F.binary_cross_entropy_with_logits(outputs.logits, truth, reduction="none")
     probability = outputs.logits.sigmoid()
     missed = truth + probability - 2 * truth * probability  # 1 - probability of the truth
-    weight = (0.25 * truth + 0.5 * (1 - truth)) * missed**2
+    weight = (positive_weight * truth + 0.5 * (1 - truth)) * missed**2
     # Of an absent concept the presence token alone speaks: queries are graded where it is there.
     classes = (weight * entropy * present[:, None]).sum() * share
     index = matched.clamp(max=queries - 1)[..., None].expand(-1, -1, -1, 4)

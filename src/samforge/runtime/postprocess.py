@@ -140,7 +140,8 @@ def detections_from_raw(
         values = raw.masks[query].astype(np.float32)
         if limit.of_probabilities:
             values = sigmoid(values)
-        _refuse_nan("masks", values - values, label)  # infinity less itself is NaN
+        if not np.isfinite(values).all():
+            raise FidelityError(_unusable("masks", "infinity or NaN", label))
         resized_above(values, np.float32(limit.value), out=mask)
     return Detections(
         masks=masks,
@@ -155,8 +156,12 @@ def detections_from_raw(
 def _refuse_nan(what: str, values: Floats, label: str) -> None:
     """Stop at NaN, which no comparison admits and which would pass for "nothing found"."""
     if np.isnan(values).any():
-        raise FidelityError(
-            f"The detector's {what} for {label!r} hold NaN: this artifact does not compute what "
-            "the model does (half precision may have overflowed). Run samforge compare on the "
-            "bundle, or build it with --precision fp32."
-        )
+        raise FidelityError(_unusable(what, "NaN", label))
+
+
+def _unusable(what: str, kind: str, label: str) -> str:
+    return (
+        f"The detector's {what} for {label!r} hold {kind}: this artifact does not compute what "
+        "the model does (half precision may have overflowed). Run samforge compare on the "
+        "bundle, or build it with --precision fp32."
+    )

@@ -99,8 +99,8 @@ class PhraseTokenizer:
                 )
             encoding = self._tokenizer.encode(text)
             row[: len(encoding.ids)] = encoding.ids
-            self._warn_if_truncated(text, encoding)
-            self._warn_if_unknown(text, encoding)
+            self._warn_if_truncated(phrase, text, encoding)
+            self._warn_if_unknown(phrase, text, encoding)
         return ids
 
     def _text(self, phrase: object) -> str:
@@ -125,10 +125,10 @@ class PhraseTokenizer:
             )
         )
 
-    def _warn_if_truncated(self, phrase: str, encoding: Encoding) -> None:
+    def _warn_if_truncated(self, phrase: str, text: str, encoding: Encoding) -> None:
         if not encoding.overflowing:
             return
-        kept = phrase[: max(end for _, end in encoding.offsets)].strip()
+        kept = text[: max(end for _, end in encoding.offsets)].strip()
         warnings.warn(
             f"The phrase {phrase!r} is longer than the model's {self.context} tokens: only "
             f"{kept!r} is used. Shorten it.",
@@ -136,9 +136,9 @@ class PhraseTokenizer:
             stacklevel=3,
         )
 
-    def _warn_if_unknown(self, phrase: str, encoding: Encoding) -> None:
+    def _warn_if_unknown(self, phrase: str, text: str, encoding: Encoding) -> None:
         words = [
-            phrase[start:end].strip()
+            text[start:end].strip()
             for token, (start, end), mark in zip(
                 encoding.tokens, encoding.offsets, encoding.special_tokens_mask, strict=True
             )

@@ -63,7 +63,7 @@ class Sam3:
 
     def spec(self, name: str) -> PartSpec:
         """Interface of a part."""
-        return part_spec(self.checkpoint, name)
+        return part_spec(self.checkpoint.config, name, self.checkpoint.reference)
 
     def inputs(self, name: str, sizes: Mapping[str, int], seed: int) -> dict[str, Tensor]:
         """Random inputs of a part."""

@@ -37,7 +37,7 @@ def part_from_checkpoint(checkpoint: Sam3Checkpoint, name: str) -> Part:
     """
     if name not in PARTS:
         raise SettingError(f"sam3 has no part '{name}'. Its parts: {', '.join(PARTS)}.")
-    spec = part_spec(checkpoint, name)
+    spec = part_spec(checkpoint.config, name, checkpoint.reference)
     used = {axis for tensor in spec.inputs for axis in tensor.shape if isinstance(axis, str)}
     return Part(
         spec=spec,
@@ -83,12 +83,12 @@ def _detector(checkpoint: Sam3Checkpoint, name: str) -> Detector:
     return kind(modules, checkpoint.config, clamps_presence=not meta)
 
 
-def part_spec(checkpoint: Sam3Checkpoint, name: str) -> PartSpec:
+def part_spec(config: Sam3Config, name: str, reference: str) -> PartSpec:
     """Interface of a part; dynamic axes are ``batch``, ``prompts`` and ``boxes``."""
-    images, input_ids, features, text, exemplars, results = _tensors(checkpoint.config)
+    images, input_ids, features, text, exemplars, results = _tensors(config)
     seen = features
-    if checkpoint.reference == META:
-        width = checkpoint.config.detr_encoder_config.hidden_size
+    if reference == META:
+        width = config.detr_encoder_config.hidden_size
         seen = (*features, _float("class_token", "batch", 1, width))
     interfaces: dict[str, tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]] = {
         "vision": (images, seen),
