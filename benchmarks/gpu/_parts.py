@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 
 from samforge.backends.inductor.backend import OPTIONS, InductorSession, package_from_exported
+from samforge.core.reference import META
 from samforge.core.session import PartSpec
 from samforge.transform.export import TRACED_SIZES, exported_from_part
 from samforge.transform.fuse import fuse
@@ -28,6 +29,8 @@ class Order:
     """Model family."""
     model: str = "facebook/sam3"
     """Checkpoint; its weights are random unless it is ``tiny``."""
+    reference: str = META
+    """Whose computation it is: ``meta`` or ``transformers``."""
     size: int | None = None
     """Image size, or None for the model's own."""
     attention: str = "fastest"
@@ -47,19 +50,22 @@ class Order:
     def name(self) -> str:
         """Names the package's file."""
         words = [self.family, self.part, self.precision, self.residual, self.attention]
+        words += [self.reference] if self.reference != META else []
         words += [str(self.size)] if self.size else []
         words += [self.fixed.replace("=", "").replace(",", "-")] if self.fixed else []
         words += ["tuned"] if self.tuned else []
         return "_".join(words)
 
 
-def family_checkpoint(family: str, model: str, size: int | None) -> Any:
+def family_checkpoint(family: str, model: str, size: int | None, reference: str = META) -> Any:
     """The checkpoint of a family, with random weights where it is not the tiny model."""
     if family == "sam3":
         from samforge.models.sam3.loading import checkpoint_from_name
 
         random = model != "tiny"
-        return checkpoint_from_name(model, image_size=size, random_weights=random)
+        return checkpoint_from_name(
+            model, reference=reference, image_size=size, random_weights=random
+        )
     from samforge.models.loading import model_from_name
 
     return model_from_name(model, image_size=size, random_weights=True)
@@ -109,7 +115,7 @@ def lowered_part(order: Order, device: str) -> tuple[Any, PartSpec, dict[str, fl
         seconds[name] = round(time.perf_counter() - start, 1)
         start = time.perf_counter()
 
-    checkpoint = family_checkpoint(order.family, order.model, order.size)
+    checkpoint = family_checkpoint(order.family, order.model, order.size, order.reference)
     part = family_part(order.family, checkpoint, order.part)
     lap("load")
     inputs = family_inputs(checkpoint, part.spec, dict(TRACED_SIZES), 0)
@@ -230,7 +236,7 @@ class SizedPart:
 
 def session(order: Order, folder: Path) -> InductorSession:
     """Load a package that was built."""
-    checkpoint = family_checkpoint(order.family, order.model, order.size)
+    checkpoint = family_checkpoint(order.family, order.model, order.size, order.reference)
     spec = family_spec(order.family, checkpoint, order.part)
     return InductorSession(folder / f"{order.name}.aoti.pt2", spec)
 

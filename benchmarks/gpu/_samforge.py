@@ -24,6 +24,7 @@ from _spans import OBJECTS, PHRASE, pictures, sources, span_name
 from _timing import call_ms, kernels, synchronize, wall_ms
 from _turns import Bench
 
+from samforge.core.reference import META, TRANSFORMERS
 from samforge.media import read_image
 from samforge.models.sam3.byte_tokenizer import byte_tokenizer
 from samforge.runtime import PhraseTokenizer
@@ -50,16 +51,22 @@ class Plan:
     """Whether throughput of a stream is measured."""
     small: bool = False
     """At the image size of ``--small``."""
+    reference: str = META
+    """Whose computation: ``transformers`` has no class token behind a phrase."""
 
 
 PLANS = {
     "fp8": Plan(precision="fp8", spans=True, streams=True),
+    "fp8-transformers": Plan(precision="fp8", spans=True, streams=True, reference=TRANSFORMERS),
     "bf16": Plan(precision="bf16", spans=True, streams=True),
     "batch2": Plan(precision="fp8", batch=2, streams=True),
     "batch4": Plan(precision="fp8", batch=4, streams=True),
     "batch8": Plan(precision="fp8", batch=8, streams=True),
     "prompts4": Plan(precision="bf16", prompts=4, vision=False),
     "prompts16": Plan(precision="bf16", prompts=16, vision=False),
+    "prompts16-transformers": Plan(
+        precision="bf16", prompts=16, vision=False, reference=TRANSFORMERS
+    ),
     "small": Plan(precision="fp8", spans=True, small=True),
 }
 """By name of the contender."""
@@ -95,15 +102,20 @@ class Contender:
         self.shared: dict[str, Any] = {
             "model": bench.model,
             "size": bench.small if plan.small else bench.size,
+            "reference": plan.reference,
         }
         if self.device == "cpu":
             self.shared["attention"] = "auto"
-        self.checkpoint = family_checkpoint("sam3", bench.model, self.shared["size"])
+        self.checkpoint = family_checkpoint(
+            "sam3", bench.model, self.shared["size"], plan.reference
+        )
         tokenizer = self.checkpoint.tokenizer
         if tokenizer is None:
             tokenizer = bench.folder / f"tokenizer-{name}.json"
             byte_tokenizer(self.checkpoint.config.text_config.vocab_size).save(str(tokenizer))
-        self.tokenizer = PhraseTokenizer(tokenizer, self.checkpoint.context, 0)
+        self.tokenizer = PhraseTokenizer(
+            tokenizer, self.checkpoint.context, 0, reference=plan.reference
+        )
         self.parts: dict[str, Any] = {}
         self.waiting: list[tuple[str, Any, list[Any]]] = []
 
@@ -155,7 +167,10 @@ class Contender:
             vision = self.parts["vision"]
         else:
             _, _, inputs = self.waiting[-1]
-            features = {key: value for key, value in inputs[0].items() if key.startswith("fpn_")}
+            given = {
+                tensor.name for tensor in family_spec("sam3", self.checkpoint, "vision").outputs
+            }
+            features = {key: value for key, value in inputs[0].items() if key in given}
             vision = GivenFeatures(self.checkpoint, features)
         sizes = (self.plan.batch,), (self.plan.batch, self.plan.prompts)
         sessions = {
@@ -163,7 +178,13 @@ class Contender:
             "text": text,
             "detector": SizedPart({sizes[1]: detector}),
         }
-        return DeviceSegmenter(sessions, self.checkpoint.image, self.tokenizer, read_image)
+        return DeviceSegmenter(
+            sessions,
+            self.checkpoint.image,
+            self.tokenizer,
+            read_image,
+            reference=self.plan.reference,
+        )
 
     def stages(self) -> None:
         """Time every part that was compiled, alone."""

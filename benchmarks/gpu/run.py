@@ -28,7 +28,18 @@ from claims import backbone_rows, judged, table
 
 CONTENDERS = {
     **dict.fromkeys(
-        ("fp8", "bf16", "batch2", "batch4", "batch8", "prompts4", "prompts16", "small"),
+        (
+            "fp8",
+            "bf16",
+            "batch2",
+            "batch4",
+            "batch8",
+            "prompts4",
+            "prompts16",
+            "small",
+            "fp8-transformers",
+            "prompts16-transformers",
+        ),
         "_samforge.segment",
     ),
     "package": "_package.package",

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from samforge.backends import backend_from_name
-from samforge.core.bundle import Bundle, open_bundle
-from samforge.core.errors import ForeignBundle, SettingError
+from samforge.core.bundle import Bundle, open_bundle, require_digest
+from samforge.core.errors import BundleError, DamagedBundle, ForeignBundle, SettingError
+from samforge.core.facts import check_facts
+from samforge.core.files import sha256_of
+from samforge.core.manifest import what_to_do
 from samforge.core.session import Session, checked_threads
 from samforge.media import read_image
 from samforge.runtime import PhraseTokenizer, Segmenter
@@ -15,15 +23,26 @@ from samforge.runtime import PhraseTokenizer, Segmenter
 if TYPE_CHECKING:
     from samforge.runtime.device import DeviceSegmenter
 
+_MOST_TRIES = 20
+"""Loads that a replacement may disturb before it is told."""
+T = TypeVar("T")
+
 SEGMENTER_PARTS = ("vision", "text", "detector", "detector_boxes")
 
 
-def load(path: str | Path | Bundle, *, threads: int | None = None) -> Segmenter:
+def load(
+    path: str | Path | Bundle, *, threads: int | None = None, digest: str | None = None
+) -> Segmenter:
     """Open a bundle with the runtime it was built for.
+
+    What is loaded is what was hashed: a file that changes meanwhile is refused, and of a folder
+    that a build replaces meanwhile, all is of the old bundle or all of the new one.
 
     Args:
         path: The bundle's folder, or an opened bundle.
         threads: Processor threads of each session, or None for the runtime's own choice.
+        digest: The bundle's digest, as ``samforge build`` and ``inspect`` print it: any other
+            bundle is refused.
 
     Returns:
         A segmenter whose sessions are loaded.
@@ -34,12 +53,12 @@ def load(path: str | Path | Bundle, *, threads: int | None = None) -> Segmenter:
         SettingError: ``threads`` is no number of threads.
     """
     checked_threads(threads)  # before gigabytes are hashed
-    sessions, tokenizer, bundle = _opened(path, SEGMENTER_PARTS, threads)
+    sessions, tokenizer, bundle = _opened(path, SEGMENTER_PARTS, threads, digest)
     manifest = bundle.manifest
     return Segmenter(sessions, manifest.image, tokenizer, read_image, reference=manifest.reference)
 
 
-def load_on_device(path: str | Path | Bundle) -> DeviceSegmenter:
+def load_on_device(path: str | Path | Bundle, *, digest: str | None = None) -> DeviceSegmenter:
     """Open a bundle so that everything between two copies stays on its GPU.
 
     Pictures go up as they are; resize, parts and scores run on the device, and only the masks of
@@ -47,13 +66,14 @@ def load_on_device(path: str | Path | Bundle) -> DeviceSegmenter:
 
     Args:
         path: The folder of a bundle for the target ``inductor``, or the opened bundle.
+        digest: The bundle's digest: any other bundle is refused.
 
     Raises:
         SettingError: The bundle's runtime does not take tensors where they are.
         BundleError: It is no bundle, is damaged, lacks a part, or was built for another GPU.
         MissingExtra: torch is not installed.
     """
-    sessions, tokenizer, bundle = _opened(path, SEGMENTER_PARTS[:3], None)
+    sessions, tokenizer, bundle = _opened(path, SEGMENTER_PARTS[:3], None, digest)
     if not all(hasattr(session, "run_tensors") for session in sessions.values()):
         raise SettingError(
             f"{bundle.root} was built for {bundle.manifest.target}, which takes arrays of the "
@@ -69,10 +89,26 @@ def load_on_device(path: str | Path | Bundle) -> DeviceSegmenter:
 
 
 def _opened(
-    path: str | Path | Bundle, parts: tuple[str, ...], threads: int | None
+    path: str | Path | Bundle, parts: tuple[str, ...], threads: int | None, digest: str | None
 ) -> tuple[dict[str, Session], PhraseTokenizer, Bundle]:
     """Sessions of those parts that a bundle has, and what reads its prompts."""
-    bundle = path if isinstance(path, Bundle) else open_bundle(path)
+    if isinstance(path, Bundle):
+        require_digest(path, digest)
+        return _loaded(path, parts, threads)
+    for _ in range(_MOST_TRIES):
+        bundle = open_bundle(path, digest=digest)
+        try:
+            return _loaded(bundle, parts, threads)
+        except BundleError:
+            if bundle.is_current():
+                raise
+            # Another was published there meanwhile: all of it is the new one's then.
+    raise DamagedBundle(f"{path} is replaced again and again. Load it when builds are done.")
+
+
+def _loaded(
+    bundle: Bundle, parts: tuple[str, ...], threads: int | None
+) -> tuple[dict[str, Session], PhraseTokenizer, Bundle]:
     manifest = bundle.manifest
     missing = [name for name in SEGMENTER_PARTS[:3] if name not in manifest.parts]
     if missing or manifest.text is None:
@@ -80,30 +116,16 @@ def _opened(
             f"{bundle.root} holds {', '.join(manifest.parts)}; to segment it needs "
             f"{', '.join(missing) or 'a tokenizer'} as well. Build it without --part."
         )
-    sessions = {
-        name: session_from_bundle(bundle, name, threads=threads)
-        for name in parts
-        if name in manifest.parts
-    }
-    return sessions, tokenizer_from_bundle(bundle), bundle
-
-
-def tokenizer_from_bundle(bundle: Bundle) -> PhraseTokenizer:
-    """What turns a bundle's phrases into token ids.
-
-    Raises:
-        ForeignBundle: It takes no phrases.
-        DamagedBundle: The tokenizer cannot be read.
-    """
-    manifest = bundle.manifest
-    if manifest.text is None:
-        raise ForeignBundle(f"{bundle.root} takes no phrases: it holds {manifest.family}.")
-    return PhraseTokenizer(
-        bundle.path(manifest.text.tokenizer),
-        manifest.text.context,
-        manifest.text.pad_id,
-        reference=manifest.reference,
-    )
+    sessions: dict[str, Session] = {}
+    try:
+        for name in parts:
+            if name in manifest.parts:
+                sessions[name] = session_from_bundle(bundle, name, threads=threads)
+        return sessions, tokenizer_from_bundle(bundle), bundle
+    except BaseException:
+        for session in sessions.values():
+            session.close()
+        raise
 
 
 def session_from_bundle(bundle: Bundle, name: str, *, threads: int | None = None) -> Session:
@@ -111,6 +133,8 @@ def session_from_bundle(bundle: Bundle, name: str, *, threads: int | None = None
 
     Raises:
         ForeignBundle: The bundle has no such part.
+        DamagedBundle: A file changed since the bundle was opened, or says of itself that it is
+            another part, for another target, or in another precision than the manifest says.
         MissingExtra: Its runtime is not installed.
     """
     checked_threads(threads)
@@ -120,6 +144,97 @@ def session_from_bundle(bundle: Bundle, name: str, *, threads: int | None = None
         )
     entry = bundle.manifest.parts[name]
     backend = backend_from_name(bundle.manifest.target)
-    return backend.session_from_artifact(
-        bundle.path(entry.artifact), entry.spec, threads=threads, options=entry.options
+    files = (entry.artifact, *entry.side_files)
+
+    bundle.confirm(files)
+    stamped = bundle.path(entry.artifact)
+    check_facts(stamped, backend.facts_from_artifact(stamped), bundle.manifest, name)
+    with real_files(bundle, files) as artifact:
+        return _unchanged_by(
+            bundle,
+            files,
+            lambda: backend.session_from_artifact(
+                artifact, entry.spec, threads=threads, options=entry.options
+            ),
+            lambda session: session.close(),
+        )
+
+
+def tokenizer_from_bundle(bundle: Bundle) -> PhraseTokenizer:
+    """Open what turns phrases into token ids.
+
+    Raises:
+        ForeignBundle: The bundle takes no phrases.
+        DamagedBundle: Its file changed since the bundle was opened, or is no tokenizer.
+    """
+    manifest, text = bundle.manifest, bundle.manifest.text
+    if text is None:
+        raise ForeignBundle(f"{bundle.root} takes no phrases: it holds {manifest.family}.")
+    files = (text.tokenizer,)
+    return _unchanged_by(
+        bundle,
+        files,
+        lambda: PhraseTokenizer(
+            bundle.path(text.tokenizer), text.context, text.pad_id, reference=manifest.reference
+        ),
+        lambda _: None,
     )
+
+
+def _unchanged_by(
+    bundle: Bundle, files: tuple[str, ...], make: Callable[[], T], discard: Callable[[T], None]
+) -> T:
+    """Load files that are the hashed ones before and after; nothing is hashed twice for it."""
+    for _ in range(_MOST_TRIES):
+        bundle.confirm(files)
+        made = make()
+        if bundle.unchanged(files):
+            return made
+        discard(made)
+    raise DamagedBundle(
+        f"{bundle.root}: {', '.join(files)} changed while it was loaded, again and again. "
+        "Load it when nothing writes there."
+    )
+
+
+@contextmanager
+def real_files(bundle: Bundle, files: tuple[str, ...]) -> Iterator[Path]:
+    """Path of an artifact whose side files lie beside it as files, not as links.
+
+    OpenVINO 2026 and ONNX Runtime read no external weights through a link that leaves the
+    artifact's folder, as all files in a cache of the Hugging Face Hub do.
+    """
+    paths = [bundle.path(relative) for relative in files]
+    if len(files) < 2 or not any(path.is_symlink() for path in paths):
+        yield paths[0]
+        return
+    targets = [path.resolve() for path in paths]
+    with ExitStack() as stack:
+        folder: Path | None = None
+        for place in (targets[0].parent, None):  # links of one disk cost nothing
+            try:
+                folder = Path(
+                    stack.enter_context(TemporaryDirectory(prefix=".samforge-", dir=place))
+                )
+                break
+            except OSError:
+                continue
+        if folder is None:
+            raise BundleError(
+                f"{bundle.root} has weights behind links, and there is no place to put them side "
+                "by side: no temporary folder can be made. Set TMPDIR to one."
+            )
+        for relative, path, target in zip(files, paths, targets, strict=True):
+            try:
+                os.link(target, folder / path.name)
+            except OSError:
+                _copy(bundle, relative, target, folder / path.name)
+        yield folder / paths[0].name
+
+
+def _copy(bundle: Bundle, relative: str, source: Path, target: Path) -> None:
+    shutil.copyfile(source, target)
+    if sha256_of(target) != bundle.manifest.files[relative].sha256:
+        raise DamagedBundle(
+            f"{relative} in {bundle.root} changed while it was loaded. {what_to_do()}"
+        )

@@ -16,6 +16,7 @@ from typing import Any
 from samforge.core.bundle import Bundle, open_bundle
 from samforge.core.errors import FidelityError, OutputError, SamforgeWarning, SettingError
 from samforge.core.files import require_space, system_errors
+from samforge.core.own_folder import require_outside_bundles
 from samforge.core.paths import checked_path
 from samforge.core.recipe import Recipe
 from samforge.core.staging import Staging
@@ -87,6 +88,8 @@ def _built(
     )
     parts = _part_names(recipe, checkpoint)
     planned = stages(recipe, parts, until=until)
+    if recipe.engine.timing_cache is not None:
+        require_outside_bundles(recipe.engine.timing_cache, "the timing cache")
     require_space(out, _needed_bytes(checkpoint))
     with Staging.open(out) as staging:
         shop = Workshop(

@@ -243,7 +243,7 @@ def test_float_linear(rows: int, inputs: int, outputs: int, relu: bool, dtype: t
 
 @pytest.mark.parametrize(
     ("batch", "heads", "tokens", "length", "size"),
-    [(1, 8, 5184, 32, 32), (3, 8, 201, 32, 32), (2, 2, 5, 7, 16)],
+    [(1, 8, 5184, 33, 32), (3, 8, 201, 32, 32), (2, 2, 5, 7, 16), (2, 4, 70, 17, 16)],
 )
 def test_attend_few(batch: int, heads: int, tokens: int, length: int, size: int) -> None:
     q = drawn(batch, tokens, heads, size).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""A bundle that runs anywhere at once: real files, real types, made-up numbers."""
+"""A small bundle that runs at once: real graphs, real types, made-up numbers."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from made_up import made_up_onnx, reseal, stamp
 
 import samforge
-from samforge.core.files import atomic_write_json, sha256_of
 from samforge.core.images import ImageSpec
-from samforge.core.manifest import FileEntry, Manifest, PartEntry, TextSpec
+from samforge.core.manifest import Manifest, PartEntry, TextSpec
 from samforge.core.session import PartSpec, TensorSpec
 from samforge.models import tiny
 
@@ -44,7 +44,7 @@ FAKE_PARTS = (
 
 @pytest.fixture
 def fake_bundle(manifest: Manifest, tmp_path: Path) -> Callable[..., samforge.Bundle]:
-    """Makes a bundle of the backend ``fake``, whose answers depend on the picture alone."""
+    """Makes a bundle of small ONNX graphs, whose answers depend on their inputs alone."""
 
     def make(
         name: str = "fake",
@@ -56,14 +56,8 @@ def fake_bundle(manifest: Manifest, tmp_path: Path) -> Callable[..., samforge.Bu
         root = tmp_path / name
         (root / "tokenizer").mkdir(parents=True)
         shutil.copy(tiny.TOKENIZER_PATH, root / "tokenizer" / "tokenizer.json")
-        for part in parts:
-            file = root / "parts" / part.name / f"{part.name}.onnx"
-            file.parent.mkdir(parents=True)
-            file.write_bytes(bytes(1 << 20))
-        files = [path for path in root.rglob("*") if path.is_file()]
         own = replace(
             manifest,
-            target="fake",
             recipe={"model": "tiny", "precision": precision},
             image=ImageSpec(size=28),
             text=TextSpec(
@@ -75,14 +69,13 @@ def fake_bundle(manifest: Manifest, tmp_path: Path) -> Callable[..., samforge.Bu
                 part.name: PartEntry(spec=part, artifact=f"parts/{part.name}/{part.name}.onnx")
                 for part in parts
             },
-            files={
-                path.relative_to(root).as_posix(): FileEntry(
-                    sha256=sha256_of(path), bytes=path.stat().st_size
-                )
-                for path in files
-            },
         )
-        atomic_write_json(root / "manifest.json", own)
+        for part in parts:
+            file = root / own.parts[part.name].artifact
+            file.parent.mkdir(parents=True)
+            file.write_bytes(made_up_onnx(part))
+            stamp(file, own, part.name)
+        reseal(root, own)
         return samforge.open_bundle(root)
 
     return make

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import Sam3Config
 
-from samforge.core.errors import CheckpointKeysError, SettingError
+from samforge.core.errors import CheckpointError, CheckpointKeysError, SettingError
 from samforge.models.sam3.checkpoint import (
     LISTED,
     Sam3Checkpoint,
@@ -213,3 +213,39 @@ def test_only_detector_boxes_takes_boxes(checkpoint: Make) -> None:
         "detector_boxes": {"batch", "prompts", "boxes"},
         "grounding": {"batch", "prompts"},
     }
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("vision_encoder.backbone.layers.1.mlp.fc1.bias", {"vision", "grounding"}),
+        ("text_encoder.text_model.embeddings.token_embedding.weight", {"text", "grounding"}),
+        ("detr_decoder.box_head.layer1.weight", {"detector", "detector_boxes", "grounding"}),
+        # The class token is made of it.
+        (
+            "geometry_encoder.cls_embed.weight",
+            {"vision", "detector_boxes", "grounding", "detector"},
+        ),
+    ],
+)
+def test_weights_that_are_no_numbers_are_refused(
+    holding: Make, state: dict[str, Any], name: str, parts: set[str], value: float
+) -> None:
+    """Calibration need not meet them: a word of the vocabulary that nobody asks for."""
+    state[name] = state[name].clone()
+    state[name].view(-1)[-1] = value
+    refused = set()
+    for part in PARTS:
+        try:
+            part_from_checkpoint(holding(state), part)
+        except CheckpointError as error:
+            refused.add(part)
+            assert str(error).splitlines()[1:] == [f"1 not finite: {name}"]  # noqa: PT017
+    assert refused == parts
+
+
+def test_weights_too_large_for_float32_are_refused(holding: Make, state: dict[str, Any]) -> None:
+    state["text_projection.bias"] = torch.full((32,), 1e300, dtype=torch.float64)
+    with pytest.raises(CheckpointError, match="1 not finite: text_projection"):
+        part_from_checkpoint(holding(state), "text")

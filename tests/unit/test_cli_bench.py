@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -71,11 +72,15 @@ def test_bundles_are_compared(fake_bundle: Make, capsys: Capture) -> None:
         assert [stage["stage"] for stage in row["stages"]] == STAGES
         parts = sum(stage["latency"]["mean_ms"] for stage in row["stages"][:4])
         assert 0.5 * total["mean_ms"] < parts <= total["mean_ms"]
-        assert (row["target"], row["runtime"], row["model"]) == ("fake", "1", "tiny")
-        # An interpreter with numpy and Pillow, and no more: the backend has no runtime.
+        assert (row["target"], row["runtime"], row["model"]) == (
+            "onnxruntime",
+            version("onnxruntime"),
+            "tiny",
+        )
+        # An interpreter with numpy, Pillow and ONNX Runtime, and no torch.
         assert 20 << 20 < row["weight"]["resident_bytes"] < 500 << 20
     conditions = report["conditions"]
-    assert conditions["versions"]["fake"] == "1"
+    assert conditions["versions"]["onnxruntime"] == version("onnxruntime")
     assert (conditions["rounds"], conditions["warm_up"]) == (4, 1)
     assert conditions["input"] == "drawn scenes of 224 x 224"
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", conditions["date"])
@@ -212,7 +217,7 @@ def test_a_batch_that_the_bundle_was_not_built_for(fake_bundle: Make, capsys: Ca
     fixed = PartSpec(
         name="backbone",
         inputs=(TensorSpec(name="images", dtype="float32", shape=(1, 3, 32, 32)),),
-        outputs=(),
+        outputs=(TensorSpec(name="features", dtype="float32", shape=(1, 8, 2, 2)),),
     )
     bundle = fake_bundle(parts=(fixed,), text=False)
     subjects = subjects_from_bundle(bundle, [Case(batch=2, prompts=1)], None)

@@ -23,7 +23,7 @@ from samforge.apps import cli
 from samforge.apps.cli.coco_stream import CocoStream
 from samforge.apps.cli.filming import Pace
 from samforge.apps.cli.interrupts import interrupts_held
-from samforge.backends.fake import FakeSession
+from samforge.backends.onnxruntime import OnnxRuntimeSession
 from samforge.core.detections import Detections
 from samforge.core.session import Array, Tensors
 from samforge.core.timing import Timings
@@ -119,7 +119,7 @@ def test_the_readout_is_in_the_corner(fake_bundle: Make, clip: Path, tmp_path: P
     assert _video(fake_bundle(precision="int8"), clip, *words) == 0
     for before, after in zip(_read(clip), _read(out), strict=True):
         # The words of the bundle are known, the figures are not: only their place is compared.
-        expected = draw_readout(before.image_rgb, ("fake int8",))
+        expected = draw_readout(before.image_rgb, ("onnxruntime int8",))
         difference = np.abs(after.image_rgb.astype(int) - expected)
         assert difference[:14, :40].mean() < 8
         assert difference[60:].mean() < 4
@@ -232,12 +232,12 @@ def test_a_truncated_video_is_done_as_far_as_it_goes(
 
 SLOW = """
 import sys, time
-from samforge.backends.fake import FakeSession
-run = FakeSession.run
+from samforge.backends.onnxruntime import OnnxRuntimeSession
+run = OnnxRuntimeSession.run
 def slow(self, tensors):
     time.sleep(0.05)
     return run(self, tensors)
-FakeSession.run = slow
+OnnxRuntimeSession.run = slow
 from samforge.apps import cli
 sys.exit(cli.main(sys.argv[1:]))
 """
@@ -282,16 +282,16 @@ def test_ctrl_c_is_one_object_for_machines(
 ) -> None:
     path = _write(tmp_path / "clip.mp4", 64, times=tuple(Fraction(i, 30) for i in range(60)))
     out, calls = tmp_path / "out.mp4", []
-    run = FakeSession.run
+    run = OnnxRuntimeSession.run
 
-    def interrupted(self: FakeSession, tensors: Tensors) -> dict[str, Array]:
+    def interrupted(self: OnnxRuntimeSession, tensors: Tensors) -> dict[str, Array]:
         calls.append(self.spec.name)
         if calls.count("vision") == frame + 1 and self.spec.name == "vision":
             signal.raise_signal(signal.SIGINT)  # the main thread gets it
             time.sleep(0.2)
         return run(self, tensors)
 
-    monkeypatch.setattr(FakeSession, "run", interrupted)
+    monkeypatch.setattr(OnnxRuntimeSession, "run", interrupted)
     assert _video(fake_bundle(), path, "--out", out, "--text", "star", "--json") == 130
     report = json.loads(capsys.readouterr().out)
     assert (report["ok"], report["error"]["kind"]) == (False, "Interrupted")

@@ -322,3 +322,15 @@ def test_which_names_mean_dinov3(folder: Path, tmp_path: Path) -> None:
     assert not is_dinov3(str(tmp_path / "sam3"))
     (tmp_path / "sam3.pt").touch()
     assert not is_dinov3(str(tmp_path / "sam3.pt"))
+
+
+def test_weights_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    stored = to_meta(weights())
+    name = "backbone.encoder.blocks.1.mlp.w3.bias"
+    stored[name] = stored[name].clone()
+    stored[name][3] = float("nan")
+    checkpoint = checkpoint_from_name(str(body_file(tmp_path, stored)), image_size=64)
+    with pytest.raises(
+        CheckpointError, match=r"1 not finite: model\.layer\.1\.mlp\.down_proj\.bias"
+    ):
+        checkpoint.part("backbone")

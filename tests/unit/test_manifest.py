@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made_up import forged
 
 from samforge.core.errors import BundleError, DamagedBundle, ForeignBundle
 from samforge.core.manifest import (
@@ -20,6 +21,8 @@ from samforge.core.manifest import (
     Manifest,
     check_relative,
     manifest_from_text,
+    manifest_text,
+    sealed,
 )
 from samforge.core.structure import json_from_value, value_from_json
 
@@ -40,7 +43,7 @@ def _table(manifest: Manifest) -> dict[str, Any]:
 
 
 def test_reads_back_equal(whole: Manifest) -> None:
-    assert manifest_from_text(json.dumps(_table(whole)), place="here") == whole
+    assert manifest_from_text(manifest_text(whole), place="here") == sealed(whole)
 
 
 def test_keys_are_the_documented_ones(whole: Manifest) -> None:
@@ -62,6 +65,7 @@ def test_keys_are_the_documented_ones(whole: Manifest) -> None:
         "steps",
         "gates",
         "weights_license",
+        "digest",
     ]
 
 
@@ -119,10 +123,10 @@ def test_bent(whole: Manifest, bend: Bend, kind: type[BundleError] | None, messa
     table = _table(whole)
     bend(table)
     if kind is None:
-        assert manifest_from_text(json.dumps(table), place="here").text is None
+        assert manifest_from_text(forged(table), place="here").text is None
         return
     with pytest.raises(kind, match=message):
-        manifest_from_text(json.dumps(table), place="here")
+        manifest_from_text(forged(table), place="here")
 
 
 @pytest.mark.parametrize(
@@ -144,7 +148,7 @@ def test_paths_that_may_not_stand_in_a_manifest(whole: Manifest, path: str, reas
     table = _table(whole)
     table["files"][path] = {"sha256": "0" * 64, "bytes": 1}
     with pytest.raises(DamagedBundle, match=reason):
-        manifest_from_text(json.dumps(table), place="here")
+        manifest_from_text(forged(table), place="here")
 
 
 @given(st.text(max_size=30) | st.text(alphabet="a./\\:~ ", max_size=12))

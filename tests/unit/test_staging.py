@@ -14,7 +14,7 @@ import pytest
 import samforge
 from samforge.core.bundle import open_bundle
 from samforge.core.errors import DamagedBundle, OutputError, SamforgeWarning, SettingError
-from samforge.core.manifest import Manifest, StepResult
+from samforge.core.manifest import Manifest, StepResult, sealed
 from samforge.core.staging import Staging, step_key
 
 RESULT = StepResult(name="export", part=None, seconds=2.0, bytes=4, peak_gib=0.5, resumed=False)
@@ -125,8 +125,8 @@ def test_an_empty_folder_is_taken(
     with Staging.open(tmp_path / "out") as staging:
         _fill(staging, bundle_files)
         staging.publish(manifest, INCLUDE)
-    assert open_bundle(tmp_path / "out").manifest == replace(
-        manifest, files=open_bundle(tmp_path / "out").manifest.files
+    assert open_bundle(tmp_path / "out").manifest == sealed(
+        replace(manifest, files=open_bundle(tmp_path / "out").manifest.files)
     )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from samforge.backends._onnx_file import notes_from_onnx
 from samforge.core.cpu_flags import CPU_INFO, cpu_flags
 from samforge.core.errors import DamagedBundle, ShapeError
+from samforge.core.facts import FACTS_KEY
 from samforge.core.forks import OfOneProcess
 from samforge.core.session import (
     Array,
@@ -215,6 +216,10 @@ class OnnxRuntimeBackend:
             return version("onnxruntime")
         except PackageNotFoundError:
             return None
+
+    def facts_from_artifact(self, path: Path) -> str | None:
+        """The stamp among the file's ``metadata_props``."""
+        return notes_from_onnx(path).get(FACTS_KEY)
 
     def session_from_artifact(
         self,

@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from samforge.backends._onnx_file import notes_from_onnx
 from samforge.core.errors import DamagedBundle, MissingExtra, SettingError, ShapeError
+from samforge.core.facts import FACTS_KEY
 from samforge.core.forks import OfOneProcess, keep_in_children
 from samforge.core.session import (
     Array,
@@ -231,6 +233,10 @@ class OpenVinoBackend:
             return version("openvino")
         except PackageNotFoundError:
             return None
+
+    def facts_from_artifact(self, path: Path) -> str | None:
+        """The stamp among the file's ``metadata_props``."""
+        return notes_from_onnx(path).get(FACTS_KEY)
 
     def session_from_artifact(
         self,

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from samforge.backends._archive import note_from_archive
 from samforge.core.errors import DamagedBundle, MissingExtra, SettingError, ShapeError
+from samforge.core.facts import FACTS_KEY
 from samforge.core.forks import OfOneProcess
 from samforge.core.session import (
     Array,
@@ -139,6 +141,10 @@ class TorchBackend:
             return version("torch")
         except PackageNotFoundError:
             return None
+
+    def facts_from_artifact(self, path: Path) -> str | None:
+        """The stamp among the archive's extra files."""
+        return note_from_archive(path, f"/extra/{FACTS_KEY}")
 
     def session_from_artifact(
         self,

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
+import stat
 from pathlib import Path
 
 from samforge.core.errors import OutputError
 from samforge.core.files import output_errors
+
+_NO_LINKS = getattr(os, "O_NOFOLLOW", 0)
+_NO_WAITING = getattr(os, "O_NONBLOCK", 0)
+_LONGEST_OWNER = 20
+_OWNER = re.compile(rb"[0-9]{0,20}")
 
 
 class BuildLock:
@@ -24,13 +31,15 @@ class BuildLock:
         """Take the lock.
 
         Raises:
-            OutputError: Another living process has it, or the file cannot be written.
+            OutputError: Another living process has it, the file cannot be written, or it is no
+                lock of samforge: a link, or a file with something else in it.
         """
         while self._handle is None:
             with output_errors(self.path):
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+                flags = os.O_RDWR | os.O_CREAT | _NO_LINKS | _NO_WAITING
+                handle = os.open(self.path, flags, 0o666)
             try:
+                _check_own(self.path, handle)
                 self._lock(handle)
                 # The last owner may have deleted the file between our open and our lock: then
                 # others lock a new file of that name, and this one guards nothing.
@@ -60,6 +69,17 @@ class BuildLock:
                 f"Another build (process {owner}) is writing {self.path.parent}. "
                 "Wait for it, end it, or choose another output folder."
             ) from error
+
+
+def _check_own(path: Path, handle: int) -> None:
+    """A lock is emptied and written: make sure that nothing of anybody else's is."""
+    found = os.fstat(handle)
+    own = stat.S_ISREG(found.st_mode) and found.st_nlink <= 1
+    if not own or not _OWNER.fullmatch(os.pread(handle, _LONGEST_OWNER + 1, 0)):
+        raise OutputError(
+            f"{path} is no lock of samforge: it is a link, or holds something else. It is left "
+            "alone. Move it away, or choose another output folder."
+        )
 
 
 def _is_file_of(path: Path, handle: int) -> bool:

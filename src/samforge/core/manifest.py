@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any
 
 from samforge.core.errors import DamagedBundle, ForeignBundle, SettingError
 from samforge.core.images import ImageSpec
+from samforge.core.recipe import TARGETS
 from samforge.core.reference import REFERENCES
 from samforge.core.session import PartSpec
-from samforge.core.structure import StructureError, value_from_json
+from samforge.core.strict_json import StrictJsonError, strict_json
+from samforge.core.structure import Json, StructureError, json_from_value, value_from_json
 
 SCHEMA_VERSION = 3
 """Version of the manifest's structure; a reader refuses every other one."""
@@ -23,6 +27,11 @@ BEFORE_REFERENCES = 2
 
 MANIFEST_NAME = "manifest.json"
 """The manifest's file name in a bundle."""
+
+MOST_BYTES = 16 * 2**20
+"""Size up to which a manifest is read; those of full-size bundles have some 100 KiB."""
+MOST_CONTEXT = 2**16
+"""Longest phrase in tokens that a manifest may ask for."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,6 +70,12 @@ class TextSpec:
     """The tokenizer.json, relative to the bundle."""
     synthetic: bool
     """True when the tokenizer was made up (random weights): phrases then have no meaning."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.context <= MOST_CONTEXT:
+            raise SettingError(f"text.context wants 1 to {MOST_CONTEXT}, got {self.context}.")
+        if self.pad_id < 0:
+            raise SettingError(f"text.pad_id wants a number from 0 up, got {self.pad_id}.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,6 +141,8 @@ class Manifest:
     """The limits that held."""
     weights_license: str
     """Name of the licence of the weights, or of the file that holds it."""
+    digest: str = ""
+    """SHA-256 of all the rest in its canonical form; ``sealed`` fills it in."""
 
 
 PROOF_NAME = "verify/proof.npz"
@@ -143,6 +160,41 @@ def verified(manifest: Manifest) -> bool:
     return any(FOUND_ALIKE & set(step.gates) for step in manifest.steps)
 
 
+def digest_of(table: Mapping[str, Json]) -> str:
+    """SHA-256 of a manifest's canonical form: all its keys but ``digest``.
+
+    The form is JSON in ASCII with sorted keys and no spaces, so whoever wants to pin a bundle can
+    compute it with any JSON library whose floats are the shortest that read back equal.
+    """
+    content = {key: value for key, value in table.items() if key != "digest"}
+    text = json.dumps(
+        content, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
+    )
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sealed(manifest: Manifest) -> Manifest:
+    """The manifest with its own digest in it."""
+    return replace(manifest, digest=digest_of(_table(manifest)))
+
+
+def manifest_text(manifest: Manifest) -> str:
+    """What stands in ``manifest.json``: sealed, indented, keys in the order of the class.
+
+    Raises:
+        SettingError: A text in it has no UTF-8 form, as names of files can be.
+    """
+    text = _written(_table(sealed(manifest)))
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise SettingError(
+            f"{error.object[max(0, error.start - 40) : error.end]!a} cannot stand in a manifest: "
+            "it is not UTF-8. Rename the file or folder."
+        ) from error
+    return text
+
+
 def manifest_from_text(text: str, *, place: str) -> Manifest:
     """Read a manifest and check all that can be checked without the files.
 
@@ -152,28 +204,55 @@ def manifest_from_text(text: str, *, place: str) -> Manifest:
 
     Raises:
         ForeignBundle: It is not a manifest of samforge, or one of another schema version.
-        DamagedBundle: Keys are missing, unknown or of another type, or a path is not usable.
+        DamagedBundle: It is not as samforge wrote it, to the last byte: keys are missing, unknown,
+            given twice or of another type, a number or the depth is out of range, a path is not
+            usable, or the digest is that of another text.
     """
+
+    def unusable(problem: object) -> DamagedBundle:
+        return DamagedBundle(f"{place}/{MANIFEST_NAME} is not usable: {problem} {what_to_do()}")
+
+    if len(text) > MOST_BYTES:
+        raise unusable(f"it has {len(text)} characters, and at most {MOST_BYTES} are read.")
     try:
-        table = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DamagedBundle(
-            f"{place}/{MANIFEST_NAME} is not valid JSON: {error}. {what_to_do()}"
-        ) from error
+        table = strict_json(text)
+    except StrictJsonError as error:
+        raise unusable(f"{error}.") from error
     _check_schema(table, place)
+    _check_digest(table, text, place)
     try:
         manifest = value_from_json(Manifest, table)
     except (StructureError, SettingError) as error:
-        raise DamagedBundle(
-            f"{place}/{MANIFEST_NAME} is not usable: {error} {what_to_do()}"
-        ) from error
-    if manifest.reference not in REFERENCES:
-        raise DamagedBundle(
-            f"{place}/{MANIFEST_NAME}: the reference is {manifest.reference!r}, and there are "
-            f"{' and '.join(REFERENCES)}. {what_to_do()}"
-        )
-    _check_paths(manifest, place)
+        raise unusable(error) from error
+    if problem := next(_problems(manifest), None):
+        raise unusable(problem)
     return manifest
+
+
+def _table(manifest: Manifest) -> dict[str, Json]:
+    table = json_from_value(manifest)
+    assert isinstance(table, dict)  # noqa: S101  # a dataclass always becomes a table
+    return table
+
+
+def _written(table: Mapping[str, Json]) -> str:
+    return json.dumps(table, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _check_digest(table: dict[str, Any], text: str, place: str) -> None:
+    stated = table.get("digest")
+    found = digest_of(table)
+    if stated != found:
+        raise DamagedBundle(
+            f"{place}/{MANIFEST_NAME} was changed: its digest is {stated!r:.70}, and what it says "
+            f"has {found}. {what_to_do()}"
+        )
+    # Spaces, 1e-05 for 1E-05 and escapes say the same in other bytes. None of them is ours.
+    if text != _written(table):
+        raise DamagedBundle(
+            f"{place}/{MANIFEST_NAME} was changed: it says the same in another form than samforge "
+            f"writes. {what_to_do()}"
+        )
 
 
 def check_relative(path: str) -> str | None:
@@ -218,20 +297,40 @@ def _check_schema(table: object, place: str) -> None:
         )
 
 
-def _check_paths(manifest: Manifest, place: str) -> None:
-    def damaged(problem: str) -> DamagedBundle:
-        return DamagedBundle(f"{place}/{MANIFEST_NAME}: {problem} {what_to_do()}")
-
+def _problems(manifest: Manifest) -> Iterator[str]:
+    """What fits the structure and still cannot be."""
+    if manifest.target not in TARGETS:
+        yield f"its target is {manifest.target!r}, and bundles are for {', '.join(TARGETS)}."
+    if manifest.reference not in REFERENCES:
+        yield (
+            f"the reference is {manifest.reference!r}, and there are {' and '.join(REFERENCES)}."
+        )
     for path, entry in manifest.files.items():
-        if problem := check_relative(path):
-            raise damaged(f"the path {path!r} {problem}.")
-        if path == MANIFEST_NAME:
-            raise damaged("it lists itself among its files.")
-        if not re.fullmatch("[0-9a-f]{64}", entry.sha256) or entry.bytes < 0:
-            raise damaged(f"the hash or size of {path} is not one.")
+        yield from _file_problems(path, entry)
     for name, path in _uses(manifest):
         if path not in manifest.files:
-            raise damaged(f"{name} needs {path!r}, which is not among its files.")
+            yield f"{name} needs {path!r}, which is not among its files."
+    for name, part in manifest.parts.items():
+        if part.spec.name != name:
+            yield f"the part {name!r} calls itself {part.spec.name!r}."
+    yield from _gate_problems("its gates", manifest.gates)
+    for step in manifest.steps:
+        yield from _gate_problems(f"the gates of {step.name}", step.gates)
+
+
+def _file_problems(path: str, entry: FileEntry) -> Iterator[str]:
+    if problem := check_relative(path):
+        yield f"the path {path!r} {problem}."
+    if path == MANIFEST_NAME:
+        yield "it lists itself among its files."
+    if not re.fullmatch("[0-9a-f]{64}", entry.sha256) or entry.bytes < 0:
+        yield f"the hash or size of {path} is not one."
+
+
+def _gate_problems(place: str, gates: Mapping[str, float]) -> Iterator[str]:
+    for gate, limit in gates.items():
+        if not math.isfinite(limit):
+            yield f"{gate} in {place} is no finite number."
 
 
 def _uses(manifest: Manifest) -> list[tuple[str, str]]:

@@ -105,6 +105,14 @@ class Backend(Protocol):
         """Version of the installed runtime, or None when it is not usable here."""
         ...
 
+    def facts_from_artifact(self, path: Path) -> str | None:
+        """What an artifact says of itself, without loading it; see :mod:`samforge.core.facts`.
+
+        Returns:
+            The stamp as it stands in the file, or None where there is none.
+        """
+        ...
+
     def session_from_artifact(
         self,
         path: Path,

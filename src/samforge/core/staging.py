@@ -11,17 +11,26 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from samforge.core.errors import OutputError, SamforgeWarning, SettingError
-from samforge.core.files import atomic_write_json, output_errors, sha256_of
+from samforge.core.errors import BuildError, OutputError, SamforgeWarning, SettingError
+from samforge.core.file_state import FileState, hashed, state_of
+from samforge.core.files import atomic_write_json, output_errors
 from samforge.core.lock import BuildLock
 from samforge.core.manifest import FileEntry, Manifest, StepResult, check_relative
-from samforge.core.publish import assemble, check_replaceable, put_in_place, recover
+from samforge.core.own_folder import LOCK_NAME, make_marked, work_folder, write_mark
+from samforge.core.publish import (
+    STEPS_NAME,
+    assemble,
+    changed_text,
+    check_replaceable,
+    put_in_place,
+    recover,
+)
+from samforge.core.strict_json import StrictJsonError, strict_json
 from samforge.core.structure import StructureError, json_from_value, value_from_json
 
-STEPS_NAME = "steps.json"
-"""Records of the finished steps, in the staging folder."""
-
-_STEPS_VERSION = 1
+_STEPS_VERSION = 2
+_FOLDERS = ("parts", "work", "report", "verify", "tokenizer")
+"""Folders in the staging folder that builds make."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,11 +89,19 @@ def staged_path(root: Path, relative: str) -> Path:
     path = root / relative
     with output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        for place in (path, *path.parents):
+            if place == root:
+                break
+            if place.is_symlink():
+                raise OutputError(
+                    f"{place} is a link, and what is written through it would be somebody else's "
+                    "file. Remove the link and run the build again."
+                )
     return path
 
 
 class Staging:
-    """Works in ``.<name>.building`` next to the output and renames it there when whole.
+    """Works in ``.<name>.building`` next to the output and puts the bundle there when whole.
 
     Use it as a context manager. Leaving it releases the lock and keeps the folder, so a failed
     or killed build leaves its evidence and resumes; only ``publish`` removes it.
@@ -95,6 +112,9 @@ class Staging:
         self.root = lock.path.parent
         self._lock = lock
         self._steps = dict(steps.steps)
+        self._current: dict[str, dict[str, FileState]] = {}
+        """Steps of this build, with the state of each of their files when it was hashed."""
+        self._made = set(_FOLDERS)
 
     @classmethod
     def open(cls, out: str | Path) -> Staging:
@@ -106,15 +126,24 @@ class Staging:
         Raises:
             OutputError: Something else is there, it cannot be written, or another build has it.
         """
-        out = Path(out).resolve()
+        with output_errors(Path(out)):
+            out = Path(out).resolve()
         check_replaceable(out)
-        root = out.with_name(f".{out.name}.building")
-        with output_errors(out):
-            root.mkdir(parents=True, exist_ok=True)
-        lock = BuildLock(root / "lock")
-        lock.acquire()
+        root = work_folder(out)
+        lock = BuildLock(root / LOCK_NAME)
+        while True:
+            with output_errors(out):
+                make_marked(root)
+            try:
+                lock.acquire()
+                break
+            except OutputError:
+                if root.exists():  # else another build has published and removed it just now
+                    raise
         try:
-            recover(out)
+            with output_errors(root):
+                write_mark(root)
+            recover(out, root)
             steps = _read_steps(root / STEPS_NAME)
         except BaseException:
             lock.release()
@@ -141,9 +170,11 @@ class Staging:
 
         Raises:
             SettingError: The path would not stay inside a bundle.
-            OutputError: The folder cannot be made.
+            OutputError: The folder cannot be made, or a link is in the way.
         """
-        return staged_path(self.root, relative)
+        path = staged_path(self.root, relative)
+        self._made.add(path.relative_to(self.root).parts[0])
+        return path
 
     def step(self, name: str, key: str) -> StepRecord | None:
         """Find the finished step with this key, its result marked as resumed.
@@ -155,8 +186,13 @@ class Staging:
         record = self._steps.get(name)
         if record is None or record.key != key:
             return None
-        if any(_changed(self.root / path, entry) for path, entry in record.outputs.items()):
-            return None
+        states = {}
+        for relative, entry in record.outputs.items():
+            state = _unchanged(self.root, relative, entry)
+            if state is None:
+                return None
+            states[relative] = state
+        self._current[name] = states
         return replace(record, result=replace(record.result, resumed=True))
 
     def record(self, name: str, key: str, outputs: Iterable[str], result: StepResult) -> StepRecord:
@@ -171,13 +207,15 @@ class Staging:
         Raises:
             OutputError: A file is missing, or the record cannot be written.
         """
-        entries = {}
+        entries, states = {}, {}
         for relative in outputs:
             path = self.path(relative)
             with output_errors(path):
-                entries[relative] = FileEntry(sha256=sha256_of(path), bytes=path.stat().st_size)
+                digest, state = hashed(path)
+            entries[relative] = FileEntry(sha256=digest, bytes=state.bytes)
+            states[relative] = state
         record = StepRecord(key=key, outputs=entries, result=result)
-        self._steps[name] = record
+        self._steps[name], self._current[name] = record, states
         steps = _Steps(version=_STEPS_VERSION, steps=self._steps)
         atomic_write_json(self.root / STEPS_NAME, steps)
         return record
@@ -185,8 +223,9 @@ class Staging:
     def publish(self, manifest: Manifest, include: Iterable[str]) -> Path:
         """Make the bundle appear at the output, whole, and remove the staging folder.
 
-        The files are hashed and the manifest is written last. If anything fails, the old output is
-        back in its place and the staging folder can be resumed.
+        The files are hashed, compared with what their steps recorded, and the manifest is written
+        last. If anything fails, the old output is in its place and the staging folder can be
+        resumed.
 
         Args:
             manifest: All but ``files``, which is filled in here.
@@ -197,32 +236,60 @@ class Staging:
 
         Raises:
             OutputError: It cannot be written, the disk is full, or something else is there now.
+            BuildError: A file changed after its step was over: what was made of it, and proven, is
+                another's.
         """
         check_replaceable(self.out)
-        bundle = assemble(self.root, manifest, tuple(include))
-        put_in_place(bundle, self.out, work=self.root)
+        self._check_unchanged()
+        included = tuple(include)
+        recorded = {
+            relative: entry
+            for name in self._current
+            for relative, entry in self._steps[name].outputs.items()
+        }
+        own = {path.partition("/")[0] for path in (*recorded, *included)}
+        bundle = assemble(self.root, manifest, included, recorded)
+        put_in_place(bundle, self.out, work=self.root, own=self._made | own)
         self.close()
         return self.out
 
+    def _check_unchanged(self) -> None:
+        """Make sure that every step's files, published or not, are what later steps read."""
+        for name, states in self._current.items():
+            for relative, state in states.items():
+                path = self.root / relative
+                with output_errors(path):
+                    same = path.is_file() and state_of(path) == state
+                if (
+                    not same
+                    and _unchanged(self.root, relative, self._steps[name].outputs[relative]) is None
+                ):
+                    raise BuildError(changed_text(path))
 
-def _changed(path: Path, entry: FileEntry) -> bool:
+
+def _unchanged(root: Path, relative: str, entry: FileEntry) -> FileState | None:
+    """State of a step's file that is what was recorded; None where it is gone or changed."""
+    if check_relative(relative):
+        return None  # somebody wrote into the records
+    path = root / relative
     with output_errors(path):
-        if not path.is_file() or path.stat().st_size != entry.bytes:
-            return True
-        return sha256_of(path) != entry.sha256
+        if path.is_symlink() or not path.is_file() or path.stat().st_size != entry.bytes:
+            return None
+        digest, state = hashed(path)
+        return state if digest == entry.sha256 else None
 
 
 def _read_steps(path: Path) -> _Steps:
     empty = _Steps(version=_STEPS_VERSION)
     try:
-        steps = value_from_json(_Steps, json.loads(path.read_text(encoding="utf-8")))
+        steps = value_from_json(_Steps, strict_json(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return empty
     except OSError as error:
         raise OutputError(
             f"{path} cannot be read: {error.strerror}. Delete {path.parent}."
         ) from error
-    except (ValueError, StructureError) as error:
+    except (ValueError, StrictJsonError, StructureError) as error:
         _warn_afresh(path, str(error))
         return empty
     if steps.version != _STEPS_VERSION:

@@ -152,7 +152,12 @@ def _read_float(value: Any, where: str) -> float:
     if isinstance(value, str) and value in _NOT_FINITE:
         return _NOT_FINITE[value]
     if isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise StructureError(
+                f"{_place(where)} is out of range: a whole number of {value.bit_length()} bits."
+            ) from error
     number: float = _expect(float, value, where)
     return number
 

@@ -18,6 +18,7 @@ from PIL import Image
 from samforge.core.errors import SettingError, ShapeError
 from samforge.core.files import atomic_write_bytes
 from samforge.core.images import RgbImage
+from samforge.core.outputs import SOFTWARE
 from samforge.draw.rasterize import Faces, Floats, Raster, rasterize
 
 BASE = (166, 189, 219)
@@ -178,6 +179,7 @@ def write_gif(
     pictures[0].save(
         content,
         format="GIF",
+        comment=SOFTWARE.encode(),
         save_all=True,
         append_images=pictures[1:],
         duration=frame_ms,

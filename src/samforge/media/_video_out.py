@@ -15,6 +15,7 @@ import numpy as np
 from samforge.core.cpu_flags import cpu_flags
 from samforge.core.errors import OutputError, SettingError, ShapeError
 from samforge.core.images import RgbImage
+from samforge.core.outputs import SOFTWARE
 from samforge.media._pyav import pyav
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov")
@@ -84,6 +85,7 @@ class VideoWriter:
         # One for all frames: each of them would start threads of its own.
         self._reformatter = self._av.video.reformatter.VideoReformatter()
         self._set_up(pixel_aspect)
+        self._container.metadata["comment"] = SOFTWARE
 
     def write(self, rgb: RgbImage, seconds: Fraction | float) -> None:
         """Append a frame.

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from samforge.core.errors import ImageError, OutputError, ShapeError
 from samforge.core.images import ImageSource, RgbImage
+from samforge.core.outputs import SOFTWARE
 from samforge.core.paths import checked_path, is_file, is_folder
 from samforge.media._arrays import rgb_from_array
 from samforge.media._heif import SUFFIXES as HEIF_SUFFIXES
@@ -101,11 +103,13 @@ def write_png(path: str | os.PathLike[str], rgb: RgbImage) -> Path:
     if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.size == 0:
         raise ShapeError(f"write_png wants uint8 (H, W, 3), got {rgb.dtype} {rgb.shape}.")
     target = checked_path(path, OutputError)
+    notes = PngInfo()
+    notes.add_text("Software", SOFTWARE)
     temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.part")
     try:
         try:
             with temporary.open("xb") as file:
-                Image.fromarray(rgb).save(file, format="PNG", compress_level=3)
+                Image.fromarray(rgb).save(file, format="PNG", compress_level=3, pnginfo=notes)
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
@@ -156,7 +160,7 @@ def listing_of_folder(folder: str | os.PathLike[str], *, recursive: bool = False
             raise ImageError(
                 f"{path} cannot be listed: {error.strerror}. Give a folder of images."
             ) from error
-        inner = []
+        inner: list[Path] = []
         for entry in entries:
             if entry.name.startswith("."):
                 continue

@@ -75,6 +75,14 @@ class RunAhead(Iterator[Item], Generic[Item]):
 class _Line(Generic[Item]):
     """Items that wait between two threads."""
 
+    def __init__(self, bound: int) -> None:
+        self.most = 0
+        self._bound = bound
+        self._changed = threading.Condition()
+        self._items: deque[Item] = deque()
+        self._ended = False
+        self._error: BaseException | None = None
+
     def abandon(self) -> None:
         """In a child of a fork: nobody fills it any more, and a lock may be held for ever."""
         self._changed = threading.Condition()
@@ -84,14 +92,6 @@ class _Line(Generic[Item]):
             "A stream was begun before this process was forked, without its threads. "
             "Begin it here, after the fork."
         )
-
-    def __init__(self, bound: int) -> None:
-        self.most = 0
-        self._bound = bound
-        self._changed = threading.Condition()
-        self._items: deque[Item] = deque()
-        self._ended = False
-        self._error: BaseException | None = None
 
     def put(self, item: Item) -> bool:
         """Add an item when there is room; False when nobody wants it any more."""

@@ -10,6 +10,7 @@ from samforge.backends.inductor.backend import package_from_exported
 from samforge.core.recipe import QUANTIZED
 from samforge.measure.fidelity import rows
 from samforge.steps.convert import compared_with_samples
+from samforge.steps.facts import facts_of
 from samforge.steps.workshop import Made, Workshop
 from samforge.transform.export import exported_from_file
 from samforge.transform.lower import HALF_PARTS, Lowering, lower
@@ -36,7 +37,13 @@ def compile_part(shop: Workshop, name: str) -> Made:
         settings = Lowering(precision=precision, scales=scales)
     lowered = lower(program, spec, settings=settings, device=device)
     artifact = shop.artifact(name)
-    record = package_from_exported(lowered.program, spec, shop.path(artifact), precision=precision)
+    record = package_from_exported(
+        lowered.program,
+        spec,
+        shop.path(artifact),
+        precision=precision,
+        facts=facts_of(shop, name),
+    )
     figures = compared_with_samples(shop, name, shop.path(artifact))
     return Made(
         outputs=(artifact,), figures=rows(figures), notes=(f"{name} runs on {record.processor}.",)

@@ -11,8 +11,10 @@ import numpy as np
 import onnx_ir as ir
 
 from samforge.backends import backend_from_name
+from samforge.core.facts import FACTS_KEY
 from samforge.core.recipe import QUANTIZED
 from samforge.measure.fidelity import TensorFidelity, compare_outputs, rows
+from samforge.steps.facts import facts_of
 from samforge.steps.flavours import flavoured
 from samforge.steps.options import options_of
 from samforge.steps.workshop import Made, Workshop, check_gate
@@ -45,6 +47,7 @@ def convert_part(shop: Workshop, name: str) -> Made:
     exported = exported_from_file(shop.path(source))
     model = flavoured(onnx_from_exported(exported, shop.spec(name)), recipe)
     artifact = shop.onnx(name)
+    model.metadata_props[FACTS_KEY] = facts_of(shop, name)
     sides = save_onnx(model, shop.path(artifact))
     intended = intended_layers(model) if recipe.precision == "int8" else ()
     release_model(model)

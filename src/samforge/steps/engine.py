@@ -17,11 +17,13 @@ from samforge.backends.tensorrt.build import EngineReport
 from samforge.backends.tensorrt.capabilities import UNTOUCHED
 from samforge.backends.tensorrt.ladder import Ladder, Verdict, safest_form
 from samforge.backends.tensorrt.settings import AxisRange, EngineSettings
+from samforge.backends.tensorrt.stamp import read_stamp, write_stamp
 from samforge.core.computation import Computation, check_computation
 from samforge.core.files import atomic_write_json
 from samforge.core.session import InspectableSession, Session
 from samforge.measure import feature_cosine_limit
 from samforge.measure.fidelity import compare_outputs
+from samforge.steps.facts import facts_of
 from samforge.steps.workshop import Made, Workshop
 from samforge.transform.onnx.attention_forms import forms_of, reform_attention
 from samforge.transform.onnx.convert import release_model, save_onnx
@@ -87,6 +89,9 @@ def _made(shop: Workshop, name: str, ladder: Ladder[_Built]) -> Made:
         computation = verdict.computation
     elif verdict is not None:
         notes += (UNTOLD,)
+    engine = shop.path(shop.artifact(name))
+    if (written := read_stamp(engine)) is not None:
+        write_stamp(engine, replace(written, facts=facts_of(shop, name)))
     stamp = _relative(shop, built.stamp)
     # Paths as they are in the bundle: the staging folder is gone by then.
     report = replace(

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from samforge.measure.fidelity import compare_outputs, rows
+from samforge.steps.facts import facts_of_exported
 from samforge.steps.workshop import Made, Workshop, arrays, check_gate
 from samforge.transform.export import (
     TRACED_SIZES,
@@ -30,7 +31,7 @@ def export_part(shop: Workshop, name: str) -> Made:
         inputs = shop.inputs(name, sizes, seed=index + 1)
         references.append((inputs, part(inputs)))
     artifact = shop.exported(name)
-    save_exported(exported, shop.path(artifact))
+    save_exported(exported, shop.path(artifact), facts=facts_of_exported(shop, name))
     # At full size there is no room for two copies of the weights.
     release([*part.module.parameters(), *part.module.buffers(), *exported.state_dict.values()])
     reloaded = exported_from_file(shop.path(artifact))

@@ -32,6 +32,8 @@ class Kind:
     """Does it."""
     settings: tuple[str, ...] = ()
     """Fields of the recipe that decide its result, besides the model, the seed and the gates."""
+    stamped: bool = False
+    """Whether what it makes says which runtime it is for: another where a build stops early."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,7 +60,7 @@ CALIBRATE = Kind(name="calibrate", make=calibrate_parts, settings=("calibration"
 QUANTIZE = Kind(
     name="quantize", make=quantize_part, settings=("target", "precision", "quantization")
 )
-ONNX = Kind(name="onnx", make=convert_part, settings=("target", "precision"))
+ONNX = Kind(name="onnx", make=convert_part, settings=("target", "precision"), stamped=True)
 COMPILE = Kind(name="compile", make=compile_part, settings=("target", "precision"))
 ENGINE = Kind(
     name="engine",

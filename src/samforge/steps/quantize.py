@@ -25,6 +25,7 @@ from samforge.steps.calibrate import (
     float_sessions,
     segmenter_of,
 )
+from samforge.steps.facts import facts_of
 from samforge.steps.images import calibration_images
 from samforge.steps.workshop import SMALL_IMAGE, Made, Workshop
 from samforge.transform.export import exported_from_file, save_exported
@@ -74,7 +75,7 @@ def quantize_part(shop: Workshop, name: str) -> Made:
         artifact, program = shop.artifact(name), _computing(shop, quantized.program, name)
     else:
         artifact, program = shop.quantized(name), quantized.program
-    save_exported(program, shop.path(artifact))
+    save_exported(program, shop.path(artifact), facts=facts_of(shop, name))
     atomic_write_json(shop.path(report), {"report": quantized.report, "layers": layers})
     share = {
         "part": name,

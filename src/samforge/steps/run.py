@@ -106,8 +106,10 @@ class Run:
                 "model": self.shop.model.settings(),
                 "seed": recipe.seed,
                 "gates": recipe.gates,
+                "reference": recipe.reference,
                 "before": list(before),
                 **{name: getattr(recipe, name) for name in step.kind.settings},
+                **({"runtime": self.shop.runtime} if step.kind.stamped else {}),
             },
             versions=self.origin["versions"],
         )

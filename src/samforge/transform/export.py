@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
 from samforge.core.errors import ExportError
+from samforge.core.facts import FACTS_KEY
 from samforge.core.files import output_errors
 from samforge.core.session import PartSpec
 from samforge.models.part import Part
@@ -57,15 +58,21 @@ def exported_from_part(part: Part, inputs: dict[str, Tensor]) -> ExportedProgram
     return _without_traces(exported)
 
 
-def save_exported(exported: ExportedProgram, path: Path) -> None:
+def save_exported(exported: ExportedProgram, path: Path, *, facts: str | None = None) -> None:
     """Write a ``.pt2``.
+
+    Args:
+        exported: The program.
+        path: Where to.
+        facts: What the file says of itself; None for one that no bundle will hold.
 
     Raises:
         OutputError: The file cannot be written.
     """
     with output_errors(path), path.open("wb") as file:
         output = _LateErrors(file)
-        torch.export.save(exported, cast(IO[bytes], output))
+        notes = None if facts is None else {FACTS_KEY: facts}
+        torch.export.save(exported, cast(IO[bytes], output), extra_files=notes)
         if output.error is not None:
             raise output.error
 

@@ -9,6 +9,7 @@ import typer
 
 import samforge
 from samforge.apps.cli.output import JsonOption, print_json, print_line, print_note, print_table
+from samforge.apps.cli.places import DigestsOption, opened_bundles
 from samforge.apps.cli.progress import progress_bar
 from samforge.core.errors import SettingError
 
@@ -73,6 +74,7 @@ def bench(  # noqa: PLR0913  every argument is an option that a user types
     markdown: Annotated[
         bool, typer.Option("--markdown", help="Print Markdown for a README instead of tables.")
     ] = False,
+    digest: DigestsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure bundles in turn: latency, throughput, memory, size, speed-up, and every stage.
@@ -88,7 +90,7 @@ def bench(  # noqa: PLR0913  every argument is an option that a user types
     if iterations is None and seconds is None:
         iterations = _ROUNDS
     budget = Budget(warm_up=warm_up, iterations=iterations, seconds=seconds)
-    opened = _opened(bundles, baseline)
+    opened = _opened(bundles, baseline, digest)
     plan = BenchPlan(
         bundles=opened,
         cases=tuple(
@@ -115,11 +117,13 @@ def bench(  # noqa: PLR0913  every argument is an option that a user types
         _print(rows, conditions)
 
 
-def _opened(paths: list[Path], baseline: Path | None) -> tuple[samforge.Bundle, ...]:
+def _opened(
+    paths: list[Path], baseline: Path | None, digests: list[str] | None
+) -> tuple[samforge.Bundle, ...]:
     """Open each bundle once, the baseline first."""
     wanted = ([baseline] if baseline is not None else []) + paths
     unique = {path.resolve(): path for path in wanted}
-    return tuple(samforge.open_bundle(path) for path in unique)
+    return opened_bundles(list(unique.values()), digests)
 
 
 def _conditions(plan: BenchPlan, rows: tuple[BenchRow, ...], image: Path | None) -> Conditions:

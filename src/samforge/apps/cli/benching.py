@@ -152,7 +152,13 @@ def _weight(bundle: Bundle, plan: BenchPlan, note: Callable[[str], None]) -> Wei
     if not plan.memory:
         return None
     largest = max(plan.cases, key=lambda case: (case.batch * case.prompts, case.batch))
-    weight = weigh(bundle.root, batch=largest.batch, prompts=largest.prompts, threads=plan.threads)
+    weight = weigh(
+        bundle.root,
+        batch=largest.batch,
+        prompts=largest.prompts,
+        threads=plan.threads,
+        digest=bundle.digest,
+    )
     if isinstance(weight, str):
         note(f"The memory of {bundle.root.name} is not known: {weight}")
         return None

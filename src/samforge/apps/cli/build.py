@@ -230,6 +230,7 @@ def build_report(bundle: Bundle) -> dict[str, object]:
     manifest = bundle.manifest
     return {
         "bundle": bundle.root,
+        "digest": bundle.digest,
         "bytes": bundle_bytes(bundle),
         "model": manifest.model,
         "reference": manifest.reference,
@@ -251,6 +252,7 @@ def print_built(bundle: Bundle) -> None:
         print_note(note)
     size = size_text(bundle_bytes(bundle))
     print_line(f"Bundle: {shown_path(bundle.root)} ({size})", style="green")
+    print_line(f"Digest: {bundle.digest}")
     print_line(next_command(bundle))
 
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-import samforge
 from samforge.apps.cli.output import (
     JsonOption,
     mebibytes,
@@ -17,6 +16,7 @@ from samforge.apps.cli.output import (
     print_table,
     shown_path,
 )
+from samforge.apps.cli.places import DigestsOption, opened_bundles
 from samforge.apps.cli.progress import progress_bar
 from samforge.core.errors import FidelityError
 
@@ -86,6 +86,7 @@ def compare(  # noqa: PLR0913, PLR0917  every argument is an option that a user 
         bool,
         typer.Option("--gate", help="Fail unless every bundle holds its recipe's gates."),
     ] = False,
+    digest: DigestsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure bundles on labelled data: accuracy, cgF1, and fidelity to the first of them.
@@ -105,7 +106,7 @@ def compare(  # noqa: PLR0913, PLR0917  every argument is an option that a user 
     options = DataOptions(seed=seed, folder=images, limit=limit)
     source = data_from_text(data, options, report=problems)
     paths = [*([reference] if reference else []), *(p for p in bundles if p != reference)]
-    opened = [samforge.open_bundle(path) for path in paths]
+    opened = opened_bundles(paths, digest)
     for bundle in opened:
         require_words(bundle, source)
     if gate:

@@ -12,6 +12,7 @@ import samforge
 from samforge.apps.cli.build import build_with_progress
 from samforge.apps.cli.compare import print_accuracy
 from samforge.apps.cli.output import JsonOption, print_json, print_line, print_note, shown_path
+from samforge.apps.cli.places import OverwriteOption, check_outputs
 from samforge.apps.cli.progress import progress_bar
 from samforge.apps.cli.stages import print_stages
 from samforge.apps.cli.steps import print_steps
@@ -26,6 +27,7 @@ def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder for the bundle and the pictures.")] = (
         Path("build/demo")
     ),
+    overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Build the tiny bundle, prove it, segment drawn scenes and show them; no network, no GPU.
@@ -35,8 +37,12 @@ def demo(
     from samforge.apps.cli.comparison import accuracy_of
     from samforge.apps.cli.data import data_from_text
     from samforge.apps.cli.demonstration import EVALUATED, SCENES, require_accuracy, show_scenes
+    from samforge.core.own_folder import require_outside_bundles
 
     start = time.perf_counter()
+    require_outside_bundles(out, "--out")
+    pictures = [out / "demo.png", *out.glob("overlays/scene-*-prompt-*.png")]
+    check_outputs(pictures, overwrite=overwrite)
     out = writable_folder(out)
     bundle, resumed = _bundle(out / "bundle", as_json=as_json)
     data = data_from_text(f"scenes:{EVALUATED}")
@@ -71,6 +77,7 @@ def _payload(
 ) -> dict[str, Any]:
     return {
         "bundle": bundle.root,
+        "digest": bundle.digest,
         "reused": reused,
         "steps": bundle.manifest.steps,
         "gates": bundle.manifest.gates,

@@ -17,6 +17,7 @@ from samforge.apps.cli.output import (
     print_table,
     shown_path,
 )
+from samforge.apps.cli.places import DigestOption, OverwriteOption, check_outputs
 
 if TYPE_CHECKING:
     from samforge.apps.cli.feature_pictures import FeatureReport
@@ -52,6 +53,8 @@ def features(  # noqa: PLR0913  every argument is an option that a user types
         int | None,
         typer.Option("--threads", min=1, help="Processor threads.", show_default="all cores"),
     ] = None,
+    digest: DigestOption = None,
+    overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Draw the image encoder's features as DINO users know them, with figures and latency.
@@ -61,7 +64,8 @@ def features(  # noqa: PLR0913  every argument is an option that a user types
     """
     from samforge.apps.cli.feature_pictures import PictureSettings, feature_report
 
-    opened = samforge.open_bundle(bundle)
+    check_outputs([out], overwrite=overwrite)
+    opened = samforge.open_bundle(bundle, digest=digest)
     if opened.manifest.recipe.get("random_weights"):
         print_note(f"{opened.root} has random weights: its features mean nothing.")
     files, unusable = images_from_paths(images, out.parent)

@@ -140,3 +140,12 @@ def stems_for(images: Sequence[Path], out: Path) -> list[str]:
         taken.add(stem.casefold())
         stems.append(stem)
     return stems
+
+
+def results_for(images: Sequence[Path], out: Path) -> list[Path]:
+    """Every file that the results of these images go to."""
+    return [
+        out / f"{stem}{suffix}"
+        for stem in stems_for(images, out)
+        for suffix in (OVERLAY_SUFFIX, COCO_SUFFIX)
+    ]

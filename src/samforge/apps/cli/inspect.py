@@ -17,6 +17,7 @@ from samforge.apps.cli.output import (
     print_table,
     shown_path,
 )
+from samforge.apps.cli.places import DigestOption
 from samforge.apps.cli.steps import print_steps
 from samforge.core.errors import SettingError
 from samforge.core.files import size_text
@@ -44,6 +45,7 @@ def inspect(
             f"one of {', '.join(TARGETS)}.",
         ),
     ] = None,
+    digest: DigestOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show what is inside a bundle or a graph file, and whether a bundle is intact."""
@@ -52,10 +54,12 @@ def inspect(
             f"--target shows fusions of a .pt2, got {path}. "
             "What a bundle's fusions did is shown without it."
         )
+    if digest is not None and not path.is_dir():
+        raise SettingError(f"--digest is that of a bundle, and {path} is no folder.")
     if path.is_dir():
         from samforge.apps.cli.inspection import report_from_bundle
 
-        report = report_from_bundle(path)
+        report = report_from_bundle(path, digest=digest)
         if as_json:
             print_json("inspect", report.payload(), ok=report.problem is None)
         else:
@@ -99,8 +103,13 @@ def _print_bundle(report: BundleReport) -> None:
         ("with", ", ".join(f"{k} {v}" for k, v in manifest.versions.items() if k != "samforge")),
         ("gates held", ", ".join(f"{k} {v:g}" for k, v in manifest.gates.items())),
         ("files", f"{len(manifest.files)}, {size_text(size)}"),
+        ("digest", manifest.digest),
         ("intact", "yes, every hash is right" if report.problem is None else "NO"),
     ]
+    if report.strangers:
+        rows.append(("not its own", f"{', '.join(report.strangers)}: not used"))
+    if report.linked_out:
+        rows.append(("links to outside", f"{', '.join(report.linked_out)}: the content is right"))
     print_table("Bundle", ("what", "value"), rows)
     files = manifest.files
     print_table(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from samforge import open_bundle
+from samforge import Bundle, open_bundle
 from samforge.core.errors import DamagedBundle
-from samforge.core.manifest import MANIFEST_NAME, Manifest, manifest_from_text
+from samforge.core.manifest import MANIFEST_NAME, Manifest, manifest_from_text, what_to_do
+from samforge.core.strict_json import strict_json
 from samforge.measure import FusionRow
 from samforge.transform import fusions_from_exported
 
@@ -28,15 +28,22 @@ class BundleReport:
     """What is wrong with the files; None when every one is as it was built."""
     fusions: tuple[FusionRow, ...] = ()
     """What each fusion did to each part; none where files are damaged."""
+    strangers: tuple[str, ...] = ()
+    """Files in the folder that are not the bundle's and do no harm."""
+    linked_out: tuple[str, ...] = ()
+    """Files that are links to somewhere outside, with the right content."""
 
     def payload(self) -> dict[str, object]:
         """The report for machines."""
         payload: dict[str, object] = {
             "bundle": self.root,
+            "digest": self.manifest.digest,
             "intact": self.problem is None,
             "license": self.license_line,
             "manifest": self.manifest,
             "fusions": self.fusions,
+            "strangers": self.strangers,
+            "linked_out": self.linked_out,
         }
         if self.problem is not None:
             payload["error"] = {
@@ -47,7 +54,7 @@ class BundleReport:
         return payload
 
 
-def report_from_bundle(path: Path) -> BundleReport:
+def report_from_bundle(path: Path, *, digest: str | None = None) -> BundleReport:
     """Read a bundle and hash its files.
 
     Raises:
@@ -56,7 +63,7 @@ def report_from_bundle(path: Path) -> BundleReport:
     """
     root = path.resolve()
     try:
-        bundle = open_bundle(root)
+        bundle = open_bundle(root, digest=digest)
     except DamagedBundle as error:
         text = _text_of(root / MANIFEST_NAME)
         if text is None:
@@ -68,7 +75,7 @@ def report_from_bundle(path: Path) -> BundleReport:
     name = manifest.weights_license
     license_line = name
     if name in manifest.files:
-        lines = (_text_of(bundle.path(name)) or "").splitlines()
+        lines = bundle.read(name).decode(errors="replace").splitlines()
         license_line = f"{lines[0]} ({name})" if lines else name
     return BundleReport(
         root=root,
@@ -79,8 +86,10 @@ def report_from_bundle(path: Path) -> BundleReport:
             row
             for part in manifest.parts
             if (file := f"report/{part}/fusions.json") in manifest.files
-            for row in _fusions(part, json.loads(bundle.path(file).read_text("utf-8"))["fusions"])
+            for row in _fusions_of(bundle, part, file)
         ),
+        strangers=bundle.strangers,
+        linked_out=bundle.linked_out,
     )
 
 
@@ -93,6 +102,15 @@ def fusions_of_program(path: Path, target: str) -> tuple[FusionRow, ...]:
         MissingExtra: torch is not installed.
     """
     return tuple(_fusions(path.stem, fusions_from_exported(path, target)))
+
+
+def _fusions_of(bundle: Bundle, part: str, file: str) -> list[FusionRow]:
+    try:
+        return _fusions(part, strict_json(bundle.read(file).decode())["fusions"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedBundle(
+            f"{file} in {bundle.root} is not what a build writes: {error}. {what_to_do()}"
+        ) from error
 
 
 def _fusions(part: str, rows: list[dict[str, Any]]) -> list[FusionRow]:

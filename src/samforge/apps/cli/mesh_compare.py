@@ -14,6 +14,7 @@ from samforge.apps.cli.output import (
     print_table,
     shown_path,
 )
+from samforge.apps.cli.places import OverwriteOption, check_outputs
 
 if TYPE_CHECKING:
     from samforge.measure import Deviation, MeshComparison
@@ -42,6 +43,7 @@ def mesh_compare(  # noqa: PLR0913  every argument is an option that a user type
         float | None,
         typer.Option("--limit-mm", min=0, help="Fail above this root-relative mean."),
     ] = None,
+    overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Compare two recovered bodies vertex by vertex, in millimetres.
@@ -54,6 +56,9 @@ def mesh_compare(  # noqa: PLR0913  every argument is an option that a user type
 
     if image is not None and out is None:
         raise SettingError("--image is drawn into a folder: add --out DIR.")
+    if out is not None:
+        names = ("views.png", "turn.gif", *(("overlay.png",) if image is not None else ()))
+        check_outputs([out / name for name in names], overwrite=overwrite)
     one, two = (mesh_from_file(path, person=person) for path in (reference, other))
     labelled = None if regions is None else regions_from_file(regions)
     found = compare_meshes(one, two, labelled)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import samforge
-from samforge.apps.cli.inputs import images_from_paths, left_out
+from samforge.apps.cli.inputs import images_from_paths, left_out, results_for
 from samforge.apps.cli.output import (
     JsonOption,
     print_json,
@@ -17,6 +17,7 @@ from samforge.apps.cli.output import (
     print_table,
     shown_path,
 )
+from samforge.apps.cli.places import DigestOption, OverwriteOption, check_outputs
 from samforge.apps.cli.progress import progress_bar
 from samforge.apps.cli.stages import print_stages
 from samforge.core.files import writable_folder
@@ -65,6 +66,8 @@ def predict(  # noqa: PLR0913  every argument is an option that a user types
         int | None,
         typer.Option("--threads", min=1, help="Processor threads.", show_default="all cores"),
     ] = None,
+    digest: DigestOption = None,
+    overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Find what phrases or boxes name in images; write overlays and COCO files.
@@ -75,6 +78,7 @@ def predict(  # noqa: PLR0913  every argument is an option that a user types
     from dataclasses import replace
 
     from samforge.apps.cli.prediction import Prompts, box_from_text, failure_from
+    from samforge.core.own_folder import require_outside_bundles
     from samforge.runtime import Thresholds
 
     positive, negative = box or [], negative_box or []
@@ -84,10 +88,12 @@ def predict(  # noqa: PLR0913  every argument is an option that a user types
         box_labels=(1,) * len(positive) + (0,) * len(negative),
         thresholds=Thresholds(score=threshold, mask=mask_threshold),
     )
-    out = writable_folder(out)
-    opened = samforge.open_bundle(bundle)
+    require_outside_bundles(out, "--out")  # before a folder is made
     files, unusable = images_from_paths(images, out, recursive=recursive)
     notes = left_out(images, out, recursive=recursive)
+    check_outputs(results_for(files, out), overwrite=overwrite)
+    out = writable_folder(out)
+    opened = samforge.open_bundle(bundle, digest=digest)
     found = _run(opened, files, prompts, out, threads=threads, as_json=as_json)
     found = replace(
         found,

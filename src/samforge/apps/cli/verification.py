@@ -9,8 +9,8 @@ from pathlib import Path
 from samforge import Bundle, open_bundle
 from samforge.assembly import session_from_bundle
 from samforge.core.errors import DamagedBundle, OutputError
-from samforge.core.files import atomic_write_json
-from samforge.core.manifest import MANIFEST_NAME, StepResult
+from samforge.core.files import atomic_write_text
+from samforge.core.manifest import MANIFEST_NAME, StepResult, manifest_text, sealed
 from samforge.core.recipe import Gates
 from samforge.measure import PROOF_NAME, ProvenTensor, check_proof, proven_tensors
 
@@ -38,17 +38,20 @@ class Verification:
     """Every output of every part against fp32."""
     recorded: bool
     """Whether the bundle remembers it; False where its folder cannot be written."""
+    digest: str
+    """The bundle's digest now: what it remembers is part of it."""
 
 
-def verify_here(path: Path) -> Verification:
+def verify_here(path: Path, *, digest: str | None = None) -> Verification:
     """Run every part of a bundle on its proof's inputs, hold the gate, and remember that it held.
 
     Raises:
-        BundleError: It is no bundle, is damaged, holds no proof, or cannot run here.
+        BundleError: It is no bundle, is damaged, holds no proof, is another than the one of the
+            digest, or cannot run here.
         MissingExtra: Its runtime is not installed.
         FidelityError: What runs here does not compute what fp32 does.
     """
-    bundle = open_bundle(path)
+    bundle = open_bundle(path, digest=digest)
     manifest = bundle.manifest
     if PROOF_NAME not in manifest.files:
         raise DamagedBundle(
@@ -58,7 +61,9 @@ def verify_here(path: Path) -> Verification:
     start = time.perf_counter()
     sessions = {part: session_from_bundle(bundle, part) for part in manifest.parts}
     try:
+        bundle.confirm((PROOF_NAME,))
         tensors = proven_tensors(bundle.path(PROOF_NAME), sessions)
+        bundle.confirm((PROOF_NAME,))
         processor = next(iter(sessions.values())).processor
     finally:
         for session in sessions.values():
@@ -66,6 +71,7 @@ def verify_here(path: Path) -> Verification:
     precision = str(manifest.recipe.get("precision", "fp32"))
     limit = check_proof(tensors, precision, _gates(bundle))
     seconds = round(time.perf_counter() - start, 3)
+    after = _recorded(bundle, tensors, processor, seconds, limit)
     return Verification(
         bundle=bundle.root,
         target=manifest.target,
@@ -74,7 +80,8 @@ def verify_here(path: Path) -> Verification:
         seconds=seconds,
         limit=limit,
         tensors=tensors,
-        recorded=_recorded(bundle, tensors, processor, seconds, limit),
+        recorded=after is not None,
+        digest=after or bundle.digest,
     )
 
 
@@ -89,8 +96,13 @@ def _recorded(
     processor: str,
     seconds: float,
     limit: float,
-) -> bool:
-    """Put the result into the manifest, in place of an earlier one."""
+) -> str | None:
+    """Put the result into the manifest, in place of an earlier one.
+
+    Returns:
+        The bundle's digest then; None where it cannot be written: the folder is read-only, or the
+        manifest is a link into a cache that others share.
+    """
     result = StepResult(
         name=STEP,
         part=None,
@@ -103,9 +115,16 @@ def _recorded(
         notes=(f"Verified on {processor}.",),
     )
     others = (step for step in bundle.manifest.steps if step.name != STEP)
-    manifest = replace(bundle.manifest, steps=(*others, result))
+    manifest = sealed(replace(bundle.manifest, steps=(*others, result)))
+    path = bundle.root / MANIFEST_NAME
+    if path.is_symlink():
+        return None
+    if not bundle.is_current():
+        raise DamagedBundle(
+            f"{bundle.root} was replaced while it was verified. Verify what is there now."
+        )
     try:
-        atomic_write_json(bundle.root / MANIFEST_NAME, manifest)
+        atomic_write_text(path, manifest_text(manifest))
     except OutputError:
-        return False  # said by whoever prints it: a read-only bundle is as right as any other
-    return True
+        return None  # said by whoever prints it: a read-only bundle is as right as any other
+    return manifest.digest

@@ -8,12 +8,14 @@ from typing import Annotated
 import typer
 
 from samforge.apps.cli.output import JsonOption, print_json, print_line, print_note, print_table
+from samforge.apps.cli.places import DigestOption
 
 
 def verify(
     bundle: Annotated[
         Path, typer.Argument(metavar="BUNDLE", help="Folder that samforge build made.")
     ],
+    digest: DigestOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run a bundle here and compare it with what fp32 gave when it was built.
@@ -23,7 +25,7 @@ def verify(
     """
     from samforge.apps.cli.verification import verify_here
 
-    found = verify_here(bundle)
+    found = verify_here(bundle, digest=digest)
     if as_json:
         print_json("verify", {"verification": found})
         return
@@ -47,5 +49,7 @@ def verify(
         f"{found.limit:g}.",
         style="green",
     )
-    if not found.recorded:
+    if found.recorded:
+        print_line(f"The bundle remembers it, and has a new digest: {found.digest}")
+    else:
         print_note(f"{found.bundle} cannot be written, so it does not remember this.")

@@ -17,6 +17,7 @@ from samforge.apps.cli.output import (
     print_table,
     shown_path,
 )
+from samforge.apps.cli.places import DigestOption, OverwriteOption, check_outputs
 from samforge.apps.cli.progress import progress_bar
 from samforge.core.errors import Interrupted, PromptError, SettingError, VideoError
 from samforge.core.files import writable_folder
@@ -63,6 +64,8 @@ def video(  # noqa: PLR0913  every argument is an option that a user types
         int | None,
         typer.Option("--threads", min=1, help="Processor threads.", show_default="all cores"),
     ] = None,
+    digest: DigestOption = None,
+    overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Find what phrases name in each frame of a video; write it with masks and a readout.
@@ -82,8 +85,8 @@ def video(  # noqa: PLR0913  every argument is an option that a user types
         every=every,
         max_frames=max_frames,
     )
-    _check_files(plan)
-    opened = samforge.open_bundle(bundle)
+    _check_files(plan, overwrite=overwrite)
+    opened = samforge.open_bundle(bundle, digest=digest)
     result = _run(opened, plan, threads=threads, as_json=as_json)
     if as_json and not result.interrupted:
         _print_json(opened, plan, result)
@@ -107,13 +110,14 @@ def _phrases(text: list[str] | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(text))
 
 
-def _check_files(plan: Film) -> None:
+def _check_files(plan: Film, *, overwrite: bool) -> None:
     """Find what is wrong with the files before a model is loaded.
 
     Raises:
         VideoError: The video cannot be opened.
         SettingError: One file would be written over another.
-        OutputError: A folder cannot be written.
+        OutputError: A folder cannot be written, a file would lie in a bundle, or one is there that
+            samforge did not write.
     """
     from samforge.media import VIDEO_SUFFIXES, VideoReader
 
@@ -133,6 +137,7 @@ def _check_files(plan: Film) -> None:
         taken[path.resolve()] = f"what {option} writes"
         if path.is_dir():
             raise SettingError(f"{option} {shown_path(path)} is a folder. Give a file in it.")
+        check_outputs([path], overwrite=overwrite, option=option)
         writable_folder(path.parent)
 
 

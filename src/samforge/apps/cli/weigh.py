@@ -28,13 +28,22 @@ class Weight:
     """Memory of the GPUs in use at the end, or None where nvidia-smi is not there."""
 
 
-def weigh(bundle: Path, *, batch: int, prompts: int, threads: int | None) -> Weight | str:
+def weigh(
+    bundle: Path, *, batch: int, prompts: int, threads: int | None, digest: str | None = None
+) -> Weight | str:
     """Load and run a bundle in a process of its own.
+
+    Args:
+        bundle: Its folder.
+        batch: Images in a call.
+        prompts: Phrases asked of each.
+        threads: Processor threads of each session.
+        digest: What was opened there: another one is not weighed.
 
     Returns:
         What it took, or why it cannot be said.
     """
-    words = [str(bundle), str(batch), str(prompts), str(threads or 0)]
+    words = [str(bundle), digest or "", str(batch), str(prompts), str(threads or 0)]
     try:
         run = subprocess.run(
             [sys.executable, "-m", "samforge.apps.cli.weigh", *words],
@@ -64,8 +73,9 @@ def _main(words: list[str]) -> int:
     from samforge.apps.cli.benching import Case, subjects_from_bundle
     from samforge.core.timing import Timings
 
-    bundle, batch, prompts, threads = words
-    opened = samforge.open_bundle(bundle, verify=False)  # the caller has just verified it
+    bundle, digest, batch, prompts, threads = words
+    # The caller has just verified it.
+    opened = samforge.open_bundle(bundle, verify=False, digest=digest or None)
     case = Case(batch=int(batch), prompts=int(prompts))
     for run in subjects_from_bundle(opened, [case], None, threads=int(threads) or None).values():
         run(Timings())

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from samforge.backends._archive import note_from_archive
 from samforge.backends.inductor.memory import memory_errors
 from samforge.backends.inductor.record import (
     KEY,
@@ -35,6 +36,7 @@ from samforge.core.errors import (
     SettingError,
     ShapeError,
 )
+from samforge.core.facts import FACTS_KEY
 from samforge.core.forks import OfOneProcess
 from samforge.core.session import (
     Array,
@@ -46,6 +48,7 @@ from samforge.core.session import (
     checked_tensors,
     checked_threads,
 )
+from samforge.core.strict_json import StrictJsonError, strict_json
 
 if TYPE_CHECKING:
     import torch
@@ -70,6 +73,7 @@ def package_from_exported(
     *,
     precision: str,
     options: Mapping[str, Any] | None = None,
+    facts: str | None = None,
 ) -> PackageRecord:
     """Compile a lowered program for the device its example inputs are on.
 
@@ -79,6 +83,7 @@ def package_from_exported(
         path: Where to write, ending in ``.aoti.pt2``.
         precision: As the recipe names it, for the record.
         options: Of ``torch._inductor.config``; they hold during the compilation only.
+        facts: What the package says of itself in a bundle.
 
     Raises:
         ExportError: The compiler failed, or the program holds no example inputs.
@@ -97,7 +102,10 @@ def package_from_exported(
         **OPTIONS,
         **link_options(),
         **(options or {}),
-        "aot_inductor.metadata": {KEY: record.to_json()},
+        "aot_inductor.metadata": {
+            KEY: record.to_json(),
+            **({} if facts is None else {FACTS_KEY: facts}),
+        },
     }
     try:
         with torch.no_grad(), warnings.catch_warnings():
@@ -308,6 +316,16 @@ class InductorBackend:
             return version("torch")
         except PackageNotFoundError:
             return None
+
+    def facts_from_artifact(self, path: Path) -> str | None:
+        """The stamp in the package's metadata."""
+        text = note_from_archive(path, "_metadata.json")
+        try:
+            table = strict_json(text or "null")
+        except StrictJsonError:
+            return None
+        found = table.get(FACTS_KEY) if isinstance(table, dict) else None
+        return found if isinstance(found, str) else None
 
     def session_from_artifact(
         self,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from samforge.core.errors import DamagedBundle, ForeignBundle
 from samforge.core.session import PartSpec, TensorSpec
+from samforge.core.strict_json import strict_json
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -62,7 +63,7 @@ class PackageRecord:
         Raises:
             ValueError, KeyError, TypeError: It is none.
         """
-        table = json.loads(text)
+        table = strict_json(text)
         for side in ("inputs", "outputs"):
             table[side] = tuple(
                 PassedTensor(
@@ -127,7 +128,7 @@ def record_from_package(path: Path) -> PackageRecord:
         with zipfile.ZipFile(path) as archive:
             for name in archive.namelist():
                 if name.endswith("_metadata.json"):
-                    return PackageRecord.from_json(json.loads(archive.read(name))[KEY])
+                    return PackageRecord.from_json(strict_json(archive.read(name).decode())[KEY])
         reason = "it holds no metadata"
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         reason = str(error)

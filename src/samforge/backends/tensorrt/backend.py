@@ -13,6 +13,7 @@ from samforge.backends.tensorrt.library import Flavour, installed_version, versi
 from samforge.backends.tensorrt.reporting import Progress
 from samforge.backends.tensorrt.session import EngineSession
 from samforge.backends.tensorrt.settings import EngineSettings
+from samforge.backends.tensorrt.stamp import read_stamp
 from samforge.core.computation import Computation
 from samforge.core.errors import SettingError
 from samforge.core.session import PartSpec, Session, checked_options
@@ -81,6 +82,15 @@ class TensorRTBackend:
             planned=planned,
             progress=progress,
         )
+
+    def facts_from_artifact(self, path: Path) -> str | None:
+        """The stamp in the file beside the engine, which holds the engine's hash as well.
+
+        Raises:
+            DamagedBundle: That file is not one of samforge.
+        """
+        stamp = read_stamp(path)
+        return None if stamp is None else stamp.facts
 
     def session_from_artifact(
         self,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from samforge.backends.tensorrt.settings import AxisRange
 from samforge.core.computation import Computation
 from samforge.core.errors import DamagedBundle
 from samforge.core.files import atomic_write_json
+from samforge.core.strict_json import strict_json
 from samforge.core.structure import StructureError, value_from_json
 
 STAMP_VERSION = 1
@@ -41,6 +41,8 @@ class EngineStamp:
     """Sizes of each dynamic axis it takes."""
     computation: Computation | None = None
     """What it computes in which format, where that could be read."""
+    facts: str | None = None
+    """What the engine is in a bundle; see :mod:`samforge.core.facts`."""
 
 
 def stamp_path(engine: Path) -> Path:
@@ -69,7 +71,7 @@ def read_stamp(engine: Path) -> EngineStamp | None:
     if not path.is_file():
         return None
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
+        table = strict_json(path.read_text(encoding="utf-8"))
         return value_from_json(EngineStamp, table)
     except (ValueError, OSError, StructureError) as error:
         raise DamagedBundle(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import DINOv3ViTConfig
 
-from samforge.core.errors import CheckpointKeysError, SettingError
+from samforge.core.errors import CheckpointError, CheckpointKeysError, SettingError
 from samforge.core.images import ImageSpec
 from samforge.core.session import PartSpec, TensorSpec
 from samforge.models.dinov3.backbone import Backbone, stock_model
@@ -92,6 +92,7 @@ class Dinov3Checkpoint:
         Raises:
             SettingError: No such part.
             CheckpointKeysError: A tensor is missing or has another shape.
+            CheckpointError: A tensor holds NaN or infinity.
         """
         spec = self.spec(name)
         model = stock_model(self.config)
@@ -135,7 +136,7 @@ class Dinov3Checkpoint:
         """The stock model's state in float32, with an empty place for the mask token."""
         shapes, names = state_shapes(self.config), self.source.names()
         state = {MASK_TOKEN: torch.empty(1, 1, self.config.hidden_size, device="meta")}
-        missing, wrong = [], []
+        missing, wrong, broken = [], [], []
         for name, shape in shapes.items():
             if name not in names:
                 missing.append(name)
@@ -146,11 +147,18 @@ class Dinov3Checkpoint:
             # Detached: a Parameter of the file would become the module's own, and a step that
             # frees its module would empty the checkpoint.
             state[name] = tensor.detach().to(torch.float32, copy=True)  # aligned, see sam3
+            if not state[name].isfinite().all():
+                broken.append(name)
         if missing or wrong:
             raise CheckpointKeysError(
                 f"{self.name} does not hold the tensors that its configuration promises."
                 + _listed("missing", missing)
                 + _listed("of another shape", wrong)
+            )
+        if broken:
+            raise CheckpointError(
+                f"{self.name} holds NaN or infinity: it is damaged, or its training diverged."
+                + _listed("not finite", broken)
             )
         return state
 

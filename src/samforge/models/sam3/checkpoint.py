@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Sam3Config, Sam3Model
 
-from samforge.core.errors import CheckpointKeysError, SettingError
+from samforge.core.errors import CheckpointError, CheckpointKeysError, SettingError
 from samforge.core.images import ImageSpec
 from samforge.models.sources import WeightSource
 
@@ -77,9 +77,10 @@ class Sam3Checkpoint:
 
         Raises:
             CheckpointKeysError: A tensor is missing, or has another shape than the module wants.
+            CheckpointError: A tensor holds NaN or infinity, which no calibration need ever meet.
         """
         names = self.source.names()
-        missing, wrong = [], []
+        missing, wrong, broken = [], [], []
         for prefix, module in modules.items():
             state: dict[str, Tensor] = {}
             for key, placeholder in module.state_dict().items():
@@ -95,13 +96,20 @@ class Sam3Checkpoint:
                 # mapped file tensors lie at odd addresses, where kernels sum in another order
                 # than they do on the same numbers once exported and read back.
                 state[key] = tensor.detach().to(torch.float32, copy=True)
-            if not missing and not wrong:
+                if not state[key].isfinite().all():
+                    broken.append(name)
+            if not missing and not wrong and not broken:
                 module.load_state_dict(state, assign=True)
         if missing or wrong:
             raise CheckpointKeysError(
                 f"{self.name} does not hold the tensors that its configuration promises."
                 + _listed("missing", missing)
                 + _listed("of another shape", wrong)
+            )
+        if broken:
+            raise CheckpointError(
+                f"{self.name} holds NaN or infinity: it is damaged, or its training diverged."
+                + _listed("not finite", broken)
             )
 
 

@@ -50,23 +50,39 @@ if HAS_TRITON:
         q_ptr, k_ptr, v_ptr, bias_ptr, out_ptr, tokens, heads,
         q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, bias_batch,
         scale: tl.constexpr, log2e: tl.constexpr, length: tl.constexpr, keys: tl.constexpr,
-        size: tl.constexpr, rows: tl.constexpr,
+        odd: tl.constexpr, size: tl.constexpr, rows: tl.constexpr,
     ):  # fmt: skip
+        """A stretch of queries of one head: ``keys`` of them in tiles, and an odd one by itself.
+
+        A phrase has 32 tokens and the class token behind them: a tile of 64 would be half empty.
+        """
         group = tl.program_id(1)
         batch, head = (group // heads).to(tl.int64), group % heads
         row = tl.program_id(0) * rows + tl.arange(0, rows)
         column, key = tl.arange(0, size), tl.arange(0, keys)
-        inside, there = (row < tokens)[:, None], (key < length)[:, None]
+        tiled: tl.constexpr = length - 1 if odd else length
+        inside, there = (row < tokens)[:, None], (key < tiled)[:, None]
         q_ptr += batch * q_batch + head * q_head
         k_ptr += batch * k_batch + head * k_head
         v_ptr += batch * v_batch + head * v_head
         q = tl.load(q_ptr + row[:, None] * q_row + column[None, :], mask=inside, other=0.0)
         k = tl.load(k_ptr + key[:, None] * k_row + column[None, :], mask=there, other=0.0)
         v = tl.load(v_ptr + key[:, None] * v_row + column[None, :], mask=there, other=0.0)
-        bias = tl.load(bias_ptr + batch * bias_batch + key, mask=key < length, other=-1e30)
+        bias = tl.load(bias_ptr + batch * bias_batch + key, mask=key < tiled, other=-1e30)
         scores = tl.dot(q, k.T) * scale + bias.to(tl.float32)[None, :]
-        share = tl.exp2((scores - tl.max(scores, 1)[:, None]) * log2e)
-        result = tl.dot(share.to(v_ptr.dtype.element_ty), v) / tl.sum(share, 1)[:, None]
+        largest = tl.max(scores, 1)
+        if odd:
+            last = tl.load(k_ptr + (length - 1) * k_row + column).to(tl.float32)
+            beside = tl.load(bias_ptr + batch * bias_batch + length - 1).to(tl.float32)
+            score = tl.sum(q.to(tl.float32) * last[None, :], 1) * scale + beside
+            largest = tl.maximum(largest, score)
+        share = tl.exp2((scores - largest[:, None]) * log2e)
+        total, result = tl.sum(share, 1), tl.dot(share.to(v_ptr.dtype.element_ty), v)
+        if odd:
+            own = tl.exp2((score - largest) * log2e)
+            last = tl.load(v_ptr + (length - 1) * v_row + column).to(tl.float32)
+            total, result = total + own, result + own[:, None] * last[None, :]
+        result = result / total[:, None]
         out_at = out_ptr + (batch * tokens * heads + head) * size
         out_at = out_at + row[:, None] * (heads * size) + column[None, :]
         tl.store(out_at, result.to(out_ptr.dtype.element_ty), mask=inside)
@@ -78,6 +94,8 @@ if HAS_TRITON:
         length = k.shape[2]
         out = torch.empty((batch, tokens, heads, size), dtype=q.dtype, device=q.device)
 
+        odd = length > 16 and length - 1 == triton.next_power_of_2(length - 1)
+
         def grid(meta: dict[str, Any]) -> tuple[Any, ...]:
             return (triton.cdiv(tokens, meta["rows"]), batch * heads)
 
@@ -86,7 +104,8 @@ if HAS_TRITON:
             q.stride(0), q.stride(1), q.stride(2), k.stride(0), k.stride(1), k.stride(2),
             v.stride(0), v.stride(1), v.stride(2), bias.stride(0),
             scale=scale, log2e=math.log2(math.e), length=length,
-            keys=max(16, triton.next_power_of_2(length)), size=size, rows=ROWS, num_warps=4,
+            keys=max(16, triton.next_power_of_2(length - 1 if odd else length)), odd=odd,
+            size=size, rows=ROWS, num_warps=4,
         )  # fmt: skip
         return out
 
