@@ -17,9 +17,13 @@ from PIL import Image
 import samforge
 from samforge.apps import cli
 from samforge.apps.cli.inputs import images_from_paths, left_out, stems_for
-from samforge.core.errors import ImageError, SamforgeError
+from samforge.apps.cli.verification import _checked
+from samforge.assembly import session_from_bundle
+from samforge.core.errors import DamagedBundle, ImageError, MissingExtra, SamforgeError
 from samforge.core.native import error_of_item
+from samforge.core.recipe import Gates
 from samforge.core.words import relative_names
+from samforge.measure.proof import proven_tensors, write_proof
 from samforge.media import coco_data_from_file, list_images, read_image
 from samforge.runtime import Segmenter
 from samforge.runtime.stream import segment_video
@@ -516,3 +520,51 @@ def test_every_error_of_an_item_is_one_of_ours() -> None:
         assert type(told).__name__ == kind
         assert told.exit_code != 0
         assert str(told)
+
+
+# --- verify --------------------------------------------------------------------------------------
+
+
+def _with_proof(bundle: samforge.Bundle, path: Path) -> dict[str, Any]:
+    sessions = {part: session_from_bundle(bundle, part) for part in bundle.manifest.parts}
+    rng = np.random.default_rng(0)
+    inputs = {
+        "images": rng.standard_normal((1, 3, 28, 28)).astype(np.float32),
+        "input_ids": np.zeros((1, 32), np.int64),
+    }
+    write_proof(path, sessions, inputs)
+    return sessions
+
+
+def test_verify_runs_the_parts_that_run(
+    fake_bundle: Callable[..., samforge.Bundle], tmp_path: Path
+) -> None:
+    bundle = fake_bundle()
+    path = tmp_path / "proof.npz"
+    sessions = _with_proof(bundle, path)
+    sessions["text"].close()
+    failed: dict[str, Exception] = {}
+    tensors = proven_tensors(path, sessions, failed=failed)
+    assert {one.part for one in tensors} == {"vision"}
+    assert list(failed) == ["text", "detector"]
+    assert "text_features" in str(failed["detector"])
+    with pytest.raises(SamforgeError):
+        proven_tensors(path, sessions)
+
+
+def test_verify_names_every_part_that_fails(
+    fake_bundle: Callable[..., samforge.Bundle], tmp_path: Path
+) -> None:
+    bundle = fake_bundle()
+    path = tmp_path / "proof.npz"
+    sessions = _with_proof(bundle, path)
+    tensors = proven_tensors(path, {"vision": sessions["vision"]})
+    failed = {"text": DamagedBundle("cannot load"), "detector": RuntimeError("std::bad_alloc")}
+    said = (
+        r"(?s)text could not be verified: cannot load.detector .*bad_alloc.*holds its gate: vision"
+    )
+    with pytest.raises(DamagedBundle, match=said):
+        _checked(tensors, failed, "fp32", Gates())
+    with pytest.raises(MissingExtra):
+        _checked(tensors, {"text": MissingExtra("OpenVINO", "openvino")}, "fp32", Gates())
+    assert _checked(tensors, {}, "fp32", Gates()) > 0.9

@@ -475,3 +475,43 @@ def test_a_limit_on_the_size_of_files(tmp_path: Path) -> None:
     assert f"Cannot write {tmp_path / 'out.mp4'} after " in run.stdout
     assert "File too large. Check that the folder exists" in run.stdout
     assert "left: []" in run.stdout
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".webm", ".mp4", ".ts"])
+@pytest.mark.parametrize("late", [0, 50])
+def test_a_video_need_not_start_at_zero(tmp_path: Path, suffix: str, late: int) -> None:
+    path = tmp_path / f"x{suffix}"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libvpx" if suffix == ".webm" else "mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for number in range(20):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), number * 10, np.uint8))
+            frame.pts, frame.time_base = number + late, Fraction(1, 10)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    with VideoReader(path) as reader:
+        frames = list(reader.frames())
+        assert len(frames) == 20
+        assert reader.problem is None
+        assert frames[0].seconds == 0
+        assert frames[-1].seconds == pytest.approx(1.9, abs=0.01)
+        assert reader.info.seconds == pytest.approx(2.0, abs=0.15)
+
+
+def test_a_late_matroska_that_is_cut_off_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "x.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt, stream.gop_size = 64, 48, "yuv420p", 1
+        rng = np.random.default_rng(0)
+        for number in range(60):
+            rgb = rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)
+            frame = av.VideoFrame.from_ndarray(rgb)
+            frame.pts, frame.time_base = number + 50, Fraction(1, 10)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    with VideoReader(path) as reader:
+        assert 0 < len(list(reader.frames())) < 50
+        assert reader.problem is not None

@@ -7,7 +7,7 @@ anywhere shows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from samforge.core.errors import DamagedBundle, FidelityError
 from samforge.core.files import output_errors
+from samforge.core.native import isolated
 from samforge.core.recipe import Gates
 from samforge.core.session import Array, Session, Tensors
 from samforge.measure.fidelity import TensorFidelity, compare_tensor
@@ -54,12 +55,19 @@ def write_proof(path: Path, sessions: Mapping[str, Session], inputs: Tensors) ->
             np.savez(file, **arrays)  # type: ignore[arg-type]  # its stub names one keyword only
 
 
-def proven_tensors(path: Path, sessions: Mapping[str, Session]) -> tuple[ProvenTensor, ...]:
+def proven_tensors(
+    path: Path,
+    sessions: Mapping[str, Session],
+    *,
+    failed: MutableMapping[str, Exception] | None = None,
+) -> tuple[ProvenTensor, ...]:
     """Run the built parts on the proof's inputs and compare.
 
     Args:
         path: The proof.
         sessions: What was built, by part, in the order of the chain.
+        failed: Takes the parts that cannot be run, with the reason, while the others are compared;
+            None raises at the first.
 
     Raises:
         DamagedBundle: The file is no proof, or lacks a part.
@@ -72,7 +80,7 @@ def proven_tensors(path: Path, sessions: Mapping[str, Session]) -> tuple[ProvenT
     prefix = "input/"
     inputs = {name.removeprefix(prefix): a for name, a in kept.items() if name.startswith(prefix)}
     found = []
-    for part, outputs in _chain(sessions, inputs).items():
+    for part, outputs in _chain(sessions, inputs, failed).items():
         for name, array in outputs.items():
             if f"{part}/{name}" not in kept:
                 raise DamagedBundle(f"{path} holds no reference for {name} of {part}. Build again.")
@@ -121,17 +129,27 @@ def kept_elements(array: Array) -> Array:
     return flat[places]
 
 
-def _chain(sessions: Mapping[str, Session], inputs: Tensors) -> dict[str, dict[str, Array]]:
+def _chain(
+    sessions: Mapping[str, Session],
+    inputs: Tensors,
+    failed: MutableMapping[str, Exception] | None = None,
+) -> dict[str, dict[str, Array]]:
     """Run every part on what was given and what earlier parts gave."""
+
+    def report(part: str, error: Exception) -> None:
+        assert failed is not None  # noqa: S101  isolated() calls no report that is None
+        failed[part] = error
+
     known = dict(inputs)
     results = {}
     for part, session in sessions.items():
-        missing = [t.name for t in session.spec.inputs if t.name not in known]
-        if missing:
-            raise DamagedBundle(
-                f"{part} takes {', '.join(missing)}, which neither the proof nor a part before it "
-                "gives."
-            )
-        results[part] = session.run({t.name: known[t.name] for t in session.spec.inputs})
-        known |= results[part]
+        with isolated(None if failed is None else report, part):
+            missing = [t.name for t in session.spec.inputs if t.name not in known]
+            if missing:
+                raise DamagedBundle(
+                    f"{part} takes {', '.join(missing)}, which neither the proof nor a part before "
+                    "it gives."
+                )
+            results[part] = session.run({t.name: known[t.name] for t in session.spec.inputs})
+            known |= results[part]
     return results

@@ -8,10 +8,12 @@ from pathlib import Path
 
 from samforge import Bundle, open_bundle
 from samforge.assembly import session_from_bundle
-from samforge.core.errors import DamagedBundle, OutputError
+from samforge.core.errors import DamagedBundle, FidelityError, MissingExtra, OutputError
 from samforge.core.files import atomic_write_text
 from samforge.core.manifest import MANIFEST_NAME, StepResult, manifest_text, sealed
+from samforge.core.native import error_of_item, isolated
 from samforge.core.recipe import Gates
+from samforge.core.session import Session
 from samforge.measure import PROOF_NAME, ProvenTensor, check_proof, proven_tensors
 
 STEP = "verify here"
@@ -45,6 +47,8 @@ class Verification:
 def verify_here(path: Path, *, digest: str | None = None) -> Verification:
     """Run every part of a bundle on its proof's inputs, hold the gate, and remember that it held.
 
+    A part that cannot be loaded or run does not end the others: all that fail are named.
+
     Raises:
         BundleError: It is no bundle, is damaged, holds no proof, is another than the one of the
             digest, or cannot run here.
@@ -59,17 +63,21 @@ def verify_here(path: Path, *, digest: str | None = None) -> Verification:
             "compare measures it on data of yours."
         )
     start = time.perf_counter()
-    sessions = {part: session_from_bundle(bundle, part) for part in manifest.parts}
+    failed: dict[str, Exception] = {}
+    sessions: dict[str, Session] = {}
     try:
+        for part in manifest.parts:
+            with isolated(failed.__setitem__, part):
+                sessions[part] = session_from_bundle(bundle, part)
         bundle.confirm((PROOF_NAME,))
-        tensors = proven_tensors(bundle.path(PROOF_NAME), sessions)
+        tensors = proven_tensors(bundle.path(PROOF_NAME), sessions, failed=failed)
         bundle.confirm((PROOF_NAME,))
-        processor = next(iter(sessions.values())).processor
+        processor = next((session.processor for session in sessions.values()), "")
     finally:
         for session in sessions.values():
             session.close()
     precision = str(manifest.recipe.get("precision", "fp32"))
-    limit = check_proof(tensors, precision, _gates(bundle))
+    limit = _checked(tensors, failed, precision, _gates(bundle))
     seconds = round(time.perf_counter() - start, 3)
     after = _recorded(bundle, tensors, processor, seconds, limit)
     return Verification(
@@ -83,6 +91,31 @@ def verify_here(path: Path, *, digest: str | None = None) -> Verification:
         recorded=after is not None,
         digest=after or bundle.digest,
     )
+
+
+def _checked(
+    tensors: tuple[ProvenTensor, ...], failed: dict[str, Exception], precision: str, gates: Gates
+) -> float:
+    """Hold the gate, and tell of every part that could not be held to it.
+
+    Raises:
+        SamforgeError: Of the kind of the first part that failed, with all of them in its message.
+    """
+    if not failed:
+        return check_proof(tensors, precision, gates)
+    told = {part: error_of_item(error) for part, error in failed.items()}
+    first = next(iter(told.values()))
+    if isinstance(first, MissingExtra):
+        raise first
+    lines = [f"{part} could not be verified: {error}" for part, error in told.items()]
+    try:
+        check_proof(tensors, precision, gates)
+    except FidelityError as error:
+        lines.append(str(error))
+    else:
+        held = ", ".join(dict.fromkeys(one.part for one in tensors))
+        lines.append(f"What could be run holds its gate: {held or 'nothing'}.")
+    raise type(first)("\n".join(lines)) from first
 
 
 def _gates(bundle: Bundle) -> Gates:
