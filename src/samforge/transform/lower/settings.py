@@ -34,8 +34,9 @@ SENSITIVE = (
 )
 """Layers that stay float32: a box or a score is read off them, and they are a thousandth of the
 work."""
-HALF_IN_FP8 = ("*decoder*", "*text*", "*encoder.layers*", "*scoring*", "*masks*")
-"""Linears that fp8 leaves in bf16 where a part holds the whole model, as ``grounding`` does."""
+HALF_IN_FP8 = ("*decoder*", "*text*", "*encoder.layers*", "*scoring*", "*masks*", "*class_token*")
+"""Linears that fp8 leaves in bf16: those of other parts, where one holds the whole model, as
+``grounding`` does, and the class token's, which are no work and stand behind every phrase."""
 HALF_PARTS = ("text", "detector", "detector_boxes")
 """Parts that fp8 leaves in bf16 whole: a phrase is encoded once, and the detector's products are
 too small to gain."""
