@@ -24,8 +24,8 @@ EVERYWHERE = {
     *("Add", "Concat", "Gather", "LayerNormalization", "MatMul", "Mul", "Reshape", "Shape"),
     *("Slice", "Softmax", "Transpose", "Unsqueeze"),
 }
-VISION = {"Conv", "ConvTranspose", "Gelu", "Neg", "Pad", "Squeeze"}
-TEXT = {"Equal", "Gelu", "LessOrEqual", "ReduceMin", "Where"}
+VISION = {"Conv", "ConvTranspose", "Gelu", "Neg", "Pad", "Relu", "Squeeze"}
+TEXT = {"And", "Equal", "Gelu", "LessOrEqual", "Not", "ReduceMin", "Where"}
 DETECTOR = {
     *("Abs", "Cast", "Clip", "Conv", "ConvTranspose", "Cos", "Div", "Expand", "Gemm"),
     *("InstanceNormalization", "Log", "Pad", "ReduceSum", "Relu", "Sigmoid", "Sign", "Sin"),

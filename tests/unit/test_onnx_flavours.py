@@ -219,7 +219,12 @@ def test_weights_are_stored_as_they_are_read() -> None:
 
 # --- uint8 x int8
 
+VNNI = pytest.mark.skipif(
+    saturates(), reason="this processor has no VNNI instructions: its 8-bit products saturate"
+)
 
+
+@VNNI
 @pytest.mark.parametrize(
     ("name", "found"),
     [
@@ -271,6 +276,7 @@ def test_u8s8_says_which_layers_stay_float(tmp_path: Path) -> None:
     assert np.abs(run(model, tmp_path) - floats).max() < 0.05
 
 
+@VNNI
 def test_a_known_output_range_takes_the_kernel(tmp_path: Path) -> None:
     wanted = by_definition(pyramid())
     scale = float(np.abs(wanted).max() / 127)
@@ -329,6 +335,7 @@ def test_a_silent_fallback_is_an_error(tmp_path: Path) -> None:
     )
 
 
+@VNNI
 def test_openvino_multiplies_integers(tmp_path: Path) -> None:
     for name in ("block", "gemm"):
         model = to_openvino(MODELS[name]())
