@@ -20,8 +20,10 @@ from samforge.backends.tensorrt.cuda import Gpu, gpu_here
 from samforge.backends.tensorrt.library import RTX, TENSORRT, Flavour
 from samforge.backends.tensorrt.proper import BACKEND
 from samforge.backends.tensorrt.rtx import BACKEND as RTX_BACKEND
+from samforge.backends.tensorrt.settings import EngineSettings
 from samforge.core.computation import Computation, lost_computation
 from samforge.core.errors import EngineError
+from samforge.core.images import ImageSpec
 from samforge.core.recipe import Recipe
 from samforge.core.session import Array, InspectableSession, PartSpec, Tensors, TensorSpec
 from samforge.measure.report_data import EngineRow
@@ -109,6 +111,8 @@ class Library:
     """The plan that came with each form."""
     graphs: dict[str, Path] = field(default_factory=dict)
     """The graph of each form."""
+    facts: list[str | None] = field(default_factory=list)
+    """What each engine was to say of itself."""
     asked: list[tuple[str, ...]] = field(default_factory=list)
     closed: list[bool] = field(default_factory=list)
     first: str = "fused"
@@ -127,12 +131,13 @@ class Library:
         onnx: Path,
         engine: Path,
         spec: PartSpec,
-        _: object,
+        settings: EngineSettings,
         *,
         form: str,
         planned: Computation,
     ) -> EngineReport:
         self.built[form], self.graphs[form] = planned, onnx
+        self.facts.append(settings.facts)
         engine.write_bytes(form.encode())
         stamp = engine.with_name(f"{engine.name}.json")
         stamp.write_text("{}")
@@ -162,7 +167,7 @@ class Library:
 @pytest.fixture
 def shop(tmp_path: Path) -> Workshop:
     """A folder with the graph and one sample of its inputs and outputs."""
-    model = SimpleNamespace(image=SimpleNamespace(size=1008), spec=lambda _: SPEC)
+    model = SimpleNamespace(image=ImageSpec(size=1008), text=None, spec=lambda _: SPEC)
     mine = Workshop(
         recipe=Recipe(target="tensorrt", precision="fp16"),
         model=cast(Model, model),
@@ -200,6 +205,15 @@ def test_every_form_is_held_against_the_plan_of_its_own_graph(
     assert made.figures[0]["form"] == "float"
     assert made.figures[0]["computes"] == "4 fp32 products, 0 fused attentions"
     assert library.closed == [True] * 4
+
+
+def test_every_engine_says_what_it_is(shop: Workshop, library: Library) -> None:
+    library.wrong = ("fused",)
+    engine_part(shop, "vision")
+    first, second = (json.loads(facts or "") for facts in library.facts)
+    assert first == second
+    assert (first["part"], first["target"], first["precision"]) == ("vision", "tensorrt", "fp16")
+    assert [tensor["name"] for tensor in first["outputs"]] == [one.name for one in SPEC.outputs]
 
 
 def test_a_build_begins_with_the_form_of_its_gpu(shop: Workshop, library: Library) -> None:
