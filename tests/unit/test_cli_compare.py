@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from made_up import reseal, stamp
 
 import samforge
 from samforge.apps import cli
@@ -19,7 +20,6 @@ from samforge.apps.cli.comparison import compare_bundles
 from samforge.apps.cli.data import DataOptions, data_from_text
 from samforge.core.detections import Detections
 from samforge.core.errors import SettingError
-from samforge.core.files import sha256_of
 from samforge.core.images import RgbImage
 from samforge.core.labelled import LabelledImage
 from samforge.core.manifest import TextSpec
@@ -77,13 +77,11 @@ def rough_bundle(
             rounded = (np.round(values / step) * step).astype(np.float32)
             weight.CopyFrom(numpy_helper.from_array(rounded, weight.name))
     onnx.save(graph, root / name)
-    manifest = json.loads((root / "manifest.json").read_text())
-    manifest["files"][name] = {
-        "sha256": sha256_of(root / name),
-        "bytes": (root / name).stat().st_size,
-    }
-    manifest["recipe"]["precision"] = "int8"
-    (root / "manifest.json").write_text(json.dumps(manifest))
+    recipe = {**tiny_bundle.manifest.recipe, "precision": "int8"}
+    manifest = replace(tiny_bundle.manifest, recipe=recipe)
+    for part, entry in manifest.parts.items():
+        stamp(root / entry.artifact, manifest, part, size=None)
+    reseal(root, manifest)
     return samforge.open_bundle(root)
 
 

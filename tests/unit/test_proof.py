@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from made_up import reseal, stamp
 
 import samforge
 from samforge.apps import cli
 from samforge.backends import backend_from_name
 from samforge.core.errors import DamagedBundle, FidelityError
-from samforge.core.files import atomic_write_json, sha256_of
-from samforge.core.manifest import FileEntry, Manifest, PartEntry
+from samforge.core.manifest import Manifest, PartEntry
 from samforge.core.recipe import Gates, Recipe
 from samforge.core.session import Array, PartSpec, Session, Tensors, TensorSpec
 from samforge.measure import PROOF_NAME, check_proof, proven_tensors, write_proof
@@ -145,20 +145,11 @@ def bundle(tmp_path: Path, manifest: Manifest, images: Array) -> Path:
         )
     write_proof(root / PROOF_NAME, sessions, {"images": images[:2]})
     recipe = Recipe(model="tiny", precision="fp32").to_dict()
-    _publish(root, replace(manifest, parts=entries, text=None, recipe=recipe))
+    manifest = replace(manifest, parts=entries, text=None, recipe=recipe)
+    for name, entry in entries.items():
+        stamp(root / entry.artifact, manifest, name, size=None)
+    reseal(root, manifest)
     return root
-
-
-def _publish(root: Path, manifest: Manifest) -> None:
-    (root / "manifest.json").unlink(missing_ok=True)
-    files = {
-        path.relative_to(root).as_posix(): FileEntry(
-            sha256=sha256_of(path), bytes=path.stat().st_size
-        )
-        for path in root.rglob("*")
-        if path.is_file()
-    }
-    atomic_write_json(root / "manifest.json", replace(manifest, files=files))
 
 
 def test_a_bundle_that_is_right_remembers_it(
@@ -180,7 +171,7 @@ def test_a_bundle_that_is_wrong_here(bundle: Path, capsys: pytest.CaptureFixture
     manifest = samforge.open_bundle(bundle).manifest
     path = bundle / "parts/second/second.onnx"
     path.write_bytes(path.read_bytes().replace(b"Sigmoid", b"Softmax"))
-    _publish(bundle, manifest)
+    reseal(bundle, manifest)
     assert cli.main(["verify", str(bundle), "--json"]) == 7
     report = json.loads(capsys.readouterr().out)
     assert (report["ok"], report["error"]["kind"]) == (False, "FidelityError")
@@ -191,6 +182,6 @@ def test_a_bundle_that_is_wrong_here(bundle: Path, capsys: pytest.CaptureFixture
 def test_a_bundle_without_a_proof(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     manifest = samforge.open_bundle(bundle).manifest
     shutil.rmtree(bundle / "verify")
-    _publish(bundle, manifest)
+    reseal(bundle, manifest)
     assert cli.main(["verify", str(bundle)]) == 5
     assert "holds no verify/proof.npz to verify it with" in capsys.readouterr().err

@@ -219,13 +219,14 @@ def manifest_from_text(text: str, *, place: str) -> Manifest:
     except StrictJsonError as error:
         raise unusable(f"{error}.") from error
     _check_schema(table, place)
-    _check_digest(table, text, place)
     try:
         manifest = value_from_json(Manifest, table)
     except (StructureError, SettingError) as error:
         raise unusable(error) from error
     if problem := next(_problems(manifest), None):
         raise unusable(problem)
+    # Last, because any of the others says more of what happened to the file.
+    _check_digest(table, text, place)
     return manifest
 
 

@@ -17,7 +17,6 @@ from samforge.backends.tensorrt.build import EngineReport
 from samforge.backends.tensorrt.capabilities import UNTOUCHED
 from samforge.backends.tensorrt.ladder import Ladder, Verdict, safest_form
 from samforge.backends.tensorrt.settings import AxisRange, EngineSettings
-from samforge.backends.tensorrt.stamp import read_stamp, write_stamp
 from samforge.core.computation import Computation, check_computation
 from samforge.core.files import atomic_write_json
 from samforge.core.session import InspectableSession, Session
@@ -59,7 +58,7 @@ def engine_part(shop: Workshop, name: str) -> Made:
         FidelityError: No form of attention holds on this GPU.
     """
     backend = cast(TensorRTBackend, backend_from_name(shop.recipe.target))
-    settings = _settings(shop)
+    settings = replace(_settings(shop), facts=facts_of(shop, name))
 
     def build(form: str) -> _Built:
         onnx, planned = _reformed(shop, name, form)
@@ -89,9 +88,6 @@ def _made(shop: Workshop, name: str, ladder: Ladder[_Built]) -> Made:
         computation = verdict.computation
     elif verdict is not None:
         notes += (UNTOLD,)
-    engine = shop.path(shop.artifact(name))
-    if (written := read_stamp(engine)) is not None:
-        write_stamp(engine, replace(written, facts=facts_of(shop, name)))
     stamp = _relative(shop, built.stamp)
     # Paths as they are in the bundle: the staging folder is gone by then.
     report = replace(

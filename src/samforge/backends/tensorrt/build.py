@@ -119,6 +119,7 @@ def engine_from_onnx(  # noqa: PLR0913  # two files, what they are, and three op
         form=form,
         axes=dict(settings.axes),
         computation=computation,
+        facts=settings.facts,
     )
     return EngineReport(
         engine=engine,

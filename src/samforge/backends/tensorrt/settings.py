@@ -55,6 +55,8 @@ class EngineSettings:
     """0 (quick build) to 5 (long search); None takes the library's 3."""
     timing_cache: Path | None = None
     """File that remembers timings of kernels across builds."""
+    facts: str | None = None
+    """What the engine says of itself in a bundle; see :mod:`samforge.core.facts`."""
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
