@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 import tomllib
@@ -82,7 +83,7 @@ def damaged(draw: st.DrawFn, table: Any, most: int = 3, special: Any = None) -> 
         for key in folders:
             place = place[key]
         if draw(st.integers(0, 5)):
-            place[last] = draw(values)
+            place[last] = copy.deepcopy(draw(values))  # strategies give one list twice
         else:
             del place[last]
         if not isinstance(table, dict | list) or not table:

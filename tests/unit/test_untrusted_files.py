@@ -194,6 +194,13 @@ def test_a_panic_is_an_error_of_ours(tmp_path: Path) -> None:
         checkpoint_from_name("tiny", tokenizer=path)
 
 
+def test_ids_without_tokens(tmp_path: Path) -> None:
+    change = _set("post_processor/special_tokens/[EOS]/tokens", [])
+    tokenizer = PhraseTokenizer(_tokenizer(tmp_path, change), 16, 0)
+    with pytest.raises(DamagedBundle, match=r"tokenizer\.json gives 3 ids for 'star' and another"):
+        tokenizer.encode(["star"])
+
+
 def test_an_endless_padding_is_not_made(tmp_path: Path) -> None:
     padding = {
         "strategy": {"Fixed": 10**9},

@@ -135,7 +135,10 @@ def _check_box(index: int, box: npt.NDArray[np.float64], size_hw: tuple[int, int
             f"{name} leaves the image, which is {width} wide and {height} high. "
             "Give pixels of the image, clipped to it."
         )
-    if not (max(left, 0) < min(right, width) and max(top, 0) < min(bottom, height)):
+    # As the model gets them: less than about 1e-45 of a side is nothing in float32.
+    across = np.float32((min(right, width) - max(left, 0)) / width)
+    down = np.float32((min(bottom, height) - max(top, 0)) / height)
+    if not (across > 0 and down > 0):
         raise PromptError(f"{name} has no area inside the image, {width} wide and {height} high.")
 
 

@@ -69,8 +69,9 @@ class PhraseTokenizer:
                 f"pad_id is {pad_id}, the vocabulary of {path} has ids 0 to {size - 1}."
             )
         self._vocabulary = size
-        self._tokenizer.enable_truncation(context)  # counts begin and end, so both are kept
-        self.known_words = self._words()
+        with native_errors(lambda error: _no_tokenizer(self._path, error)):
+            self._tokenizer.enable_truncation(context)  # counts begin and end, so both are kept
+            self.known_words = self._words()
 
     def encode(self, phrases: Sequence[str]) -> npt.NDArray[np.int64]:
         """Turn phrases into token ids.
@@ -119,6 +120,12 @@ class PhraseTokenizer:
             raise PromptError(f"The phrase {phrase!r} is no text: {error.reason}.") from error
         with native_errors(lambda error: _unusable(phrase, self._path, error)):
             encoding = self._tokenizer.encode(phrase)
+        lists = (encoding.tokens, encoding.offsets, encoding.special_tokens_mask)
+        if any(len(one) != len(encoding.ids) for one in lists):
+            raise DamagedBundle(
+                f"{self._path} gives {len(encoding.ids)} ids for {phrase!r} and another number of "
+                "tokens. Build or download the bundle again."
+            )
         if len(encoding.ids) > self.context or max(encoding.ids, default=0) >= self._vocabulary:
             raise DamagedBundle(
                 f"{self._path} turns {phrase!r} into {len(encoding.ids)} ids up to "
