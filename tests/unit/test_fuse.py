@@ -118,13 +118,7 @@ def test_what_fires_in_which_part(before: Make, after: Make, name: str) -> None:
 def test_padded_windows_are_left(after: Make) -> None:
     left = {result.name: result.left for result in after("vision").results if result.left}
     reason = "windows are padded (8 to 9 and 8 to 9 tokens), and padding has to be zero again"
-    assert left.pop("window-order") == (f"layers.0: {reason} in each layer",)
-    # One token asks rows of features, not heads of keys.
-    assert list(left) == ["attention"]
-    assert [one.split(":")[0] for one in left["attention"]] == [
-        "class_token.answers.0",
-        "class_token.answers.1",
-    ]
+    assert left == {"window-order": (f"layers.0: {reason} in each layer",)}
 
 
 @CHOSEN

@@ -24,7 +24,10 @@ EVERYWHERE = {
     *("Add", "Concat", "Gather", "LayerNormalization", "MatMul", "Mul", "Reshape", "Shape"),
     *("Slice", "Softmax", "Transpose", "Unsqueeze"),
 }
-VISION = {"Conv", "ConvTranspose", "Gelu", "Neg", "Pad", "Relu", "Squeeze"}
+VISION = {
+    *("Conv", "ConvTranspose", "Div", "Exp", "Gelu", "Neg", "Pad", "ReduceMax", "ReduceSum"),
+    *("Relu", "Squeeze", "Sub"),
+}
 TEXT = {"And", "Equal", "Gelu", "LessOrEqual", "Not", "ReduceMin", "Where"}
 DETECTOR = {
     *("Abs", "Cast", "Clip", "Conv", "ConvTranspose", "Cos", "Div", "Expand", "Gemm"),

@@ -260,6 +260,7 @@ def wanted_detections(arrays: Arrays, case: str) -> Arrays:
     width = arrays["processor/picture"].shape[1]
     return {
         "scores": arrays[f"{case}/scores"][order],
-        "boxes": arrays[f"{case}/boxes"][order],
+        # Meta's may leave the picture, which is 300 wide and 200 high.
+        "boxes": arrays[f"{case}/boxes"][order].clip(0, [300, 200, 300, 200]),
         "masks": masks[order, :, :width],
     }

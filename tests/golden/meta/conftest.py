@@ -54,6 +54,11 @@ def sam3_pt(arrays: Arrays, layout: dict[str, list[int]], shared_folder: Path) -
 def tokenizer(words: dict[str, int]) -> dict[str, Any]:
     """A ``tokenizer.json`` of a few words, with the ids that CLIP's vocabulary gives them."""
     marks = {BEGIN: 49406, END: 49407}
+    known = {"!": 0, **words, **marks}
+    # Every other id has a word of its own: a vocabulary with gaps is refused.
+    others = {f"<{number}>": number for number in range(49408)}
+    for number in known.values():
+        del others[f"<{number}>"]
     around = [{"SpecialToken": {"id": mark, "type_id": 0}} for mark in marks]
     return {
         "version": "1.0",
@@ -68,7 +73,7 @@ def tokenizer(words: dict[str, int]) -> dict[str, Any]:
                 for mark, number in marks.items()
             },
         },
-        "model": {"type": "WordLevel", "unk_token": END, "vocab": {"!": 0, **words, **marks}},
+        "model": {"type": "WordLevel", "unk_token": END, "vocab": known | others},
     }
 
 

@@ -106,7 +106,10 @@ class Answer(nn.Module):
         Returns:
             (B, 1, D).
         """
-        share = torch.matmul(question, placed.transpose(1, 2)).softmax(-1)  # [B, heads, T]
+        scores = torch.matmul(question, placed.transpose(1, 2))  # [B, heads, T]
+        # A softmax between two products is attention to TensorRT, which then fuses this or not.
+        share = (scores - scores.amax(-1, keepdim=True)).exp()
+        share = share / share.sum(-1, keepdim=True)
         seen = torch.matmul(share, cells)  # [B, heads, D]
         token = token + self.answer(seen.flatten(1)[:, None])
         return cast(Tensor, token + self.mlp(self.norm(token)))
