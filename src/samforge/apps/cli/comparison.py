@@ -100,7 +100,7 @@ def accuracy_of(  # noqa: PLR0913  what is measured, against what, and who is to
     manifest = bundle.manifest
     accuracy = measure_segmenter(
         load(bundle),
-        data.images(report),
+        data.images(),
         boxes=BOXES_PART in manifest.parts,
         record=record,
         reference=answers,

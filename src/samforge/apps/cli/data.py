@@ -25,8 +25,8 @@ class LabelledData:
     """Words of the phrases that are asked."""
     taught: bool
     """Whether they mean nothing to a model that was not taught them, as those of drawn scenes."""
-    images: Callable[..., Iterator[LabelledImage]]
-    """Goes through them once; what cannot be used is told, or without a report raised."""
+    images: Callable[[], Iterator[LabelledImage]]
+    """Goes through them once; what cannot be used is told as the data were asked for."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,7 +79,7 @@ def _scenes(argument: str, options: DataOptions, _: Report | None) -> LabelledDa
         count=count,
         words=frozenset(word for phrase in tiny.vocabulary() for word in phrase.split()),
         taught=True,
-        images=lambda _=None: tiny.labelled_scenes(count, first=options.seed),
+        images=lambda: tiny.labelled_scenes(count, first=options.seed),
     )
 
 
@@ -98,7 +98,7 @@ def _coco(argument: str, options: DataOptions, report: Report | None) -> Labelle
         count=len(data.pictures),
         words=frozenset(word for phrase in data.phrases for word in phrase.split()),
         taught=False,
-        images=lambda report=None: data.images(report=report),
+        images=lambda: data.images(report=report),
     )
 
 
