@@ -20,9 +20,10 @@ from samforge.apps.cli.comparison import compare_bundles
 from samforge.apps.cli.data import DataOptions, data_from_text
 from samforge.core.detections import Detections
 from samforge.core.errors import SettingError
+from samforge.core.files import sha256_of
 from samforge.core.images import RgbImage
 from samforge.core.labelled import LabelledImage
-from samforge.core.manifest import TextSpec
+from samforge.core.manifest import FileEntry, TextSpec
 from samforge.core.rle import segmentation_from_mask
 from samforge.core.timing import Timings
 from samforge.measure import measure_segmenter
@@ -338,12 +339,18 @@ def test_a_model_of_another_vocabulary_is_refused(
     from samforge.models.sam3.byte_tokenizer import byte_tokenizer
 
     (tmp_path / "tokenizer").mkdir()
-    byte_tokenizer(49408).save(str(tmp_path / "tokenizer" / "tokenizer.json"))
-    text = TextSpec(context=32, pad_id=0, tokenizer="tokenizer/tokenizer.json", synthetic=True)
+    name = "tokenizer/tokenizer.json"
+    byte_tokenizer(49408).save(str(tmp_path / name))
+    text = TextSpec(context=32, pad_id=0, tokenizer=name, synthetic=True)
+    size = (tmp_path / name).stat().st_size
+    listed = {name: FileEntry(sha256=sha256_of(tmp_path / name), bytes=size)}
+    manifest = tiny_bundle.manifest
     other = replace(
         tiny_bundle,
         root=tmp_path,
-        manifest=replace(tiny_bundle.manifest, model="facebook/sam3", text=text),
+        manifest=replace(
+            manifest, model="facebook/sam3", text=text, files={**manifest.files, **listed}
+        ),
     )
     monkeypatch.setattr(samforge, "open_bundle", lambda path: other, raising=False)
     assert cli.main(["compare", "sam3"]) == 2

@@ -93,6 +93,13 @@ def test_the_first_commits_have_the_vocabulary_at_the_top(part: Any, checkout: P
     assert found.vocabulary == checkout / "assets/bpe_simple_vocab_16e6.txt.gz"
 
 
+def test_a_damaged_vocabulary_stops_before_anything_starts(
+    tool: Any, checkout: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tool.main(["--checkout", str(checkout)]) == SettingError.exit_code
+    assert re.search(r"bpe_simple_vocab_16e6\.txt\.gz .*again", capsys.readouterr().err)
+
+
 def test_another_commit_is_told(part: Any, checkout: Path) -> None:
     git = ["git", "-C", str(checkout), "-c", "user.name=a", "-c", "user.email=a@example.org"]
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "another"]):

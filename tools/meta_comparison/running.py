@@ -88,6 +88,10 @@ def compare(settings: Settings, folder: Path) -> Outcome:
         MetaSideFailed: Meta's code stopped.
     """
     checkout = checkout_from_folder(settings.checkout)
+    # First what takes no time: a damaged vocabulary would stop Meta's side after minutes.
+    tokenizer = settings.tokenizer or tokenizer_from_vocabulary(
+        checkout.vocabulary, folder / "tokenizer.json"
+    )
     questions = Questions(
         pictures=pictures_from_settings(settings, folder / "pictures"),
         prompts=prompts_from_settings(settings),
@@ -96,9 +100,6 @@ def compare(settings: Settings, folder: Path) -> Outcome:
     job = job_of(settings, checkout, questions, folder) | {"tokenized": phrases}
     meta = run_meta_side(job, settings.meta_python)
     weights = settings.checkpoint or Path(job["weights"])
-    tokenizer = settings.tokenizer or tokenizer_from_vocabulary(
-        checkout.vocabulary, folder / "tokenizer.json"
-    )
     sides = sides_from_settings(settings, weights, tokenizer)
     asking = Asking(questions=questions, meta=folder / "meta-fp32", mask_step=int(job["mask_step"]))
     rows = token_rows(sides[0].tokenizer, phrases, sides[0].end)
