@@ -103,7 +103,6 @@ def _print_bundle(report: BundleReport) -> None:
         ("with", ", ".join(f"{k} {v}" for k, v in manifest.versions.items() if k != "samforge")),
         ("gates held", ", ".join(f"{k} {v:g}" for k, v in manifest.gates.items())),
         ("files", f"{len(manifest.files)}, {size_text(size)}"),
-        ("digest", manifest.digest),
         ("intact", "yes, every hash is right" if report.problem is None else "NO"),
     ]
     if report.strangers:
@@ -111,6 +110,7 @@ def _print_bundle(report: BundleReport) -> None:
     if report.linked_out:
         rows.append(("links to outside", f"{', '.join(report.linked_out)}: the content is right"))
     print_table("Bundle", ("what", "value"), rows)
+    print_line(f"Digest: {manifest.digest}")  # in one line, to be copied
     files = manifest.files
     print_table(
         "Parts",
