@@ -133,7 +133,7 @@ def test_the_figures_are_stable(
     report = json.loads(capsys.readouterr().out)
     assert set(report) == {
         *("schema", "command", "ok", "bundle", "video", "out", "coco", "frames", "size_hw"),
-        *("frame_rate", "complete", "seconds", "fps", "stages", "detections", "notes"),
+        *("frame_rate", "complete", "seconds", "fps", "stages", "detections", "failures", "notes"),
     }
     stages = [one["stage"] for one in report["stages"]]
     model = ["preprocess", "vision", "text", "detector", "post-process"]

@@ -72,13 +72,13 @@ def sizes(request: pytest.FixtureRequest) -> dict[str, int]:
 
 
 def assert_equal(found: Tensors, wanted: Tensors) -> None:
-    """Within :data:`LIMIT`: absolute, but for logits that reach 7 (presence) and 150 (masks)."""
+    """Within :data:`LIMIT`: absolute, but for logits, which reach 7 (scores) and 150 (masks)."""
     figures = compare_outputs(
         {name: tensor.numpy() for name, tensor in wanted.items()},
         {name: found[name].numpy() for name in wanted},
     )
     for figure in figures:
-        large = figure.tensor in {"pred_masks", "presence_logit"}
+        large = figure.tensor in {"pred_masks", "presence_logit", "pred_logits"}
         assert (figure.gated if large else figure.max_abs) <= LIMIT, figure
         assert figure.scale > 1e-2, f"{figure.tensor} is nearly zero, and all such agree"
 

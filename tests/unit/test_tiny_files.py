@@ -101,5 +101,5 @@ def test_no_warning_speaks_of_an_article() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         reader.encode(["a red circle", "the star"])
-    with pytest.warns(PromptWarning, match=r"does not know 'Zebra' of the phrase 'The Zebra'"):
+    with pytest.warns(PromptWarning, match=r"does not know 'zebra' of the phrase 'The Zebra'"):
         reader.encode(["The Zebra"])

@@ -150,6 +150,8 @@ def _config_from_folder(folder: Path) -> Sam3Config:
         config = Sam3Config(**settings)
         check_heads(config, str(file))
         check_values(config.to_dict(), str(file))
+        if len(config.vision_config.scale_factors) < 2:
+            raise ValueError("vision_config.scale_factors names fewer than two feature maps")
         state_shapes(config)
     return config
 
