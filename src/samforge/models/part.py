@@ -22,6 +22,10 @@ class Part:
     """In eval mode, float32; positional arguments and results in the order of ``spec``."""
     axis_limits: Mapping[str, tuple[int, int | None]] = field(default_factory=dict)
     """Smallest and largest size of each dynamic axis; None is no upper limit."""
+    origins: Mapping[str, str] = field(default_factory=dict)
+    """Tensors of the checkpoint that the module holds as they are: name there, name here."""
+    folded: Mapping[str, str] = field(default_factory=dict)
+    """Tensors of the checkpoint that it holds in another form or not at all: name there, reason."""
 
     def __call__(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Run the module eagerly on named tensors."""
@@ -32,6 +36,24 @@ class Part:
         return {
             tensor.name: result for tensor, result in zip(self.spec.outputs, results, strict=True)
         }
+
+
+def held_as_they_are(module: nn.Module, loaded: Mapping[str, Tensor]) -> dict[str, str]:
+    """Find tensors of a checkpoint in a composed module: by where they lie, not by their names.
+
+    Args:
+        module: Made of modules that took the tensors over, or of some of them.
+        loaded: Tensors by their names in the checkpoint.
+
+    Returns:
+        Name in the module's state, by name in the checkpoint, of those that the module holds.
+    """
+    places = {tensor.data_ptr(): name for name, tensor in module.state_dict().items()}
+    return {
+        name: places[tensor.data_ptr()]
+        for name, tensor in loaded.items()
+        if tensor.data_ptr() in places
+    }
 
 
 def example_inputs(

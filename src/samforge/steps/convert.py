@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,12 +15,14 @@ from samforge.backends import backend_from_name
 from samforge.core.facts import FACTS_KEY
 from samforge.core.recipe import QUANTIZED
 from samforge.measure.fidelity import TensorFidelity, compare_outputs, rows
+from samforge.steps.account import converted_weights, settled, tables_of
 from samforge.steps.facts import facts_of
 from samforge.steps.flavours import flavoured
 from samforge.steps.options import options_of
 from samforge.steps.workshop import Made, Workshop, check_gate
 from samforge.transform.export import exported_from_file, release
 from samforge.transform.onnx.convert import onnx_from_exported, release_model, save_onnx
+from samforge.transform.onnx.graph import layer_path
 from samforge.transform.onnx.integer_kernels import (
     IntendedLayer,
     check_integer_kernels,
@@ -27,6 +30,8 @@ from samforge.transform.onnx.integer_kernels import (
     integer_nodes,
     intended_layers,
 )
+from samforge.transform.onnx.recorded import check_recorded
+from samforge.transform.onnx.u8s8 import FLOAT_NOTE
 
 CHECKED_BY = {"openvino": "openvino", "inductor": "inductor"}
 """The runtime that a target's artifact is compared with the part by; ONNX Runtime for others."""
@@ -50,18 +55,22 @@ def convert_part(shop: Workshop, name: str) -> Made:
     model.metadata_props[FACTS_KEY] = facts_of(shop, name)
     sides = save_onnx(model, shop.path(artifact))
     intended = intended_layers(model) if recipe.precision == "int8" else ()
+    left = _left_in_float(model, recipe.target)
     release_model(model)
+    weights = converted_weights(exported, shop.path(artifact), tables_of(shop, name))
+    account, found = settled(shop, "onnx", name, weights)
     release([*exported.state_dict.values(), *exported.constants.values()])
     del model, exported
     gc.collect()
+    recorded = _recorded(shop, name, left) if recipe.precision in QUANTIZED else ()
     counted = _kernels(shop, name, intended) if intended else ()
     figures = compared_with_samples(shop, name, shop.path(artifact))
     gates = {}
     if recipe.precision == "fp32":
         gates = check_gate("onnx", name, figures, "onnx_max_abs", recipe.gates.onnx_max_abs)
     return Made(
-        outputs=(artifact, *(f"parts/{name}/{side.name}" for side in sides)),
-        figures=(*rows(figures), *counted),
+        outputs=(artifact, *(f"parts/{name}/{side.name}" for side in sides), account),
+        figures=(*rows(figures), *recorded, *counted, found),
         gates=gates,
     )
 
@@ -74,7 +83,7 @@ def compared_with_samples(
     options = options_of(shop.recipe, checker)
     session = backend_from_name(checker).session_from_artifact(artifact, spec, options=options)
     figures = {}
-    for words, path in zip(shop.sizes_in_words(), shop.samples(name), strict=True):
+    for words, path in zip(shop.sizes_in_words(name), shop.samples(name), strict=True):
         with np.load(shop.path(path)) as sample:
             # The reference is read after the run: at full size memory peaks in it.
             actual = session.run({tensor.name: sample[tensor.name] for tensor in spec.inputs})
@@ -82,6 +91,26 @@ def compared_with_samples(
         figures[words] = compare_outputs(reference, actual)
     session.close()
     return figures
+
+
+def _recorded(shop: Workshop, name: str, left: Sequence[str]) -> tuple[dict[str, int], ...]:
+    """Hold the saved graph to what the quantizer wrote down."""
+    report = json.loads(shop.path(f"report/{name}/quantization.json").read_text(encoding="utf-8"))
+    model = ir.load(shop.path(shop.onnx(name)))
+    rows = report["report"]["layers"]
+    return ({"recorded_layers": check_recorded(name, rows, model, left=left)},)
+
+
+def _left_in_float(model: ir.Model, target: str) -> tuple[str, ...]:
+    """Quantized layers that the target's form of a graph took back to float."""
+    notes = [
+        part.partition(": ")[0] for part in model.metadata_props.get(FLOAT_NOTE, "").split("; ")
+    ]
+    if not target.startswith("tensorrt"):
+        return tuple(notes)
+    # TensorRT has no transposed convolution in 8 bits.
+    nodes = [node for node in model.graph if node.op_type == "ConvTranspose"]
+    return (*notes, *(layer_path(node) for node in nodes))
 
 
 def _kernels(

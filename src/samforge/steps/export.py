@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 
 from samforge.measure.fidelity import compare_outputs, rows
+from samforge.steps.account import exported_weights, settled
 from samforge.steps.facts import facts_of_exported
+from samforge.steps.samples import sample_inputs
 from samforge.steps.workshop import Made, Workshop, arrays, check_gate
 from samforge.transform.export import (
     TRACED_SIZES,
@@ -27,8 +29,8 @@ def export_part(shop: Workshop, name: str) -> Made:
     part = shop.model.part(name)
     exported = exported_from_part(part, shop.inputs(name, TRACED_SIZES, seed=0))
     references = []
-    for index, sizes in enumerate(shop.sample_sizes):
-        inputs = shop.inputs(name, sizes, seed=index + 1)
+    for index, sizes in enumerate(shop.sample_sizes(name)):
+        inputs = sample_inputs(shop.model, name, sizes, shop.recipe.seed + index + 1)
         references.append((inputs, part(inputs)))
     artifact = shop.exported(name)
     save_exported(exported, shop.path(artifact), facts=facts_of_exported(shop, name))
@@ -37,8 +39,10 @@ def export_part(shop: Workshop, name: str) -> Made:
     reloaded = exported_from_file(shop.path(artifact))
     figures = {
         words: compare_outputs(arrays(outputs), arrays(run_exported(reloaded, part.spec, inputs)))
-        for words, (inputs, outputs) in zip(shop.sizes_in_words(), references, strict=True)
+        for words, (inputs, outputs) in zip(shop.sizes_in_words(name), references, strict=True)
     }
+    weights = exported_weights(shop.model.source, part, reloaded)
+    account, counts = settled(shop, "export", name, weights)
     release([*reloaded.state_dict.values(), *reloaded.constants.values()])
     limit = shop.recipe.gates.export_max_abs
     gates = check_gate("export", name, figures, "export_max_abs", limit)
@@ -46,4 +50,6 @@ def export_part(shop: Workshop, name: str) -> Made:
     for sample, (inputs, outputs) in zip(samples, references, strict=True):
         tensors: dict[str, Any] = {**arrays(inputs), **arrays(outputs)}
         np.savez(shop.path(sample), **tensors)
-    return Made(outputs=(artifact, *samples), figures=rows(figures), gates=gates)
+    return Made(
+        outputs=(artifact, *samples, account), figures=(*rows(figures), counts), gates=gates
+    )

@@ -15,6 +15,7 @@ from samforge.core.session import Array, PartSpec
 from samforge.core.staging import staged_path
 from samforge.measure.fidelity import TensorFidelity, worst
 from samforge.models.family import Model
+from samforge.steps.samples import LARGE_SIZES, sweep_of, told_apart
 
 STOPS = {"export": "torch", "onnx": "onnxruntime"}
 """What ``until`` stops after, and the target that runs what is there by then."""
@@ -60,16 +61,11 @@ class Workshop:
         """Absolute path of a file in the staging folder; its parents are made."""
         return staged_path(self.root, relative)
 
-    @property
-    def sample_sizes(self) -> tuple[dict[str, int], ...]:
-        """Sizes of the dynamic axes at which steps are compared."""
+    def sample_sizes(self, part: str) -> tuple[dict[str, int], ...]:
+        """Sizes of a part's dynamic axes at which steps are compared."""
         if self.model.image.size > SMALL_IMAGE:
-            # Explicit attention over 5184 tokens takes 1.6 GiB an image: one is enough.
-            return ({"batch": 1, "prompts": 2, "boxes": 1},)
-        return (
-            {"batch": 1, "prompts": 1, "boxes": 1},
-            {"batch": 2, "prompts": 3, "boxes": 2},
-        )
+            return told_apart(LARGE_SIZES, self.spec(part))
+        return sweep_of(self.recipe, self.spec(part))
 
     def spec(self, part: str) -> PartSpec:
         """Interface of a part."""
@@ -116,13 +112,14 @@ class Workshop:
 
     def samples(self, part: str) -> tuple[str, ...]:
         """Inputs and outputs of the part, one file for each of ``sample_sizes``."""
-        return tuple(f"work/{part}/sample-{index}.npz" for index in range(len(self.sample_sizes)))
+        count = len(self.sample_sizes(part))
+        return tuple(f"work/{part}/sample-{index}.npz" for index in range(count))
 
-    def sizes_in_words(self) -> tuple[str, ...]:
+    def sizes_in_words(self, part: str) -> tuple[str, ...]:
         """Each of ``sample_sizes``, for people."""
         return tuple(
             ", ".join(f"{axis} {size}" for axis, size in sizes.items())
-            for sizes in self.sample_sizes
+            for sizes in self.sample_sizes(part)
         )
 
 

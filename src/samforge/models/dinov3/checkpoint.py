@@ -16,13 +16,17 @@ from samforge.core.images import ImageSpec
 from samforge.core.session import PartSpec, TensorSpec
 from samforge.models.dinov3.backbone import Backbone, stock_model
 from samforge.models.dinov3.config import patch_px
-from samforge.models.part import Part, example_inputs
+from samforge.models.part import Part, example_inputs, held_as_they_are
 from samforge.models.sources import WeightSource
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PART = "backbone"
 MASK_TOKEN = "embeddings.mask_token"  # noqa: S105
 """Replaces masked patches in pre-training: checkpoints may lack it, and no part reads it."""
+FOLDED = dict.fromkeys(
+    ("embeddings.cls_token", "embeddings.register_tokens"), "folded into the prefix tokens"
+)
+"""Why tensors of the checkpoint are not in the part as they are."""
 GRAPH_SETTINGS = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
     *("hidden_act", "layer_norm_eps", "rope_theta", "image_size", "patch_size", "use_gated_mlp"),
@@ -96,9 +100,18 @@ class Dinov3Checkpoint:
         """
         spec = self.spec(name)
         model = stock_model(self.config)
-        model.load_state_dict(self._state(), assign=True)
+        state = self._state()
+        model.load_state_dict(state, assign=True)
         module = Backbone(model, self.config, self.periods).eval().requires_grad_(False)
-        return Part(spec=spec, module=module, axis_limits={"batch": (1, None)})
+        del state[MASK_TOKEN]  # of training; nothing reads it
+        origins = held_as_they_are(module, state)
+        return Part(
+            spec=spec,
+            module=module,
+            axis_limits={"batch": (1, None)},
+            origins=origins,
+            folded={name: FOLDED[name] for name in state if name not in origins},
+        )
 
     def spec(self, name: str) -> PartSpec:
         """Interface of the part; the dynamic axis is ``batch``.

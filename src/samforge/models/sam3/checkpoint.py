@@ -69,11 +69,14 @@ class Sam3Checkpoint:
                 + _listed("unexpected", unexpected)
             )
 
-    def load(self, modules: Mapping[str, nn.Module]) -> None:
+    def load(self, modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
         """Fill modules made on the meta device with float32 weights.
 
         Args:
             modules: By the prefix of their names in the checkpoint.
+
+        Returns:
+            The tensors that the modules hold now, by their names in the checkpoint.
 
         Raises:
             CheckpointKeysError: A tensor is missing, or has another shape than the module wants.
@@ -81,6 +84,7 @@ class Sam3Checkpoint:
         """
         names = self.source.names()
         missing, wrong, broken = [], [], []
+        loaded: dict[str, Tensor] = {}
         for prefix, module in modules.items():
             state: dict[str, Tensor] = {}
             for key, placeholder in module.state_dict().items():
@@ -96,6 +100,7 @@ class Sam3Checkpoint:
                 # mapped file tensors lie at odd addresses, where kernels sum in another order
                 # than they do on the same numbers once exported and read back.
                 state[key] = tensor.detach().to(torch.float32, copy=True)
+                loaded[stored] = state[key]
                 if not state[key].isfinite().all():
                     broken.append(name)
             if not missing and not wrong and not broken:
@@ -111,6 +116,7 @@ class Sam3Checkpoint:
                 f"{self.name} holds NaN or infinity: it is damaged, or its training diverged."
                 + _listed("not finite", broken)
             )
+        return loaded
 
 
 def state_shapes(config: Sam3Config) -> dict[str, tuple[int, ...]]:

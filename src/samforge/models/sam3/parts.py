@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import Sam3Config
 
-from samforge.core.errors import SettingError
+from samforge.core.errors import CheckpointError, SettingError
 from samforge.core.reference import META
 from samforge.core.session import PartSpec, TensorSpec
-from samforge.models.part import Part
+from samforge.models.part import Part, held_as_they_are
 from samforge.models.sam3.checkpoint import Sam3Checkpoint, feature_sizes
 from samforge.models.sam3.class_token import ClassToken
 from samforge.models.sam3.detector import Detector, DetectorWithBoxes, DetectorWithClassToken
@@ -21,6 +21,14 @@ PARTS = ("vision", "text", "detector", "detector_boxes", "grounding")
 """Every part of the family."""
 DEFAULT_PARTS = ("vision", "text", "detector", "detector_boxes")
 """What a bundle holds unless a recipe says otherwise: all that :class:`Segmenter` runs."""
+FOLDED = {
+    "geometry_encoder": "folded into the class token, or left out where no boxes are asked",
+    "vision_encoder.neck": "left out: the coarsest feature map, which the detector does not read",
+    "mask_decoder.pixel_decoder": "left out: a stage for the coarsest feature map",
+    "mask_decoder.semantic_projection": "left out: a head that detection does not read",
+    "text_encoder.text_projection": "left out: CLIP's own projection, which SAM 3 does not read",
+}
+"""Why tensors of a module are not found in a part as they are, by the beginning of their names."""
 LIMITS = {"batch": (1, None), "prompts": (1, None), "boxes": (1, None)}
 
 
@@ -39,43 +47,60 @@ def part_from_checkpoint(checkpoint: Sam3Checkpoint, name: str) -> Part:
         raise SettingError(f"sam3 has no part '{name}'. Its parts: {', '.join(PARTS)}.")
     spec = part_spec(checkpoint.config, name, checkpoint.reference)
     used = {axis for tensor in spec.inputs for axis in tensor.shape if isinstance(axis, str)}
+    loaded: dict[str, Tensor] = {}
+    module = _module(checkpoint, name, loaded).eval().requires_grad_(False)
+    origins = held_as_they_are(module, loaded)
     return Part(
         spec=spec,
-        module=_module(checkpoint, name).eval().requires_grad_(False),
+        module=module,
         axis_limits={axis: limits for axis, limits in LIMITS.items() if axis in used},
+        origins=origins,
+        folded={stored: _reason(stored) for stored in loaded if stored not in origins},
     )
 
 
-def _module(checkpoint: Sam3Checkpoint, name: str) -> nn.Module:
+def _reason(stored: str) -> str:
+    """Why a tensor that was loaded is not in the module as it is."""
+    stem = next((stem for stem in FOLDED if f"{stem}." in stored), None)
+    if stem is None:
+        raise CheckpointError(f"{stored} was loaded and is not in the part that asked for it.")
+    return FOLDED[stem]
+
+
+def _module(checkpoint: Sam3Checkpoint, name: str, loaded: dict[str, Tensor]) -> nn.Module:
     if name == "vision":
-        return _vision(checkpoint)
+        return _vision(checkpoint, loaded)
     if name == "text":
-        return _text(checkpoint)
+        return _text(checkpoint, loaded)
     if name == "grounding":
-        return Grounding(_vision(checkpoint), _text(checkpoint), _detector(checkpoint, name))
-    return _detector(checkpoint, name)
+        return Grounding(
+            _vision(checkpoint, loaded),
+            _text(checkpoint, loaded),
+            _detector(checkpoint, name, loaded),
+        )
+    return _detector(checkpoint, name, loaded)
 
 
-def _vision(checkpoint: Sam3Checkpoint) -> Vision:
+def _vision(checkpoint: Sam3Checkpoint, loaded: dict[str, Tensor]) -> Vision:
     encoder = vision_encoder(checkpoint.config)
     if checkpoint.reference != META:
-        checkpoint.load({"vision_encoder": encoder})
+        loaded |= checkpoint.load({"vision_encoder": encoder})
         return Vision(encoder, checkpoint.config)
     geometry = geometry_encoder(checkpoint.config)
-    checkpoint.load({"vision_encoder": encoder, "geometry_encoder": geometry})
+    loaded |= checkpoint.load({"vision_encoder": encoder, "geometry_encoder": geometry})
     return Vision(encoder, checkpoint.config, ClassToken(geometry))
 
 
-def _text(checkpoint: Sam3Checkpoint) -> Text:
+def _text(checkpoint: Sam3Checkpoint, loaded: dict[str, Tensor]) -> Text:
     encoder, projection = text_encoder(checkpoint.config)
-    checkpoint.load({"text_encoder": encoder, "text_projection": projection})
+    loaded |= checkpoint.load({"text_encoder": encoder, "text_projection": projection})
     masks_zero = checkpoint.reference == META
     return Text(encoder, projection, checkpoint.config, checkpoint.eos_id, masks_zero=masks_zero)
 
 
-def _detector(checkpoint: Sam3Checkpoint, name: str) -> Detector:
+def _detector(checkpoint: Sam3Checkpoint, name: str, loaded: dict[str, Tensor]) -> Detector:
     modules = detector_modules(checkpoint.config)
-    checkpoint.load(modules.named())
+    loaded |= checkpoint.load(modules.named())
     meta = checkpoint.reference == META
     kind: type[Detector] = DetectorWithClassToken if meta else Detector
     if name == "detector_boxes":

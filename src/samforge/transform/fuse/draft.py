@@ -82,6 +82,11 @@ class Draft:
         wanted = set(targets)
         return [n for n in self.graph.nodes if n.op == "call_function" and n.target in wanted]
 
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Every parameter, buffer and constant by its name in the state dict."""
+        return {self.name(node): tensor for node, tensor in self._tensors.items()}
+
     def tensor(self, node: object) -> Tensor | None:
         """The tensor behind a parameter, buffer or constant; None for anything else."""
         return self._tensors.get(node) if isinstance(node, fx.Node) else None

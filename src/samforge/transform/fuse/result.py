@@ -50,6 +50,8 @@ class FusionResult:
     """Candidates that stayed as they were, each with the reason."""
     exact: bool
     """Whether it only moves data."""
+    weights: tuple[str, ...] = ()
+    """Tensors that it changed, or made others of, by their names before it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,6 +62,8 @@ class FusedProgram:
     """Same inputs, outputs and dynamic axes as before."""
     results: tuple[FusionResult, ...]
     """One a fusion, in the order they ran; those the target does not want are absent."""
+    unread: tuple[str, ...] = ()
+    """Tensors that no operator read before anything was fused: they are left out."""
 
     @property
     def exact(self) -> bool:

@@ -59,14 +59,23 @@ def fuse(program: ExportedProgram, *, target: str, consume: bool = False) -> Fus
         raise SettingError(f"target is {problem}.")
     draft = Draft(program, consume=consume)
     obstacle = draft.obstacle
+    stored = draft.tensors
+    draft.sweep()
+    unread = tuple(sorted(stored.keys() - draft.tensors.keys()))
     results = []
     for fusion in FUSIONS:
         if target not in fusion.targets:
             continue
+        stored = draft.tensors
         tally = Tally(left=[f"whole program: {obstacle}"]) if obstacle else fusion.apply(draft)
+        left = draft.tensors
         results.append(
             FusionResult(
-                name=fusion.name, fired=tally.fired, left=tuple(tally.left), exact=fusion.exact
+                name=fusion.name,
+                fired=tally.fired,
+                left=tuple(tally.left),
+                exact=fusion.exact,
+                weights=tuple(name for name in stored if left.get(name) is not stored[name]),
             )
         )
-    return FusedProgram(program=draft.program(), results=tuple(results))
+    return FusedProgram(program=draft.program(), results=tuple(results), unread=unread)

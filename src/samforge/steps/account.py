@@ -1,0 +1,236 @@
+"""The account of a part's weights, from the checkpoint to the file that runs.
+
+Every step that makes tensors of others looks each of them up in what it made. What is found as it
+was, or moved, cast or quantized by the rules of its number format, is counted; what a fusion or the
+quantizer changed is listed under its name; anything else ends the build.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from samforge.core.errors import FidelityError
+from samforge.core.files import atomic_write_json
+from samforge.models.part import Part
+from samforge.models.sources import WeightSource
+from samforge.steps.workshop import Workshop
+from samforge.transform.account import (
+    EQUAL,
+    MISSING,
+    MOVED,
+    Array,
+    Entry,
+    account_for,
+    counted,
+)
+from samforge.transform.fuse import FusedProgram
+from samforge.transform.fuse.constants import constant_nodes
+from samforge.transform.fuse.draft import Draft
+from samforge.transform.onnx.graph import array_of
+
+SCALE, INTEGERS = "_scale", "_int8"
+"""Ends of the names that the quantizer gives a weight's scales and its integers."""
+SHOWN = 6
+"""Tensors that an error names."""
+aten = torch.ops.aten
+
+
+def exported_weights(source: WeightSource, part: Part, program: ExportedProgram) -> list[Entry]:
+    """Look every tensor that a part loaded up in the program that was read back.
+
+    Args:
+        source: The checkpoint, read again.
+        part: Says under which name it holds which.
+        program: From the file.
+    """
+    tensors = tensors_of(program)
+    entries = [Entry(name=name, form=reason) for name, reason in part.folded.items()]
+    for stored, name in part.origins.items():
+        wanted, found = source.tensor(stored).detach().to(torch.float32), tensors.get(name)
+        same = found is not None and found.shape == wanted.shape and torch.equal(found, wanted)
+        entries.append(Entry(name=stored, form=EQUAL if same else MISSING, place=name))
+    return entries
+
+
+def fused_weights(before: Mapping[str, str], fused: FusedProgram) -> list[Entry]:
+    """Look every tensor of a program up in its fused form.
+
+    Args:
+        before: Digests of the program's tensors, from :func:`digests_of`.
+        fused: The fused form, with what each fusion changed.
+    """
+    after = digests_of(fused.program)
+    places = {digest: name for name, digest in after.items()}
+    changed = dict.fromkeys(fused.unread, "left out: nothing reads it")
+    for result in fused.results:
+        for name in result.weights:
+            changed[name] = f"{changed[name]}, {result.name}" if name in changed else result.name
+    entries = []
+    for name, digest in before.items():
+        if after.get(name) == digest:
+            form = EQUAL
+        elif name in changed:
+            form = changed[name]
+        else:
+            form = MOVED if digest in places else MISSING
+        entries.append(Entry(name=name, form=form, place=places.get(digest)))
+    return entries
+
+
+def converted_weights(
+    program: ExportedProgram, artifact: Path, tables: Collection[str] = ()
+) -> tuple[Entry, ...]:
+    """Look every stored tensor of a program up in an ONNX file, as it was saved.
+
+    Args:
+        program: What was converted.
+        artifact: The file.
+        tables: Names of tensors that come from settings and not from the checkpoint. Targets form
+            them anew, and every sample reads all of them.
+    """
+    weights = {
+        name: tensor.detach().numpy()
+        for name, tensor in program.state_dict.items()
+        if isinstance(tensor, Tensor) and _tells(tensor) and name not in tables
+    }
+    found = account_for(weights, stored_in_onnx(artifact), exact=looked_up_in(program))
+    if all(entry.form != MISSING for entry in found):
+        return found
+    forms = {entry.name: entry.form for entry in found}
+    folded = read_by_constants_alone(program)
+    return tuple(
+        replace(entry, form=_folded(entry.name, forms, folded)) if entry.form == MISSING else entry
+        for entry in found
+    )
+
+
+def _folded(name: str, forms: Mapping[str, str], folded: Collection[str]) -> str:
+    """What the exporter or the target's form computed of a tensor that is not there itself."""
+    weight = forms.get(f"{name.removesuffix(SCALE)}{INTEGERS}", "")
+    if name.endswith(SCALE) and "float" in weight:
+        return "folded into the weight that went back to float"
+    return "folded with other constants" if name in folded else MISSING
+
+
+def read_by_constants_alone(program: ExportedProgram) -> frozenset[str]:
+    """Names of tensors that a graph reads only to compute what is the same in every run."""
+    draft = Draft(program)
+    constant = constant_nodes(draft)
+    nodes = [
+        node for node in draft.graph.find_nodes(op="placeholder") if draft.tensor(node) is not None
+    ]
+    return frozenset(
+        draft.name(node)
+        for node in nodes
+        if node.users and all(one in constant for one in node.users)
+    )
+
+
+def tables_of(shop: Workshop, part: str) -> frozenset[str]:
+    """Names of a fused part's tensors that come from settings: rotary angles, orders of tokens."""
+    account = json.loads(shop.path(_file("fuse", part)).read_text(encoding="utf-8"))
+    return frozenset(account["tables"])
+
+
+def settled(
+    shop: Workshop,
+    step: str,
+    part: str,
+    entries: Sequence[Entry],
+    *,
+    tables: Iterable[str] = (),
+) -> tuple[str, dict[str, Any]]:
+    """Write the account down and make sure that it is complete.
+
+    Args:
+        shop: The build.
+        step: Whose account it is.
+        part: Of which part.
+        entries: What was found.
+        tables: Names of tensors behind the step that come from no checkpoint.
+
+    Returns:
+        The file, relative to the staging folder, and the counts for the step's figures.
+
+    Raises:
+        FidelityError: A tensor is not found; it is named.
+    """
+    missing = [entry.name for entry in entries if entry.form == MISSING]
+    if missing:
+        more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
+        raise FidelityError(
+            f"{step} of {part}: {len(missing)} of {len(entries)} tensors of the weights are not in "
+            f"what was made from them, as they are or in another known form: "
+            f"{', '.join(missing[:SHOWN])}{more}. Nothing was published."
+        )
+    report = _file(step, part)
+    rows = [{"name": one.name, "form": one.form, "place": one.place} for one in entries]
+    counts = counted(entries)
+    atomic_write_json(
+        shop.path(report),
+        {"part": part, "forms": counts, "tables": sorted(tables), "weights": rows},
+    )
+    return report, {"weights": len(entries), "forms": counts}
+
+
+def _file(step: str, part: str) -> str:
+    return f"report/{part}/weights-{step}.json"
+
+
+def tensors_of(program: ExportedProgram) -> dict[str, Tensor]:
+    """Parameters, buffers and constants of a program."""
+    stored = {**program.constants, **program.state_dict}
+    return {name: value for name, value in stored.items() if isinstance(value, Tensor)}
+
+
+def digests_of(program: ExportedProgram) -> dict[str, str]:
+    """SHA-256 of the type, shape and numbers of each tensor."""
+    return {name: _digest(tensor) for name, tensor in tensors_of(program).items()}
+
+
+def _digest(tensor: Tensor) -> str:
+    array = np.ascontiguousarray(tensor.detach().numpy())
+    digest = hashlib.sha256(f"{array.dtype} {array.shape}".encode())
+    digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def stored_in_onnx(path: Path) -> dict[str, Array]:
+    """Every constant that some operator of an ONNX file reads, by its name."""
+    model = ir.load(path)
+    values = [value for value in model.graph.initializers.values() if value.uses()]
+    made = [node.outputs[0] for node in model.graph.all_nodes() if node.op_type == "Constant"]
+    stored = {}
+    for value in (*values, *made):
+        array = array_of(value)
+        if array is not None:
+            stored[value.name or ""] = array
+    return stored
+
+
+def looked_up_in(program: ExportedProgram) -> frozenset[str]:
+    """Names of tensors whose rows are looked up by their number."""
+    signature = program.graph_signature
+    names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    read = {
+        node.args[0].name
+        for node in program.graph.nodes
+        if node.op == "call_function" and node.target is aten.embedding.default
+    }
+    return frozenset(str(names[name]) for name in read if name in names)
+
+
+def _tells(tensor: Tensor) -> bool:
+    """Whether a tensor holds something: zero points that are all 0 may go anywhere."""
+    return tensor.is_floating_point() or bool(tensor.any())

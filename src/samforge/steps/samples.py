@@ -1,0 +1,140 @@
+"""What parts are compared on: every size of their dynamic axes, and pictures of every kind.
+
+A graph that answers the fourth phrase like the first, or makes NaN of a black picture, agrees with
+its part on two phrases and on noise. So the sizes sweep each axis, and pictures are no noise alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from itertools import cycle
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from samforge.core.images import ImageSpec, RgbImage
+from samforge.core.recipe import Recipe
+from samforge.core.session import PartSpec
+from samforge.models.family import Model
+from samforge.runtime import image_bchw_from_rgb
+
+SWEPT = (1, 2, 3, 5, 8)
+"""Sizes that every dynamic axis takes, besides the largest."""
+LARGEST = {"batch": 8, "prompts": 16, "boxes": 16}
+"""Largest size that is tried where a target sets no limit."""
+MOST_PAIRS = 16
+"""Images times phrases in one call."""
+LARGE_SIZES = (
+    {"batch": 1, "prompts": 2, "boxes": 1},
+    {"batch": 2, "prompts": 1, "boxes": 2},
+    {"batch": 1, "prompts": 5, "boxes": 3},
+)
+"""Of large images: attention over 5184 tokens takes 1.6 GiB an image where it is explicit."""
+PICTURES = ("noise", "black", "white", "one colour", "saturated", "photograph")
+"""Kinds of pictures that take turns; ``noise`` is normal, as no picture is."""
+
+
+def sweep_of(recipe: Recipe, spec: PartSpec) -> tuple[dict[str, int], ...]:
+    """Sizes of a part's dynamic axes at which steps are compared, small images.
+
+    Each axis takes every size that its target allows, and products of images and phrases stay
+    small: where one axis is long the other is short.
+
+    Args:
+        recipe: Engines have profiles with a largest size.
+        spec: Sizes that the part cannot tell apart are left out.
+    """
+    engine = recipe.engine
+    largest = dict(LARGEST)
+    if recipe.target.startswith("tensorrt"):
+        largest = {"batch": engine.batch, "prompts": engine.prompts, "boxes": engine.boxes}
+    values = {
+        axis: sorted({size for size in SWEPT if size < most} | {most})
+        for axis, most in largest.items()
+    }
+    sizes = [{"batch": 1, "prompts": 1, "boxes": 1}]
+    boxes = cycle(values["boxes"][1:] + values["boxes"][:1])
+    for index in range(max(map(len, values.values()))):
+        batch = values["batch"][min(index, len(values["batch"]) - 1)]
+        # Where there are more images there are fewer phrases.
+        prompts = max(size for size in (1, *values["prompts"]) if batch * size <= MOST_PAIRS)
+        sizes.append({"batch": batch, "prompts": prompts, "boxes": next(boxes)})
+    return told_apart(_with_all(sizes, values), spec)
+
+
+def _with_all(
+    sizes: list[dict[str, int]], values: Mapping[str, list[int]]
+) -> tuple[dict[str, int], ...]:
+    """Add what no size has yet, on one image with one phrase each."""
+    for axis, wanted in values.items():
+        for size in wanted:
+            if all(one[axis] != size for one in sizes):
+                sizes.append({"batch": 1, "prompts": 1, "boxes": 1, axis: size})
+    return tuple(sizes)
+
+
+def told_apart(sizes: tuple[dict[str, int], ...], spec: PartSpec) -> tuple[dict[str, int], ...]:
+    """The sizes that differ in an axis of the part, on these axes only."""
+    axes = {axis for one in spec.inputs for axis in one.shape if isinstance(axis, str)}
+    cut = [{axis: size for axis, size in one.items() if axis in axes} for one in sizes]
+    return tuple(dict(items) for items in dict.fromkeys(tuple(one.items()) for one in cut))
+
+
+def sample_inputs(
+    model: Model, part: str, sizes: Mapping[str, int], seed: int
+) -> dict[str, Tensor]:
+    """Inputs of a part: pictures of every kind, and random numbers of the right kind for the rest.
+
+    Args:
+        model: Knows the part.
+        part: Its name.
+        sizes: Of its dynamic axes.
+        seed: Which picture comes first, and the random numbers.
+    """
+    inputs = model.inputs(part, sizes, seed)
+    if "images" in inputs:
+        images = inputs["images"]
+        rng = np.random.default_rng(seed)
+        for index in range(images.shape[0]):
+            kind = PICTURES[(seed + index) % len(PICTURES)]
+            if kind != "noise":
+                picture = image_bchw_from_rgb(_DRAWN[kind](rng, model.image), model.image)
+                images[index] = torch.from_numpy(picture[0])
+    return inputs
+
+
+def _flat(value: int) -> Callable[[np.random.Generator, ImageSpec], RgbImage]:
+    return lambda _, image: np.full((image.size, image.size, 3), value, np.uint8)
+
+
+def _one_colour(rng: np.random.Generator, image: ImageSpec) -> RgbImage:
+    colour = rng.integers(0, 256, 3, np.uint8)
+    return np.ascontiguousarray(np.broadcast_to(colour, (image.size, image.size, 3)))
+
+
+def _saturated(rng: np.random.Generator, image: ImageSpec) -> RgbImage:
+    return rng.integers(0, 2, (image.size, image.size, 3), np.uint8) * np.uint8(255)
+
+
+def _photograph(rng: np.random.Generator, image: ImageSpec) -> RgbImage:
+    """Noise whose amplitude falls with frequency, as that of photographs does.
+
+    Source: Field, "Relations between the statistics of natural images", JOSA A 4 (1987): amplitude
+    is inversely proportional to frequency.
+    """
+    size = image.size
+    frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None])
+    spectrum = np.fft.rfft2(rng.standard_normal((3, size, size))) / np.maximum(frequency, 1 / size)
+    picture = np.fft.irfft2(spectrum, s=(size, size)).transpose(1, 2, 0)
+    low, high = picture.min(), picture.max()
+    return np.asarray(255 * (picture - low) / (high - low), np.uint8)
+
+
+_DRAWN = {
+    "black": _flat(0),
+    "white": _flat(255),
+    "one colour": _one_colour,
+    "saturated": _saturated,
+    "photograph": _photograph,
+}
