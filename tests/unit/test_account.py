@@ -319,6 +319,14 @@ def test_a_graph_in_float_is_not_the_quantized_one() -> None:
     assert check_recorded("text", RECORD, quantized(quantize=False), left=["fc"]) == 0
 
 
+def test_a_weight_without_a_module_is_named_after_the_module_that_reads_it() -> None:
+    record = ({"path": "fc.kernel_0", "activation_range": 12.75},)
+    assert check_recorded("text", record, quantized()) == 1
+    assert check_recorded("text", record, quantized(quantize=False), left=["fc"]) == 0
+    with pytest.raises(BuildError, match=r"in float in the graph: fc\.kernel_0"):
+        check_recorded("text", record, quantized(quantize=False))
+
+
 @pytest.mark.parametrize("scale", [0.4, 0.025, 0.102])
 def test_a_scale_that_calibration_did_not_give(scale: float) -> None:
     with pytest.raises(BuildError, match=r"another range in the graph .* fc \(.*, calibrated to"):

@@ -43,7 +43,7 @@ from samforge.measure.proof import (
     write_proof,
 )
 from samforge.measure.report import report_html, write_report
-from samforge.measure.report_data import FusionRow, ReportData
+from samforge.measure.report_data import FusionRow, ReportData, account_rows
 from samforge.measure.segmentation import SegmenterAccuracy, measure_segmenter
 
 __all__ = [
@@ -67,6 +67,7 @@ __all__ = [
     "SegmentingBatch",
     "StageLatency",
     "Subject",
+    "account_rows",
     "check_cgf1",
     "check_predictions",
     "check_proof",

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from samforge.core.structure import json_from_value
 from samforge.measure._markup import Markup, folded, section, tag
 from samforge.measure._tables import Cell, decibel, mebibytes, small, table
-from samforge.measure.report_data import ReportData
+from samforge.measure.report_data import ReportData, account_rows
 
 
 def steps(data: ReportData) -> Markup | None:
@@ -114,6 +114,21 @@ def fusions(data: ReportData) -> Markup | None:
         "Places of the graph that were rewritten, each proven equal.",
         table(("part", "fusion", "fired#", "left#"), rows),
         folded(f"{len(left)} candidates left, and why", tag("ul", left)) if left else None,
+    )
+
+
+def accounts(data: ReportData) -> Markup | None:
+    """Where every tensor of the checkpoint went."""
+    rows = [
+        (row.part, Cell(content=row.step, look="word"), str(row.weights), row.words)
+        for row in account_rows(data.steps)
+    ]
+    if not rows:
+        return None
+    return section(
+        "Weights",
+        "Every tensor of the checkpoint, looked up in what each step made of it.",
+        table(("part", "step", "tensors#", "found as"), rows),
     )
 
 

@@ -31,6 +31,7 @@ _SECTIONS = (
     making.parts,
     making.engines,
     making.fusions,
+    making.accounts,
     evidence.prompts,
     making.origin,
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -96,6 +96,39 @@ class FusionRow:
     """Places that were rewritten."""
     left: tuple[str, ...] = ()
     """Candidates that stayed, each with the reason."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AccountRow:
+    """What one step made of one part's weights."""
+
+    part: str
+    """The part."""
+    step: str
+    """``export``, ``fuse``, …"""
+    weights: int
+    """Tensors that were looked up in what the step made."""
+    forms: Mapping[str, int]
+    """How many were found equal, moved, cast, …, or changed by which fusion."""
+
+    @property
+    def words(self) -> str:
+        """The forms, the most frequent first: ``155 equal, 87 moved``."""
+        ranked = sorted(self.forms.items(), key=lambda item: -item[1])
+        return "; ".join(f"{count} {form}" for form, count in ranked)
+
+
+def account_rows(steps: Iterable[StepResult]) -> Iterator[AccountRow]:
+    """The accounts of weights that steps left in their figures."""
+    for step in steps:
+        for row in step.fidelity:
+            if "weights" in row and "forms" in row:
+                yield AccountRow(
+                    part=step.part or "",
+                    step=step.name,
+                    weights=int(row["weights"]),
+                    forms={str(form): int(count) for form, count in row["forms"].items()},
+                )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

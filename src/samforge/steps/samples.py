@@ -58,7 +58,8 @@ def sweep_of(recipe: Recipe, spec: PartSpec) -> tuple[dict[str, int], ...]:
     for index in range(max(map(len, values.values()))):
         batch = values["batch"][min(index, len(values["batch"]) - 1)]
         # Where there are more images there are fewer phrases.
-        prompts = max(size for size in (1, *values["prompts"]) if batch * size <= MOST_PAIRS)
+        fitting = (size for size in values["prompts"] if batch * size <= MOST_PAIRS)
+        prompts = max(fitting, default=1)
         sizes.append({"batch": batch, "prompts": prompts, "boxes": next(boxes)})
     return told_apart(_with_all(sizes, values), spec)
 

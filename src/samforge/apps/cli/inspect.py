@@ -18,7 +18,7 @@ from samforge.apps.cli.output import (
     shown_path,
 )
 from samforge.apps.cli.places import DigestOption
-from samforge.apps.cli.steps import print_steps
+from samforge.apps.cli.steps import print_accounts, print_steps
 from samforge.core.errors import SettingError
 from samforge.core.files import size_text
 from samforge.core.recipe import TARGETS
@@ -133,6 +133,7 @@ def _print_bundle(report: BundleReport) -> None:
     ]
     print_table("Inputs and outputs", ("part", "", "name", "type", "shape"), tensors)
     _print_fusions(report.fusions)
+    print_accounts(manifest.steps)
     print_steps(manifest.steps)
     if report.problem is not None:
         print_note(f"{type(report.problem).__name__}: {report.problem}", style="red")

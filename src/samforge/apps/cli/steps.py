@@ -49,6 +49,16 @@ def print_steps(steps: Sequence[StepResult], *, title: str = "Steps") -> None:
     print_line("Differences are relative where values exceed 1, as the gates take them.")
 
 
+def print_accounts(steps: Sequence[StepResult]) -> None:
+    """Print where the checkpoint's tensors went, a row for each part and step."""
+    from samforge.measure import account_rows
+
+    rows = [(row.part, row.step, row.weights, row.words) for row in account_rows(steps)]
+    if rows:
+        columns = ("part", "step", "tensors", "found as")
+        print_table("Account of the weights", columns, rows, numbers=("tensors",))
+
+
 def _worst(
     step: StepResult, figure: str, choose: Callable[[list[float]], float], form: str
 ) -> str | None:
