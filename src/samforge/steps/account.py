@@ -26,7 +26,9 @@ from samforge.models.part import Part
 from samforge.models.sources import WeightSource
 from samforge.steps.workshop import Workshop
 from samforge.transform.account import (
+    CASTS,
     EQUAL,
+    FLOAT8,
     MISSING,
     MOVED,
     Array,
@@ -37,10 +39,14 @@ from samforge.transform.account import (
 from samforge.transform.fuse import FusedProgram
 from samforge.transform.fuse.constants import constant_nodes
 from samforge.transform.fuse.draft import Draft
+from samforge.transform.onnx.e4m3 import LARGEST, WEIGHT_STEPS
 from samforge.transform.onnx.graph import array_of
+from samforge.transform.onnx.half import SMALLEST_SCALE
 
 SCALE, INTEGERS = "_scale", "_int8"
 """Ends of the names that the quantizer gives a weight's scales and its integers."""
+FLOATS = ("float32", *CASTS)
+"""Forms of a quantized weight that went back to float."""
 SHOWN = 6
 """Tensors that an error names."""
 aten = torch.ops.aten
@@ -104,22 +110,40 @@ def converted_weights(
         for name, tensor in program.state_dict.items()
         if isinstance(tensor, Tensor) and _tells(tensor) and name not in tables
     }
-    found = account_for(weights, stored_in_onnx(artifact), exact=looked_up_in(program))
+    stored = stored_in_onnx(artifact)
+    found = account_for(weights, stored, exact=looked_up_in(program))
     if all(entry.form != MISSING for entry in found):
         return found
     forms = {entry.name: entry.form for entry in found}
     folded = read_by_constants_alone(program)
     return tuple(
-        replace(entry, form=_folded(entry.name, forms, folded)) if entry.form == MISSING else entry
+        replace(entry, form=_folded(entry.name, weights[entry.name], stored, forms, folded))
+        if entry.form == MISSING
+        else entry
         for entry in found
     )
 
 
-def _folded(name: str, forms: Mapping[str, str], folded: Collection[str]) -> str:
+def _folded(
+    name: str,
+    array: Array,
+    stored: Mapping[str, Array],
+    forms: Mapping[str, str],
+    folded: Collection[str],
+) -> str:
     """What the exporter or the target's form computed of a tensor that is not there itself."""
-    weight = forms.get(f"{name.removesuffix(SCALE)}{INTEGERS}", "")
-    if name.endswith(SCALE) and "float" in weight:
+    weight = forms.get(f"{name.removesuffix(SCALE)}{INTEGERS}", "") if name.endswith(SCALE) else ""
+    if weight in FLOATS:
         return "folded into the weight that went back to float"
+    if weight == FLOAT8:
+        # The same range in other steps; half rounds a scale, and lifts one that it cannot hold.
+        wanted = np.maximum(array * np.float32(WEIGHT_STEPS / LARGEST), SMALLEST_SCALE)
+        same = (
+            np.allclose(np.maximum(other.astype(np.float32), SMALLEST_SCALE), wanted, rtol=1e-3)
+            for other in stored.values()
+            if other.shape == array.shape and other.dtype.kind == "f"
+        )
+        return f"{FLOAT8} scale" if any(same) else MISSING
     return "folded with other constants" if name in folded else MISSING
 
 
