@@ -20,9 +20,9 @@ from samforge.core.timing import Timings
 from samforge.measure.asking import ask
 from samforge.measure.packed import PackedDetections, pack, packed_from_dict
 from samforge.media import read_image
-from samforge.runtime import PhraseTokenizer, Segmenter, image_bchw_from_rgb
-from samforge.steps.assets import TOKENIZER_NAME, write_tokenizer_and_license
+from samforge.runtime import Segmenter, image_bchw_from_rgb
 from samforge.steps.images import DRAWN, calibration_images
+from samforge.steps.phrases import tokenizer_of
 from samforge.steps.workshop import Made, Workshop
 from samforge.transform.export import exported_from_file
 from samforge.transform.quantize import check_skips, names_from_program
@@ -98,13 +98,16 @@ def segmenter_of(shop: Workshop, sessions: Mapping[str, Session]) -> Segmenter:
             f"{shop.recipe.precision} measures the detector on what vision and text make of real "
             f"images: {', '.join(missing)} must be built with it. Leave --part out."
         )
-    if not shop.path(TOKENIZER_NAME).is_file():
-        write_tokenizer_and_license(shop)
-    reference = shop.recipe.reference
-    tokenizer = PhraseTokenizer(
-        shop.path(TOKENIZER_NAME), text.context, text.eos_id, reference=reference
+    # An engine takes no more phrases in one call than it was built for.
+    engine = shop.recipe.target.startswith("tensorrt")
+    return Segmenter(
+        sessions,
+        shop.model.image,
+        tokenizer_of(shop),
+        read_image,
+        prompt_batch=shop.recipe.engine.prompts if engine else None,
+        reference=shop.recipe.reference,
     )
-    return Segmenter(sessions, shop.model.image, tokenizer, read_image, reference=reference)
 
 
 def _segmented(shop: Workshop) -> dict[str, list[str]]:
