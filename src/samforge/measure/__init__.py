@@ -30,7 +30,7 @@ from samforge.measure.mesh import (
     root_relative_mm,
     save_people,
 )
-from samforge.measure.odd import OddPicture, check_odd, odd_limits, odd_pictures
+from samforge.measure.odd import OddPicture, failed_odd, odd_limits, odd_pictures
 from samforge.measure.packed import PackedDetections
 from samforge.measure.predictions import (
     PredictionFidelity,
@@ -75,13 +75,13 @@ __all__ = [
     "Verdict",
     "Witness",
     "check_cgf1",
-    "check_odd",
     "check_predictions",
     "check_proof",
     "check_verdict",
     "compare_detections",
     "compare_meshes",
     "compare_predictions",
+    "failed_odd",
     "feature_cosine_limit",
     "finite",
     "in_reference_order",

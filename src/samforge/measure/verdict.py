@@ -199,8 +199,16 @@ def verdict_from_sums(
     )
 
 
-def check_verdict(verdict: Verdict, precision: str, gates: Gates) -> tuple[str, ...]:
+def check_verdict(
+    verdict: Verdict, precision: str, gates: Gates, *, also: Iterable[str] = ()
+) -> tuple[str, ...]:
     """Stop below a gate, or where the evidence is too weak to tell.
+
+    Args:
+        verdict: From :func:`verdict_from_sums`.
+        precision: Of what was measured.
+        gates: The recipe's.
+        also: What does not hold besides, in words.
 
     Returns:
         A note where the evidence is weak and the recipe takes it.
@@ -211,6 +219,7 @@ def check_verdict(verdict: Verdict, precision: str, gates: Gates) -> tuple[str, 
     if not verdict.evidence.questions:
         raise FidelityError("Verification asked nothing. Give at least one phrase or image.")
     failed = [str(one) for one in verdict.judged if not one.likely and not _unknown(one)]
+    failed += also
     if failed:
         raise FidelityError(
             f"{precision} against the reference does not hold its gates. {'; '.join(failed)} "

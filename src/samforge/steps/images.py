@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
@@ -33,6 +36,34 @@ MOST_OF_LARGE = 48
 """The same of a large model."""
 ODD_SIDE = 64
 """Side in pixels of pictures that hold nothing to find."""
+
+
+Images: TypeAlias = Callable[[], Iterable[LabelledImage]]
+"""Gives pictures with their questions, every time anew."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gallery:
+    """What verification asks about."""
+
+    odd: Images
+    """Pictures with nothing to find."""
+    some: Callable[[int, int], Iterable[LabelledImage]]
+    """Gives pictures from a number on, as many as asked for."""
+    first: int
+    """How many to begin with."""
+    most: int
+    """How many there are, or as many as are looked at."""
+
+
+def gallery_of(shop: Workshop) -> Gallery:
+    """Of a build."""
+    return Gallery(
+        odd=partial(odd_images, shop),
+        some=partial(verification_images, shop),
+        first=first_pictures(shop),
+        most=most_pictures(shop),
+    )
 
 
 def calibration_images(shop: Workshop) -> Iterator[LabelledImage]:

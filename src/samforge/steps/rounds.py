@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from samforge.backends import backend_from_name
 from samforge.core.labelled import LabelledImage
@@ -13,11 +14,14 @@ from samforge.measure.feature_maps import worst_cosine, worst_gain
 from samforge.measure.segmentation import Tally
 from samforge.measure.sums import sums_from_tallies
 from samforge.measure.verdict import LABELLED, ON_PICTURES, verdict_from_sums
-from samforge.steps.calibrate import float_sessions, segmenter_of
-from samforge.steps.images import odd_images, verification_images
+from samforge.steps.calibrate import segmenter_of
+from samforge.steps.images import Images
 from samforge.steps.options import options_of
 from samforge.steps.pictures import Answers
 from samforge.steps.workshop import Workshop
+
+Sessions: TypeAlias = Callable[[], Mapping[str, Session]]
+"""Loads the parts of one side."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,22 +92,29 @@ def asked(
     return answers
 
 
-def asked_both(
-    shop: Workshop, both: Both, odd: Both | None, first: int, count: int
+def ask_both(
+    shop: Workshop, loads: tuple[Sessions, Sessions], batches: Sequence[tuple[Both, Images]]
 ) -> tuple[Answers, Answers]:
-    """Ask both sides about some pictures; only one side's parts are in memory at a time."""
-    answers, odd_answers = list[Answers](), list[Answers]()
-    for load, side in ((float_sessions, "reference"), (built_sessions, "measured")):
-        sessions = load(shop)
-        for kept, seen, images in (
-            *([(odd_answers, getattr(odd, side), odd_images(shop))] if odd is not None else []),
-            (answers, getattr(both, side), verification_images(shop, first, count)),
-        ):
-            reference = kept[0] if kept else None
-            kept.append(asked(shop, seen, sessions, images, reference))
+    """Ask both sides the same; only one side's parts are in memory at a time.
+
+    Args:
+        shop: Of the build.
+        loads: Load the parts of each side.
+        batches: Who takes the answers, and the pictures, made anew for each side.
+
+    Returns:
+        The answers of each side to the last batch.
+    """
+    answers: list[list[Answers]] = [[], []]
+    for side, load in enumerate(loads):
+        sessions = load()
+        for number, (both, images) in enumerate(batches):
+            seen = both.measured if side else both.reference
+            before = answers[0][number] if side else None
+            answers[side].append(asked(shop, seen, sessions, images(), before))
         for session in sessions.values():
             session.close()
-    return answers[0], answers[1]
+    return answers[0][-1], answers[1][-1]
 
 
 def built_sessions(shop: Workshop, parts: Iterable[str] | None = None) -> dict[str, Session]:

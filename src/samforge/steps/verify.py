@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,8 @@ from samforge.measure import (
     OddPicture,
     SegmenterAccuracy,
     Verdict,
-    check_odd,
     check_verdict,
+    failed_odd,
     finite,
     limit_of,
     odd_limits,
@@ -32,15 +32,16 @@ from samforge.runtime import image_bchw_from_rgb
 from samforge.steps.calibrate import float_sessions
 from samforge.steps.images import (
     DRAWN,
-    first_pictures,
-    most_pictures,
+    Gallery,
+    Images,
+    gallery_of,
     odd_images,
     verification_images,
     verified_on_others,
 )
 from samforge.steps.phrases import more_phrases, tokenizer_of
-from samforge.steps.pictures import FOLDER, write_pictures
-from samforge.steps.rounds import Both, asked_both, built_sessions
+from samforge.steps.pictures import FOLDER, Answers, write_pictures
+from samforge.steps.rounds import Both, Sessions, ask_both, built_sessions
 from samforge.steps.workshop import Made, Workshop, arrays
 
 REPORT = "report/verification.json"
@@ -96,10 +97,14 @@ def verify_bundle(shop: Workshop) -> Made:
     if not {"vision", "text", "detector"} <= set(shop.parts):
         return _features(shop, proof, notes)
     try:
-        verified, pictures = _asked(shop)
-        weak = check_verdict(verified.verdict, shop.recipe.precision, shop.recipe.gates)
+        load = (partial(float_sessions, shop), partial(built_sessions, shop))
+        verified, answers = proven(shop, gallery_of(shop), *load)
+        atomic_write_json(shop.path(REPORT), verified)
+        weak = check_verified(shop, verified)
     except FidelityError as error:
         raise FidelityError(f"{error}{noisiest_layers(shop)}") from error
+    files = write_pictures(shop.root / FOLDER, verification_images(shop), *answers)
+    pictures = (file.relative_to(shop.root).as_posix() for file in files)
     return Made(
         outputs=(REPORT, *proof, *pictures),
         figures=_figures(verified, weak=bool(weak)),
@@ -140,17 +145,34 @@ def _given(shop: Workshop) -> set[str]:
     return {tensor.name for part in shop.parts for tensor in shop.spec(part).outputs}
 
 
-def _asked(shop: Workshop) -> tuple[Verified, list[str]]:
-    """The figures, and files of a few answers drawn twice; as many pictures as it takes to tell."""
-    both, odd, files = Both(), Both(), list[Path]()
+def proven(
+    shop: Workshop, gallery: Gallery, reference: Sessions, measured: Sessions
+) -> tuple[Verified, tuple[Answers, Answers]]:
+    """Ask both sides about as many pictures as it takes to tell.
+
+    Args:
+        shop: Of the build.
+        gallery: What to ask about.
+        reference: Loads what says what is right.
+        measured: Loads what is held to it.
+
+    Returns:
+        The figures, and what each side answered about the first pictures.
+
+    Raises:
+        FidelityError: An output is not finite.
+    """
+    both, odd = Both(), Both()
     labelled = shop.recipe.model in DRAWN and shop.recipe.calibration.source is None
-    most, first, count = most_pictures(shop), 0, first_pictures(shop)
+    batches: list[tuple[Both, Images]] = [(odd, gallery.odd)]
+    done, count, shown = 0, gallery.first, None
     while True:
-        wanted, found = asked_both(shop, both, odd if first == 0 else None, first, count)
-        if first == 0:
-            files = write_pictures(shop.root / FOLDER, verification_images(shop), wanted, found)
+        images = partial(gallery.some, done, count)
+        answers = ask_both(shop, (reference, measured), [*batches, (both, images)])
+        shown = shown or answers
+        batches.clear()
         verdict = both.verdict(shop, labelled=labelled)
-        first, count = first + count, min(first + count, most - first - count)
+        done, count = done + count, min(done + count, gallery.most - done - count)
         if verdict.held or verdict.lost or count <= 0:
             break
     verified = Verified(
@@ -158,11 +180,23 @@ def _asked(shop: Workshop) -> tuple[Verified, list[str]]:
         measured=both.measured.tally.accuracy(),
         labelled=labelled,
         verdict=verdict,
-        odd=odd_pictures(odd.reference.witness, odd.measured.witness, odd_images(shop)),
+        odd=odd_pictures(odd.reference.witness, odd.measured.witness, gallery.odd()),
     )
-    atomic_write_json(shop.path(REPORT), verified)
-    check_odd(verified.odd, shop.recipe.precision, shop.recipe.gates)
-    return verified, [file.relative_to(shop.root).as_posix() for file in files]
+    return verified, shown
+
+
+def check_verified(shop: Workshop, verified: Verified) -> tuple[str, ...]:
+    """Hold every gate.
+
+    Returns:
+        A note where the evidence is weak and the recipe takes it.
+
+    Raises:
+        FidelityError: A gate does not hold, or nobody can tell.
+    """
+    precision, gates = shop.recipe.precision, shop.recipe.gates
+    odd = failed_odd(verified.odd, precision, gates)
+    return check_verdict(verified.verdict, precision, gates, also=odd)
 
 
 def _figures(verified: Verified, *, weak: bool) -> tuple[dict[str, Any], ...]:
