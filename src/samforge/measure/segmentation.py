@@ -115,6 +115,21 @@ class Tally:
         )
 
 
+def tally_from_answers(
+    images: Iterable[LabelledImage], answers: Mapping[Key, PackedDetections]
+) -> Tally:
+    """Count answers that were recorded, in the order in which :func:`ask` gives them."""
+    tally = Tally()
+    for number, image in enumerate(images):
+        tally.images += 1
+        keyed = [((number, place), one) for place, one in enumerate(image.questions)]
+        for key, question in sorted(keyed, key=lambda one: one[1].boxes_xyxy is not None):
+            if key in answers:
+                found = answers[key].unpack()
+                tally.add(number, Asked(key=key, question=question, found=found), None)
+    return tally
+
+
 def measure_segmenter(  # noqa: PLR0913  what is measured, against what, and who is told
     segmenter: Segmenter,
     images: Iterable[LabelledImage],

@@ -6,8 +6,10 @@ where nothing is there, or NaN for a black picture shows in the parts' own outpu
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -92,6 +94,33 @@ class Witness:
             Reading(image=self.image, part=part, presence=float(one), logits=row.copy())
             for one, row in zip(presence, logits, strict=True)
         ]
+
+
+def save_witness(path: Path, witness: Witness) -> None:
+    """Keep what was seen, for another process to compare with."""
+    named = {f"logits_{index}": one.logits for index, one in enumerate(witness.readings)}
+    named |= {f"channels_{index}": one.channels for index, one in enumerate(witness.features)}
+    readings = [(one.image, one.part, one.presence) for one in witness.readings]
+    features = [(one.image, one.part, one.tensor) for one in witness.features]
+    index = json.dumps({"image": witness.image, "readings": readings, "features": features})
+    np.savez(path, index=np.array(index), **named)  # type: ignore[arg-type]  # one keyword only
+
+
+def witness_from_file(path: Path) -> Witness:
+    """Read what :func:`save_witness` kept."""
+    with np.load(path, allow_pickle=False) as file:
+        index = json.loads(str(file["index"]))
+        return Witness(
+            image=index["image"],
+            readings=[
+                Reading(image=image, part=part, presence=presence, logits=file[f"logits_{number}"])
+                for number, (image, part, presence) in enumerate(index["readings"])
+            ],
+            features=[
+                Features(image=image, part=part, tensor=name, channels=file[f"channels_{number}"])
+                for number, (image, part, name) in enumerate(index["features"])
+            ],
+        )
 
 
 def finite(part: str, picture: str, outputs: dict[str, Array]) -> dict[str, Array]:

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TypeAlias
 
@@ -32,6 +33,12 @@ MORE_PHRASES = 8
 """Phrases asked of a labelled scene beyond the two that calibration asks of one."""
 MOST_PICTURES = 384
 """Pictures looked at, at most, until the gates can tell."""
+TRIED_IMAGES = 8
+"""Images on which groups are chosen, to begin with."""
+TRIED_OF_LARGE = 2
+"""The same of a large model."""
+MOST_TRIED = 48
+"""Images on which groups are chosen, at most, until the gates can tell."""
 MOST_OF_LARGE = 48
 """The same of a large model."""
 ODD_SIDE = 64
@@ -104,6 +111,44 @@ def calibration_images(shop: Workshop) -> Iterator[LabelledImage]:
             f"Every image of {calibration.source} is of one colour: there is no range to measure. "
             "Give images like those that the model will see."
         )
+
+
+def trial_images(shop: Workshop, first: int, count: int) -> Iterator[LabelledImage]:
+    """Images on which groups are chosen: the calibration's, asked what verification asks of others.
+
+    Args:
+        shop: Of the build.
+        first: Number of the first one.
+        count: How many.
+    """
+    calibration, phrases = shop.recipe.calibration, more_phrases(shop)
+    if calibration.source is None and shop.recipe.model in DRAWN:
+        # More scenes than calibration has: as many as it takes to tell.
+        yield from tiny.labelled_scenes(
+            count,
+            first=calibration.seed * calibration.samples + first,
+            split="train",
+            more_phrases=MORE_PHRASES,
+        )
+        return
+    own = islice(calibration_images(shop), first, first + count)
+    for number, image in enumerate(own, first):
+        more = phrases_of_picture(phrases, number)
+        yield _asked(shop, image.name, image.image_rgb, more=more)
+
+
+def first_tried(shop: Workshop) -> int:
+    """How many images groups are chosen on, to begin with."""
+    return TRIED_OF_LARGE if shop.model.image.size > SMALL_IMAGE else TRIED_IMAGES
+
+
+def most_tried(shop: Workshop) -> int:
+    """How many images there are to choose groups on, or as many as are looked at."""
+    if shop.model.image.size > SMALL_IMAGE:
+        return min(TRIED_OF_LARGE * 2, shop.recipe.calibration.samples)
+    if shop.recipe.calibration.source is None:
+        return MOST_TRIED
+    return len(_chosen(shop, even=True))
 
 
 def verification_images(

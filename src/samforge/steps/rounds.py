@@ -43,7 +43,7 @@ class Both:
     measured: Seen = field(default_factory=Seen)
     """What was built."""
 
-    def verdict(self, shop: Workshop, *, labelled: bool) -> Verdict:
+    def verdict(self, shop: Workshop, *, labelled: bool, features: bool = True) -> Verdict:
         """Hold the gates of the recipe to what was answered so far."""
         witnesses = (self.reference.witness, self.measured.witness)
         return verdict_from_sums(
@@ -54,7 +54,9 @@ class Both:
             worst={
                 "feature_cosine": worst_cosine(*witnesses),
                 "channel_gain": worst_gain(*witnesses),
-            },
+            }
+            if features
+            else None,
         )
 
 

@@ -232,7 +232,7 @@ def _features(shop: Workshop, proof: tuple[str, ...], notes: tuple[str, ...]) ->
             own = {tensor.name: tensors[tensor.name] for tensor in shop.spec(part).inputs}
             wanted, found = (finite(part, name, side[part].run(own)) for side in sides)
             rows += [
-                {"part": part, "picture": name, "odd": odd, **asdict(one)}
+                {"part": part, "picture": name, "odd": odd, **one.to_dict()}
                 for one in compare_outputs(wanted, found)
             ]
     for session in (*sides[0].values(), *sides[1].values()):
