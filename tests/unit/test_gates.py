@@ -179,7 +179,7 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     ),
     "the first object lost in a fifth of the pictures": (
         on("detector", "pred_logits", _lost),
-        "agreement",
+        "cgf1_drop",
     ),
     "the first object lost in every picture": (
         on("detector", "pred_logits", _first_lost),
@@ -286,14 +286,23 @@ def test_a_loss_that_the_first_pictures_do_not_hold_is_found(stage: Stage, tmp_p
         return -np.abs(array) if what in bad else array
 
     fault = on("detector", "presence_logit", change)
-    gates = Gates(**OPEN | {"cgf1_alike": 0.9})
-    with pytest.raises(FidelityError, match="cgf1_alike: "):
+    once = replace(gallery, most=FIRST)
+    opened, _ = held(shop(tmp_path, gates=Gates(**OPEN)), stage, fault, gallery=once)
+    found = next(one.interval for one in opened.verdict.judged if one.gate == "cgf1_alike")
+    assert found.low < found.value < 1.0
+    gates = Gates(**OPEN | {"cgf1_alike": (found.low + found.value) / 2})
+    with pytest.raises(FidelityError, match=r"too little to tell.*cgf1_alike: "):
+        held(shop(tmp_path, gates=gates), stage, fault, gallery=once)
+    seen.clear()
+    with pytest.raises(FidelityError, match=r"does not hold its gates.*cgf1_alike: "):
         held(shop(tmp_path, gates=gates), stage, fault, gallery=gallery)
     assert seen == [(0, FIRST), (0, FIRST), (FIRST, FIRST), (FIRST, FIRST)]
 
 
 OPEN: dict[str, Any] = {
-    **dict.fromkeys(("mask_iou", "agreement", "box_iou", "cgf1_alike", "feature_cosine"), 0.0),
+    **dict.fromkeys(
+        ("mask_iou", "agreement", "box_iou", "cgf1_alike", "feature_cosine", "odd_cosine"), 0.0
+    ),
     **dict.fromkeys(("score_shift", "absent_score_shift", "cgf1_drop"), 1.0),
     **dict.fromkeys(("logit_shift", "presence_shift", "odd_logit_shift", "channel_gain"), 99.0),
 }

@@ -227,11 +227,10 @@ def _cgf1(sums: Floats, truth: str) -> Floats:
     masks, tp, fp, fn, tn = np.moveaxis(
         sums[..., start + len(THRESHOLDS) : start + len(_OUTCOME)], -1, 0
     )
+    there, absent, said = tp + fn, tn + fp, (tp + fp) * (tn + fn)
     # Where all answers are alike and the truth is not, presence is told by chance: 0.
-    spread = np.sqrt((tp + fp) * (tn + fn))
-    truth_spread = np.sqrt((tp + fn) * (tn + fp))
-    mcc = np.where(spread > 0, _ratio(tp * tn - fp * fn, spread * truth_spread), 0.0)
-    return _ratio(2 * hits, masks) * np.where(truth_spread > 0, mcc, np.nan)
+    mcc = np.where(said > 0, _ratio(tp * tn - fp * fn, np.sqrt(said * there * absent)), 0.0)
+    return _ratio(2 * hits, masks) * np.where(there * absent > 0, mcc, np.nan)
 
 
 def _ratio(part: Floats, whole: Floats) -> Floats:
