@@ -57,8 +57,12 @@ GATES = {
     "cgf1_drop": _at_most("loss of cgF1 by labels", 0.01, 0.01, 0.01),
     "feature_cosine": _at_least("cosine of the features", 0.9999, 0.999, 0.98),
     "channel_gain": _at_most("factor by which a channel of the features changed", 1.01, 1.1, 1.5),
-    "odd_logit_shift": _at_most("mean shift of logits", 0.05, 0.5, 3.0),
-    "odd_cosine": _at_least("cosine of the features", 0.9999, 0.998, 0.97),
+    "odd_logit_shift": _at_most(
+        "mean shift of logits where there is nothing to find", 0.05, 0.5, 3.0
+    ),
+    "odd_cosine": _at_least(
+        "cosine of features where there is nothing to find", 0.9999, 0.998, 0.97
+    ),
 }
 """Every gate on what the finished parts find or compute, with the limits of each precision."""
 
