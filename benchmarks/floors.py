@@ -33,7 +33,13 @@ from samforge.models import tiny
 CLAIM = "INT8 and FP8 keep what fp32 finds; naive INT8 of outlier channels does not"
 MODELS = ("tiny", "tiny-stressed")
 NAIVE = Quantization(observer="min-max", smooth=False, mixed=False)
-OPEN = Gates(mask_iou=0.0, agreement=0.0, cgf1_drop=1.0)
+OPEN = Gates(
+    **dict.fromkeys(("mask_iou", "agreement", "box_iou", "cgf1_alike"), 0.0),
+    **dict.fromkeys(("feature_cosine", "odd_cosine"), 0.0),
+    **dict.fromkeys(("score_shift", "absent_score_shift", "cgf1_drop"), 1.0),
+    **dict.fromkeys(("logit_shift", "presence_shift", "odd_logit_shift", "channel_gain"), 1e9),
+    weak_evidence=True,
+)
 ROWS: dict[str, dict[str, Any]] = {
     "fp32": {"target": "onnxruntime", "precision": "fp32"},
     "int8": {"target": "onnxruntime", "precision": "int8"},

@@ -85,7 +85,16 @@ def test_the_command_passes_on_every_option(
     tokenizer = tmp_path / "tokenizer.json"
     words = ["--target", "onnxruntime", "--precision", "fp32", "--image-size", "224"]
     words += ["--part", "vision", "--part", "text", "--tokenizer", str(tokenizer)]
-    words += ["--until", "onnx", "--random-weights", "--seed", "7", "--out", str(tmp_path / "o")]
+    words += [
+        "--weak-evidence",
+        "--until",
+        "onnx",
+        "--random-weights",
+        "--seed",
+        "7",
+        "--out",
+        str(tmp_path / "o"),
+    ]
     assert cli.main(["build", "tiny", *words]) == 0
     recipe = samforge.Recipe(
         model="tiny",
@@ -94,6 +103,7 @@ def test_the_command_passes_on_every_option(
         tokenizer=tokenizer,
         random_weights=True,
         seed=7,
+        gates=samforge.Gates(weak_evidence=True),
     )
     assert calls == [(recipe, tmp_path / "o", "onnx")]
     out, err = capsys.readouterr()
@@ -108,7 +118,13 @@ def test_the_command_passes_on_every_option(
     assert calls[1][1] == Path("build/tiny")
     assert (report["command"], report["ok"]) == ("build", True)
     assert report["bundle"] == str(tiny_bundle.root)
-    assert [step["name"] for step in report["steps"]] == ["export", "fuse", "onnx"] * 4
+    assert [step["name"] for step in report["steps"]] == [
+        *(["export", "fuse", "onnx"] * 4),
+        "verify",
+    ]
+    assert report["evidence"]["weak_evidence"] is False
+    assert report["evidence"]["objects"] >= 60
+    assert len(report["evidence"]["intervals"]["box_iou"]) == 2
     assert report["bytes"] == sum(f.bytes for f in tiny_bundle.manifest.files.values())
 
 

@@ -20,6 +20,8 @@ from samforge.core.manifest import (
     FileEntry,
     Manifest,
     check_relative,
+    evidence_in_words,
+    evidence_of,
     manifest_from_text,
     manifest_text,
     sealed,
@@ -194,3 +196,26 @@ def test_every_float_survives_json(value: float) -> None:
     text = json.dumps(json_from_value(_Number(value=value)), allow_nan=False)
     back = value_from_json(_Number, json.loads(text)).value
     assert back == value or (math.isnan(back) and math.isnan(value))
+
+
+def test_a_manifest_says_what_its_gates_rest_on(manifest: Manifest) -> None:
+    assert evidence_of(manifest) is None
+    assert evidence_in_words(manifest) == ""
+    row = {
+        "images": 32,
+        "questions": 359,
+        "objects": 634,
+        "present": 153,
+        "absent": 142,
+        "made_up": 1,
+        "mask_iou": 0.99,
+        "intervals": {"mask_iou": [0.98, 0.995]},
+        "weak_evidence": True,
+    }
+    step = replace(manifest.steps[0], name="verify", part=None, fidelity=(row,))
+    with_it = replace(manifest, steps=(*manifest.steps, step))
+    found = evidence_of(with_it)
+    assert found == {key: value for key, value in row.items() if key != "mask_iou"}
+    assert evidence_in_words(with_it) == (
+        "WEAK EVIDENCE: 32 pictures, 359 questions, 634 objects, 153 phrases present and 142 absent"
+    )

@@ -48,16 +48,20 @@ TEXT = Recipe(parts=("text",), random_weights=True)
 def test_steps_in_order_and_what_the_bundle_says(tmp_path: Path) -> None:
     watched = Watched()
     bundle = samforge.build(TEXT, out=tmp_path / "text", progress=watched)
-    assert watched.begun == ["1/3 export/text", "2/3 fuse/text", "3/3 onnx/text"]
+    assert watched.begun == [
+        *("1/4 export/text", "2/4 fuse/text", "3/4 onnx/text", "4/4 verify/"),
+    ]
     manifest = bundle.manifest
     # "inf" stands for an infinite SQNR in the manifest; all else reads back as it was.
     assert [(step.name, step.part) for step in manifest.steps] == [
         ("export", "text"),
         ("fuse", "text"),
         ("onnx", "text"),
+        ("verify", None),
     ]
+    assert manifest.steps[3].notes[0].startswith("Weights are random")
     assert [step.seconds for step in manifest.steps] == [r.seconds for r in watched.results]
-    assert [step.resumed for step in manifest.steps] == [False] * 3
+    assert [step.resumed for step in manifest.steps] == [False] * 4
     assert set(manifest.files) == {
         "LICENSE-weights.txt",
         "parts/text/text.onnx",
@@ -86,7 +90,7 @@ def test_another_seed_is_another_step(tmp_path: Path) -> None:
         samforge.build(TEXT, out=out, progress=Watched(stop_before="onnx/text"))
     watched = Watched()
     samforge.build("tiny", out=out, progress=watched, parts=("text",), random_weights=True, seed=1)
-    assert [result.resumed for result in watched.results] == [False] * 3
+    assert [result.resumed for result in watched.results] == [False] * 4
 
 
 def test_below_the_gate_nothing_is_published(tmp_path: Path) -> None:
@@ -170,6 +174,7 @@ def test_a_torch_bundle_finds_the_same(
 SMALL_STEPS = (
     *("export/text", "fuse/text", "onnx/text"),
     *("export/vision", "fuse/vision", "onnx/vision"),
+    "verify/",
 )
 
 
@@ -188,8 +193,8 @@ def test_a_build_killed_at_every_boundary_resumes(
         assert not out.exists()
     last = Watched()
     bundle = samforge.build(recipe, out=out, progress=last)
-    assert last.begun == [f"{index + 1}/6 {step}" for index, step in enumerate(SMALL_STEPS)]
-    assert [result.resumed for result in last.results] == [True] * 5 + [False]
+    assert last.begun == [f"{index + 1}/7 {step}" for index, step in enumerate(SMALL_STEPS)]
+    assert [result.resumed for result in last.results] == [True] * 6 + [False]
     assert not list(tmp_path.glob(".*"))
     # The result is that of a build without a break, but for the times in its report.
     files, wanted = dict(bundle.manifest.files), dict(small_bundle.manifest.files)

@@ -16,8 +16,10 @@ def names(recipe: Recipe, until: str | None = None) -> list[list[str]]:
 @pytest.mark.parametrize(
     ("target", "precision", "until", "expected"),
     [
-        ("torch", "fp32", None, [["export", "export"]]),
-        ("onnxruntime", "fp32", None, [["export fuse onnx"] * 2]),
+        ("torch", "fp32", None, [["export", "export"], ["verify"]]),
+        ("onnxruntime", "fp32", None, [["export fuse onnx"] * 2, ["verify"]]),
+        ("onnxruntime", "fp32", "onnx", [["export fuse onnx"] * 2, ["verify"]]),
+        ("onnxruntime", "fp32", "export", [["export", "export"]]),
         ("onnxruntime", "fp16", None, [["export fuse onnx"] * 2, ["verify"]]),
         (
             "onnxruntime",

@@ -37,6 +37,7 @@ from samforge.measure.report_data import (
     PartRow,
 )
 from samforge.measure.segmentation import SegmenterAccuracy
+from samforge.steps.report import gate_rows
 
 VOID = {"meta", "img", "line", "rect", "circle", "path"}
 HOSTILE = "</title></style><script>alert(1)</script>\"><img src=x onerror='alert(2)'>&lt;"
@@ -130,7 +131,13 @@ def report(name: str = "tiny") -> ReportData:
         ),
         gates=(
             GateRow(name=name, limit=1e-4, reached=1.5e-6, at_least=False, where=name),
-            GateRow(name="mask IoU", limit=0.98, reached=0.9876, at_least=True),
+            GateRow(
+                name="mask IoU",
+                limit=0.98,
+                reached=0.9876,
+                at_least=True,
+                interval=(0.9812, 0.9934),
+            ),
         ),
         parts=(
             PartRow(
@@ -409,3 +416,38 @@ def test_a_browser_shows_hostile_names_as_text(tmp_path: Path) -> None:
     page = Page(run.stdout.strip())
     assert "script" not in {name for name, _ in page.elements}
     assert page.text.count(HOSTILE) >= 20
+
+
+def test_gates_say_the_interval_of_their_figures() -> None:
+    text = Page(report_html(report())).text
+    assert "0.9876 (0.9812 to 0.9934)" in text
+    assert "at the worse end of the interval" in text
+
+
+def test_rows_of_gates_follow_from_what_the_step_kept() -> None:
+    step = StepResult(
+        name="verify",
+        part=None,
+        seconds=1.0,
+        bytes=0,
+        peak_gib=None,
+        resumed=False,
+        fidelity=(
+            {
+                "box_iou": 0.988,
+                "channel_gain": 1.03,
+                "weak_evidence": False,
+                "intervals": {"box_iou": [0.986, 0.99], "channel_gain": [1.03, 1.03]},
+            },
+            {"name": "black", "odd_cosine": 0.995},
+            {"name": "white", "odd_cosine": 0.991},
+        ),
+        gates={"box_iou": 0.96, "channel_gain": 1.5, "odd_cosine": 0.97},
+    )
+    rows = {row.name: row for row in gate_rows((step,))}
+    box = rows["mean IoU of the boxes that both find"]
+    assert (box.reached, box.limit, box.interval) == (0.988, 0.96, (0.986, 0.99))
+    gain = rows["factor by which a channel of the features changed"]
+    assert (gain.reached, gain.at_least, gain.interval) == (1.03, False, None)
+    assert min(row.reached for row in rows.values() if row.at_least) == 0.988
+    assert all(row.holds for row in rows.values())

@@ -152,6 +152,38 @@ FOUND_ALIKE = {"mask_iou", "feature_cosine"}
 """Gates on what the finished parts find or compute."""
 
 
+EVIDENCE = ("images", "questions", "objects", "present", "absent", "made_up")
+"""Figures that say what the gates on predictions rest on."""
+
+
+def evidence_of(manifest: Manifest) -> dict[str, Any] | None:
+    """What the gates on predictions rest on; None where none were asked.
+
+    Returns:
+        Counts by the names of ``EVIDENCE``, the ``intervals`` of the figures, and whether it is
+        ``weak_evidence``.
+    """
+    for step in manifest.steps:
+        for row in step.fidelity:
+            if "weak_evidence" in row:
+                named = (*EVIDENCE, "intervals", "weak_evidence")
+                return {name: row[name] for name in named if name in row}
+    return None
+
+
+def evidence_in_words(manifest: Manifest) -> str:
+    """The same for people; empty where no gates on predictions were asked."""
+    found = evidence_of(manifest)
+    if found is None:
+        return ""
+    weak = "WEAK EVIDENCE: " if found["weak_evidence"] else ""
+    images, questions, objects, present, absent = (found.get(name, 0) for name in EVIDENCE[:5])
+    return (
+        f"{weak}{images} pictures, {questions} questions, {objects} objects, {present} phrases "
+        f"present and {absent} absent"
+    )
+
+
 def verified(manifest: Manifest) -> bool:
     """Whether what runs was held to fp32: where it was built, or later by ``samforge verify``."""
     exact = manifest.recipe.get("precision", "fp32") == "fp32"

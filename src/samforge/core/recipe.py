@@ -118,7 +118,10 @@ class Engine:
 LARGEST_IMAGE = 1 << 14
 """Side of a square image in pixels that is still asked of a model."""
 
-SHARES = ("mask_iou", "cgf1_drop", "feature_cosine", "agreement")
+SHARES = (
+    *("mask_iou", "box_iou", "agreement", "score_shift", "absent_score_shift"),
+    *("cgf1_alike", "cgf1_drop", "odd_cosine", "feature_cosine"),
+)
 """Gates on figures that lie between 0 and 1."""
 
 
@@ -137,14 +140,42 @@ class Gates:
     for fp16 and bf16 and 0.98 for the others."""
     agreement: float = 0.95
     """Smallest F1 of the objects found against those that fp32 finds: lost objects count."""
+    box_iou: float | None = None
+    """Smallest mean IoU of the boxes of these objects; None, here and below, takes the precision's
+    own, see ``samforge.measure.gates``."""
+    score_shift: float | None = None
+    """Largest mean difference of the scores of these objects."""
+    absent_score_shift: float | None = None
+    """Largest mean difference of the best score where fp32 finds nothing."""
+    logit_shift: float | None = None
+    """Largest mean difference of the logits of all queries, found or not."""
+    presence_shift: float | None = None
+    """Largest mean difference of the logit of whether a phrase is in the image."""
+    cgf1_alike: float | None = None
+    """Smallest cgF1 with what fp32 finds as the truth: no labels are needed."""
     cgf1_drop: float = 0.01
     """Largest loss of cgF1 against fp32 on labelled images."""
+    odd_logit_shift: float | None = None
+    """Largest mean difference of logits, of queries or of presence, for a picture with nothing to
+    find: black, white, saturated, of one colour, noise."""
+    odd_cosine: float | None = None
+    """Smallest cosine of the features of such a picture with fp32's."""
     feature_cosine: float | None = None
     """Smallest cosine of a backbone's features with fp32's; None takes 0.999 for fp16 and bf16 and
     0.98 for the others."""
+    channel_gain: float | None = None
+    """Largest factor by which a channel of the features may have grown or shrunk."""
+    weak_evidence: bool = False
+    """Publish, and say so, where the gates hold and the pictures are too few to be sure of it."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.weak_evidence, bool):
+            raise SettingError(
+                f"gates.weak_evidence wants true or false, got {self.weak_evidence!r}."
+            )
         for gate in fields(self):
+            if gate.name == "weak_evidence":
+                continue
             value = getattr(self, gate.name)
             if value is None and gate.default is None:
                 continue

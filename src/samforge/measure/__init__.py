@@ -8,6 +8,7 @@ from samforge.measure.gates import (
     check_cgf1,
     check_predictions,
     feature_cosine_limit,
+    limit_of,
     mask_iou_limit,
 )
 from samforge.measure.latency import (
@@ -29,6 +30,7 @@ from samforge.measure.mesh import (
     root_relative_mm,
     save_people,
 )
+from samforge.measure.odd import OddPicture, failed_odd, odd_limits, odd_pictures
 from samforge.measure.packed import PackedDetections
 from samforge.measure.predictions import (
     PredictionFidelity,
@@ -45,6 +47,8 @@ from samforge.measure.proof import (
 from samforge.measure.report import report_html, write_report
 from samforge.measure.report_data import FusionRow, ReportData, account_rows
 from samforge.measure.segmentation import SegmenterAccuracy, measure_segmenter
+from samforge.measure.verdict import Verdict, check_verdict
+from samforge.measure.witness import Witness, finite
 
 __all__ = [
     "PIPELINE",
@@ -57,6 +61,7 @@ __all__ = [
     "FusionRow",
     "Latency",
     "MeshComparison",
+    "OddPicture",
     "PackedDetections",
     "PartsAlone",
     "PredictionFidelity",
@@ -67,20 +72,28 @@ __all__ = [
     "SegmentingBatch",
     "StageLatency",
     "Subject",
+    "Verdict",
+    "Witness",
     "account_rows",
     "check_cgf1",
     "check_predictions",
     "check_proof",
+    "check_verdict",
     "compare_detections",
     "compare_meshes",
     "compare_predictions",
+    "failed_odd",
     "feature_cosine_limit",
+    "finite",
     "in_reference_order",
     "latency_from_samples",
+    "limit_of",
     "mask_iou_limit",
     "measure_in_turn",
     "measure_segmenter",
     "mesh_from_file",
+    "odd_limits",
+    "odd_pictures",
     "proven_tensors",
     "regions_from_file",
     "report_html",

@@ -59,12 +59,19 @@ def gates(data: ReportData) -> Markup | None:
         )
         for gate in data.gates
     ]
-    hint = "A build publishes only when all of them hold."
+    hint = (
+        "A build publishes only when all of them hold, at the worse end of the interval: where the "
+        "figure would lie on other pictures, in 95 of 100 draws of those that were asked."
+    )
     return section("Gates", hint, table(("gate", "", "reached#", "limit#", "worst at"), rows))
 
 
 def _reached(gate: GateRow) -> str:
-    return f"{gate.reached:.4f}" if gate.at_least else f"{gate.reached:.3g}"
+    form = ".4f" if gate.at_least else ".3g"
+    if gate.interval is None:
+        return f"{gate.reached:{form}}"
+    low, high = gate.interval
+    return f"{gate.reached:{form}} ({low:{form}} to {high:{form}})"
 
 
 def _look(gate: GateRow) -> str:
@@ -84,6 +91,7 @@ def fidelity(data: ReportData) -> Markup | None:
         ("objects that only this bundle finds", str(found.objects - found.pairs)),
         ("mask IoU, mean over the objects that both find", figure(found.mask_iou)),
         ("mask IoU, worst of them", figure(found.mask_iou_min)),
+        ("box IoU, mean over the objects that both find", figure(found.box_iou)),
         ("mask IoU, with 0 for objects that only one finds", figure(found.mask_iou_all)),
         ("questions answered with the same objects", f"{found.same_objects:.2%}"),
         ("questions where both say something, or both nothing", f"{found.presence_agreement:.2%}"),
@@ -91,10 +99,10 @@ def fidelity(data: ReportData) -> Markup | None:
         ("score shift of an object, largest", figure(found.score_shift_max)),
         ("shift of the best score of a question, mean", figure(found.best_score_shift_mean)),
         ("shift of the best score of a question, largest", figure(found.best_score_shift_max)),
+        ("shift of the best score where fp32 finds nothing", figure(found.absent_score_shift)),
+        ("questions without an answer of fp32's that are given one", str(found.made_up)),
     ]
-    asked = f"{found.questions} questions" + (
-        f" on {data.fidelity_data}" if data.fidelity_data else ""
-    )
+    asked = data.fidelity_data or f"{found.questions} questions"
     hint = (
         f"{asked}. Two masks are the same object from an IoU of 0.5 on. The best score of a "
         "question counts also where nothing is found: it drifts before masks do."

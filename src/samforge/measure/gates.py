@@ -1,7 +1,8 @@
-"""The gates that predictions must hold before a bundle of reduced precision is published."""
+"""The gates that predictions must hold before a bundle is published."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from samforge.core.errors import FidelityError, SettingError
@@ -11,31 +12,80 @@ if TYPE_CHECKING:
     from samforge.measure.cgf1 import CgF1
     from samforge.measure.predictions import PredictionFidelity
 
-MASK_IOU = {"fp32": 0.995, "fp16": 0.995, "bf16": 0.995}
-"""Smallest mean IoU of the masks that a precision and fp32 both find."""
 
-MASK_IOU_8_BIT = 0.98
-"""The same for every other precision."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gate:
+    """One figure that a bundle has to reach, or must not exceed, against fp32."""
 
-FEATURE_COSINE = {"fp32": 0.9999, "fp16": 0.999, "bf16": 0.999}
-"""Smallest cosine of a backbone's features with fp32's."""
+    words: str
+    """What it limits."""
+    at_least: bool
+    """Whether the limit is to be reached; else it must not be exceeded."""
+    exact: float
+    """Limit of fp32."""
+    half: float
+    """Limit of fp16 and bf16."""
+    eight: float
+    """Limit of the others."""
 
-FEATURE_COSINE_8_BIT = 0.98
-"""The same for every other precision."""
+    def of(self, precision: str) -> float:
+        """The limit of a precision."""
+        if precision == "fp32":
+            return self.exact
+        return self.half if precision in ("fp16", "bf16") else self.eight
+
+
+def _at_least(words: str, exact: float, half: float, eight: float) -> Gate:
+    return Gate(words=words, at_least=True, exact=exact, half=half, eight=eight)
+
+
+def _at_most(words: str, exact: float, half: float, eight: float) -> Gate:
+    return Gate(words=words, at_least=False, exact=exact, half=half, eight=eight)
+
+
+GATES = {
+    "mask_iou": _at_least("mean IoU of the masks that both find", 0.995, 0.995, 0.98),
+    "agreement": _at_least("F1 of the objects", 0.95, 0.95, 0.95),
+    "box_iou": _at_least("mean IoU of the boxes that both find", 0.995, 0.98, 0.96),
+    "score_shift": _at_most("mean shift of the objects' scores", 0.002, 0.01, 0.03),
+    "absent_score_shift": _at_most(
+        "mean shift of the best score where the reference finds nothing", 0.002, 0.01, 0.03
+    ),
+    "logit_shift": _at_most("mean shift of the logits of all queries", 0.01, 0.1, 0.4),
+    "presence_shift": _at_most("mean shift of the presence logit", 0.02, 0.2, 0.8),
+    "cgf1_alike": _at_least("cgF1 with the reference's answers as the truth", 0.98, 0.97, 0.94),
+    "cgf1_drop": _at_most("loss of cgF1 by labels", 0.01, 0.01, 0.01),
+    "feature_cosine": _at_least("cosine of the features", 0.9999, 0.999, 0.98),
+    "channel_gain": _at_most("factor by which a channel of the features changed", 1.01, 1.1, 1.5),
+    "odd_logit_shift": _at_most(
+        "mean shift of logits where there is nothing to find", 0.05, 0.5, 3.0
+    ),
+    "odd_cosine": _at_least(
+        "cosine of features where there is nothing to find", 0.9999, 0.998, 0.97
+    ),
+}
+"""Every gate on what the finished parts find or compute, with the limits of each precision."""
+
+
+def limit_of(gate: str, precision: str, gates: Gates) -> float:
+    """What a gate limits: the recipe's own limit, or else the precision's."""
+    own: float | None = getattr(gates, gate)
+    return GATES[gate].of(precision) if own is None else own
 
 
 def mask_iou_limit(precision: str, gates: Gates) -> float:
     """What ``mask_iou`` must reach: the recipe's own limit, or else the precision's."""
-    if gates.mask_iou is not None:
-        return gates.mask_iou
-    return MASK_IOU.get(precision, MASK_IOU_8_BIT)
+    return limit_of("mask_iou", precision, gates)
 
 
 def feature_cosine_limit(precision: str, gates: Gates) -> float:
     """What ``feature_cosine`` must reach: the recipe's own limit, or else the precision's."""
-    if gates.feature_cosine is not None:
-        return gates.feature_cosine
-    return FEATURE_COSINE.get(precision, FEATURE_COSINE_8_BIT)
+    return limit_of("feature_cosine", precision, gates)
+
+
+def within(gate: str, value: float, limit: float) -> bool:
+    """Whether a figure is on the right side of its limit; never for NaN."""
+    return value >= limit if GATES[gate].at_least else value <= limit
 
 
 def check_predictions(fidelity: PredictionFidelity, precision: str, gates: Gates) -> None:
@@ -48,8 +98,8 @@ def check_predictions(fidelity: PredictionFidelity, precision: str, gates: Gates
 
     Raises:
         SettingError: The reference found nothing, so that nothing can be proven.
-        FidelityError: The masks differ by more than the gate allows, or objects are lost or made
-            up.
+        FidelityError: Masks, boxes or scores differ by more than the gate allows, or objects are
+            lost or made up.
     """
     if not fidelity.reference_objects:
         raise SettingError(
@@ -78,6 +128,18 @@ def check_predictions(fidelity: PredictionFidelity, precision: str, gates: Gates
             f"Objects of {precision} against the reference: F1 is {fidelity.agreement or 0:.4f}, "
             f"the gate is {gates.agreement:g} ({objects})."
         )
+    # What users draw and filter by: a box of zeros goes with a perfect mask.
+    for gate, figure in (
+        ("box_iou", fidelity.box_iou),
+        ("score_shift", fidelity.score_shift_mean),
+        ("absent_score_shift", fidelity.absent_score_shift),
+    ):
+        limit = limit_of(gate, precision, gates)
+        if figure is not None and not within(gate, figure, limit):
+            raise FidelityError(
+                f"{precision} against the reference: the {GATES[gate].words} is {figure:.4f}, the "
+                f"gate {gate} is {limit:g} ({objects})."
+            )
 
 
 def check_cgf1(reference: CgF1, measured: CgF1, precision: str, gates: Gates) -> None:

@@ -18,6 +18,7 @@ from samforge.core.errors import SettingError
 from samforge.core.timing import Timings
 from samforge.measure.accuracy import mask_iou
 from samforge.measure.asking import ask
+from samforge.measure.cgf1 import PairOutcome, outcome_from_iou
 
 if TYPE_CHECKING:
     from samforge.core.detections import Detections
@@ -42,6 +43,10 @@ class AnswerFidelity:
     """What was found."""
     best_score_shift: float
     """Best score seen, admitted or not, minus the reference's."""
+    box_ious: tuple[float, ...] = ()
+    """IoU of the boxes of each pair."""
+    outcome: PairOutcome | None = None
+    """What was found with the reference's masks as the truth: cgF1 without labels."""
 
     @property
     def same_objects(self) -> bool:
@@ -65,6 +70,8 @@ class PredictionFidelity:
     """Mean IoU of the pairs: what the gate limits. None when there is no pair."""
     mask_iou_min: float | None
     """IoU of the worst pair."""
+    box_iou: float | None
+    """Mean IoU of the pairs' boxes. None when there is no pair."""
     mask_iou_all: float | None
     """The same mean with 0 for every object that only one of the two found, so that a lost or a
     made-up object counts. None when neither found any."""
@@ -79,6 +86,11 @@ class PredictionFidelity:
     presence score, which drifts before masks do, also where nothing is found."""
     best_score_shift_max: float
     """Largest of those differences."""
+    absent_score_shift: float | None
+    """Mean of those differences over the questions to which the reference finds nothing. None when
+    it finds something every time."""
+    made_up: int
+    """Questions to which the reference finds nothing and something was found."""
     presence_agreement: float
     """Share of questions to which both answer *something*, or both *nothing*."""
     same_objects: float
@@ -106,6 +118,8 @@ def compare_detections(reference: Detections, found: Detections) -> AnswerFideli
         reference_objects=len(reference),
         objects=len(found),
         best_score_shift=_best_score(found) - _best_score(reference),
+        box_ious=tuple(_box_ious(reference.boxes_xyxy[rows], found.boxes_xyxy[columns])),
+        outcome=outcome_from_iou(iou.T),
     )
 
 
@@ -131,7 +145,9 @@ def fidelity_from_answers(answers: Iterable[AnswerFidelity]) -> PredictionFideli
         raise SettingError("Fidelity needs at least one question, got none.")
     ious = np.array([iou for answer in compared for iou in answer.ious])
     shifts = np.abs([shift for answer in compared for shift in answer.score_shifts])
+    boxes = np.array([iou for answer in compared for iou in answer.box_ious])
     best = np.abs([answer.best_score_shift for answer in compared])
+    absent = np.array([answer.reference_objects == 0 for answer in compared])
     reference = sum(answer.reference_objects for answer in compared)
     objects = sum(answer.objects for answer in compared)
     pairs = len(ious)
@@ -144,12 +160,15 @@ def fidelity_from_answers(answers: Iterable[AnswerFidelity]) -> PredictionFideli
         pairs=pairs,
         mask_iou=float(ious.mean()) if pairs else None,
         mask_iou_min=float(ious.min()) if pairs else None,
+        box_iou=float(boxes.mean()) if len(boxes) else None,
         mask_iou_all=float(ious.sum()) / (reference + objects - pairs) if anything else None,
         agreement=2 * pairs / (reference + objects) if anything else None,
         score_shift_mean=float(shifts.mean()) if pairs else None,
         score_shift_max=float(shifts.max()) if pairs else None,
         best_score_shift_mean=float(best.mean()),
         best_score_shift_max=float(best.max()),
+        absent_score_shift=float(best[absent].mean()) if absent.any() else None,
+        made_up=sum(not answer.reference_objects and answer.objects > 0 for answer in compared),
         presence_agreement=sum(presence) / len(compared),
         same_objects=sum(answer.same_objects for answer in compared) / len(compared),
     )
@@ -195,6 +214,19 @@ def _pairs(
     rows, columns = linear_sum_assignment(iou, maximize=True)
     same = iou[rows, columns] > 0
     return rows[same], columns[same]
+
+
+def _box_ious(wanted: npt.NDArray[np.float32], found: npt.NDArray[np.float32]) -> list[float]:
+    """IoU of each box with the one in its place; equal boxes without area have 1."""
+    first, second = wanted.astype(np.float64), found.astype(np.float64)
+    sides = np.minimum(first[:, 2:], second[:, 2:]) - np.maximum(first[:, :2], second[:, :2])
+    overlap = sides.clip(0).prod(1)
+    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(1) for boxes in (first, second)]
+    union = areas[0] + areas[1] - overlap
+    same = (first == second).all(1)
+    # Where a box is no number, so is its IoU: no gate takes that for a pass.
+    ious: list[float] = np.where(same, 1.0, overlap / np.where(union == 0, 1.0, union)).tolist()
+    return ious
 
 
 def _best_score(found: Detections) -> float:

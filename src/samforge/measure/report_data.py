@@ -27,6 +27,8 @@ class GateRow:
     """Whether the figure has to reach the limit, or must not exceed it."""
     where: str = ""
     """Where the worst figure stands: ``vision, fpn_2``."""
+    interval: tuple[float, float] | None = None
+    """Where the figure would lie on other pictures; None where it is of the worst of all."""
 
     @property
     def holds(self) -> bool:

@@ -50,29 +50,84 @@ class SegmenterAccuracy:
     """Where the time went, summed over the images."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answered:
+    """One question that was counted."""
+
+    image: int
+    """Number of its image."""
+    by_phrase: bool
+    """Whether a phrase alone asked."""
+    match: Match
+    """Against the labels."""
+    outcome: PairOutcome
+    """The same for cgF1."""
+    fidelity: AnswerFidelity | None
+    """Against the reference; None where there is none."""
+
+
 @dataclass(kw_only=True, slots=True)
 class Tally:
-    """What is counted while the questions are asked."""
+    """What is counted while the questions are asked; several runs can add to one."""
 
-    text: list[Match] = field(default_factory=list)
-    """Of the questions by a phrase alone."""
-    boxes: list[Match] = field(default_factory=list)
-    """Of the questions with boxes."""
-    pairs: list[PairOutcome] = field(default_factory=list)
-    """For cgF1, of the questions by a phrase alone."""
-    answers: list[AnswerFidelity] = field(default_factory=list)
-    """Against the reference."""
+    answered: list[Answered] = field(default_factory=list)
+    """In the order they were asked."""
+    images: int = 0
+    """Images so far."""
+    timings: Timings = field(default_factory=Timings)
+    """Where the time went."""
 
-    def add(self, asked: Asked, reference: PackedDetections | None) -> None:
+    def add(self, image: int, asked: Asked, reference: PackedDetections | None) -> None:
         """Count one answer."""
         iou = mask_iou(asked.found.masks, asked.question.masks)
-        if asked.question.boxes_xyxy is None:
-            self.text.append(match_from_iou(iou))
-            self.pairs.append(outcome_from_iou(iou))
-        else:
-            self.boxes.append(match_from_iou(iou))
-        if reference is not None:
-            self.answers.append(compare_detections(reference.unpack(), asked.found))
+        self.answered.append(
+            Answered(
+                image=image,
+                by_phrase=asked.question.boxes_xyxy is None,
+                match=match_from_iou(iou),
+                outcome=outcome_from_iou(iou),
+                fidelity=None
+                if reference is None
+                else compare_detections(reference.unpack(), asked.found),
+            )
+        )
+
+    def accuracy(self) -> SegmenterAccuracy:
+        """Sum everything up.
+
+        Raises:
+            SettingError: There is no image.
+        """
+        if not self.images:
+            raise SettingError("Accuracy needs at least one image, got none.")
+        text = [one.match for one in self.answered if one.by_phrase]
+        boxes = [one.match for one in self.answered if not one.by_phrase]
+        pairs = [one.outcome for one in self.answered if one.by_phrase]
+        answers = [one.fidelity for one in self.answered if one.fidelity is not None]
+        return SegmenterAccuracy(
+            images=self.images,
+            text=accuracy_from_matches(text) if text else None,
+            boxes=accuracy_from_matches(boxes) if boxes else None,
+            cgf1=cgf1_from_outcomes(pairs) if pairs else None,
+            fidelity=fidelity_from_answers(answers) if answers else None,
+            image_ms=self.timings.total_ms / self.images,
+            stages=self.timings.stages(),
+        )
+
+
+def tally_from_answers(
+    images: Iterable[LabelledImage], answers: Mapping[Key, PackedDetections]
+) -> Tally:
+    """Count answers that were recorded, in the order in which :func:`ask` gives them."""
+    tally = Tally()
+    for number, image in enumerate(images):
+        tally.images += 1
+        keyed = [((number, place), one) for place, one in enumerate(image.questions)]
+        for key, question in sorted(keyed, key=lambda one: one[1].boxes_xyxy is not None):
+            if key in answers:
+                found = answers[key].unpack()
+                tally.add(number, Asked(key=key, question=question, found=found), None)
+    return tally
 
 
 def measure_segmenter(  # noqa: PLR0913  what is measured, against what, and who is told
@@ -84,6 +139,7 @@ def measure_segmenter(  # noqa: PLR0913  what is measured, against what, and who
     record: MutableMapping[Key, PackedDetections] | None = None,
     done: Callable[[], None] | None = None,
     failed: Callable[[str, Exception], None] | None = None,
+    tally: Tally | None = None,
 ) -> SegmenterAccuracy:
     """Ask a segmenter every question and compare its masks with the answers.
 
@@ -95,39 +151,37 @@ def measure_segmenter(  # noqa: PLR0913  what is measured, against what, and who
         record: Takes this segmenter's answers, to be the reference of others.
         done: Called after each image.
         failed: Takes the images that cannot be segmented, see :func:`ask`; they do not count.
+        tally: What earlier runs counted: the figures are of all of them together.
 
     Raises:
         SettingError: There is no image, or boxes are asked of a segmenter that takes none.
     """
-    timings, tally = Timings(), Tally()
-    count = 0
+    tally = Tally() if tally is None else tally
+    before = tally.images
 
     def counted() -> None:
-        nonlocal count
-        count += 1
+        tally.images += 1
         if done is not None:
             done()
 
     def left_out(name: str, error: Exception) -> None:
-        nonlocal count
-        count -= 1
+        tally.images -= 1
         if failed is None:
             raise error
         failed(name, error)
 
-    handler = left_out if failed is not None else None
-    for asked in ask(segmenter, images, timings=timings, boxes=boxes, done=counted, failed=handler):
-        tally.add(asked, None if reference is None else reference.get(asked.key))
+    asking = ask(
+        segmenter,
+        images,
+        timings=tally.timings,
+        boxes=boxes,
+        done=counted,
+        failed=left_out if failed is not None else None,
+    )
+    for asked in asking:
+        # Every run numbers its images from 0.
+        image = before + asked.key[0]
+        tally.add(image, asked, None if reference is None else reference.get(asked.key))
         if record is not None:
             record[asked.key] = pack(asked.found)
-    if not count:
-        raise SettingError("Accuracy needs at least one image, got none.")
-    return SegmenterAccuracy(
-        images=count,
-        text=accuracy_from_matches(tally.text) if tally.text else None,
-        boxes=accuracy_from_matches(tally.boxes) if tally.boxes else None,
-        cgf1=cgf1_from_outcomes(tally.pairs) if tally.pairs else None,
-        fidelity=fidelity_from_answers(tally.answers) if tally.answers else None,
-        image_ms=timings.total_ms / count,
-        stages=timings.stages(),
-    )
+    return tally.accuracy()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,10 +21,11 @@ from samforge.core.session import Array, PartSpec, Session, Tensors
 from samforge.core.timing import Timings
 from samforge.measure.asking import ask
 from samforge.measure.packed import PackedDetections, pack, packed_from_dict
+from samforge.measure.witness import Witness, save_witness
 from samforge.media import read_image
-from samforge.runtime import PhraseTokenizer, Segmenter, image_bchw_from_rgb
-from samforge.steps.assets import TOKENIZER_NAME, write_tokenizer_and_license
-from samforge.steps.images import DRAWN, calibration_images
+from samforge.runtime import Segmenter, image_bchw_from_rgb
+from samforge.steps.images import DRAWN, calibration_images, first_tried, trial_images
+from samforge.steps.phrases import tokenizer_of
 from samforge.steps.workshop import Made, Workshop
 from samforge.transform.export import exported_from_file
 from samforge.transform.quantize import check_skips, names_from_program
@@ -30,7 +33,11 @@ from samforge.transform.quantize import check_skips, names_from_program
 FOLDER = "work/calibration"
 """Where what the parts are fed is kept."""
 ANSWERS = f"{FOLDER}/answers.json"
-"""What the float parts found in the images."""
+"""What the float parts found in the images on which groups are chosen."""
+WITNESS = f"{FOLDER}/witness.npz"
+"""What the float parts gave meanwhile."""
+SEEN = f"{FOLDER}/seen"
+"""What the float vision part makes of these images: the other parts' trials need nothing else."""
 SEGMENTING = ("vision", "text", "detector", "detector_boxes")
 
 
@@ -70,7 +77,7 @@ def calibration_samples(shop: Workshop, part: str) -> Callable[[], Iterable[Mapp
 
 
 def calibration_answers(shop: Workshop) -> dict[tuple[int, int], PackedDetections]:
-    """What the float parts found in the calibration's images, by image and question."""
+    """What the float parts found in :func:`trial_images`, by image and question."""
     table = json.loads(shop.path(ANSWERS).read_text(encoding="utf-8"))
     return {(one["key"][0], one["key"][1]): packed_from_dict(one["answer"]) for one in table}
 
@@ -98,34 +105,61 @@ def segmenter_of(shop: Workshop, sessions: Mapping[str, Session]) -> Segmenter:
             f"{shop.recipe.precision} measures the detector on what vision and text make of real "
             f"images: {', '.join(missing)} must be built with it. Leave --part out."
         )
-    if not shop.path(TOKENIZER_NAME).is_file():
-        write_tokenizer_and_license(shop)
-    reference = shop.recipe.reference
-    tokenizer = PhraseTokenizer(
-        shop.path(TOKENIZER_NAME), text.context, text.eos_id, reference=reference
+    # An engine takes no more phrases in one call than it was built for.
+    engine = shop.recipe.target.startswith("tensorrt")
+    return Segmenter(
+        sessions,
+        shop.model.image,
+        tokenizer_of(shop),
+        read_image,
+        prompt_batch=shop.recipe.engine.prompts if engine else None,
+        reference=shop.recipe.reference,
     )
-    return Segmenter(sessions, shop.model.image, tokenizer, read_image, reference=reference)
 
 
 def _segmented(shop: Workshop) -> dict[str, list[str]]:
-    sessions = {
-        part: Recording(session=session, shop=shop)
-        for part, session in float_sessions(shop).items()
-    }
-    segmenter = segmenter_of(shop, sessions)
+    floating: dict[str, Session] = dict(float_sessions(shop))
+    vision = floating["vision"]
+    floating["vision"] = Remembering(
+        spec=vision.spec, shop=shop, load=lambda: vision, most=first_tried(shop)
+    )
+    sessions = {part: Recording(session=session, shop=shop) for part, session in floating.items()}
     found: dict[str, int] = {}
-    answers = []
     boxes = "detector_boxes" in sessions
-    for asked in ask(segmenter, calibration_images(shop), timings=Timings(), boxes=boxes):
-        answers.append({"key": asked.key, "answer": pack(asked.found).to_dict()})
+    asking = ask(
+        segmenter_of(shop, sessions), calibration_images(shop), timings=Timings(), boxes=boxes
+    )
+    for asked in asking:
         if asked.question.boxes_xyxy is None and asked.question.text is not None:
             phrase = asked.question.text
             found[phrase] = found.get(phrase, 0) + len(asked.found)
     _require_found(shop, found)
-    atomic_write_json(shop.path(ANSWERS), answers)
+    if not shop.recipe.random_weights and shop.recipe.quantization.mixed:
+        _ask_for_trials(shop, floating, boxes=boxes)
     for session in sessions.values():
         session.close()
-    return {part: session.written for part, session in sessions.items()} | {"": [ANSWERS]}
+    return {part: session.written for part, session in sessions.items()} | {"": _kept(shop)}
+
+
+def _ask_for_trials(shop: Workshop, sessions: Mapping[str, Session], *, boxes: bool) -> None:
+    """Keep what fp32 says of the images on which groups of layers are chosen."""
+    witness = Witness()
+    segmenter = segmenter_of(shop, witness.sessions(sessions))
+    images = trial_images(shop, 0, first_tried(shop))
+    answers = [
+        {"key": asked.key, "answer": pack(asked.found).to_dict()}
+        for asked in ask(segmenter, images, timings=Timings(), boxes=boxes)
+    ]
+    atomic_write_json(shop.path(ANSWERS), answers)
+    save_witness(shop.path(WITNESS), witness)
+
+
+def _kept(shop: Workshop) -> list[str]:
+    files = (shop.root / SEEN).glob("*.npz")
+    own = [shop.root / name for name in (ANSWERS, WITNESS)]
+    return [
+        path.relative_to(shop.root).as_posix() for path in (*own, *sorted(files)) if path.is_file()
+    ]
 
 
 def _images_only(shop: Workshop) -> dict[str, list[str]]:
@@ -154,6 +188,54 @@ def _require_found(shop: Workshop, found: Mapping[str, int]) -> None:
             f"sees: nothing scores above 0.5. Give phrases that occur in "
             f"{shop.recipe.calibration.source}, or images with them."
         )
+
+
+@dataclass(kw_only=True, slots=True)
+class Remembering:
+    """A float session that runs once for an input, whichever process asks: the encoder is slow."""
+
+    spec: PartSpec
+    """Interface of the part."""
+    shop: Workshop
+    """Where results are kept."""
+    load: Callable[[], Session]
+    """Loads what does the work, where there is any to do."""
+    most: int | None = None
+    """Results to keep; those of a large model take 100 MiB each. None keeps all."""
+    runtime: str = "torch"
+    """Name of the backend."""
+    processor: str = "CPU"
+    """Where it runs."""
+    written: int = 0
+    """Results that were kept."""
+    session: Session | None = None
+    """What was loaded."""
+
+    def run(self, tensors: Tensors) -> dict[str, Array]:
+        """Give what the part gives."""
+        digest = hashlib.sha256()
+        for name in sorted(tensors):
+            digest.update(np.ascontiguousarray(tensors[name]).tobytes())
+        path = self.shop.path(f"{SEEN}/{digest.hexdigest()}.npz")
+        if path.is_file():
+            with np.load(path) as kept:
+                return {name: kept[name] for name in kept.files}
+        if self.session is None:
+            self.session = self.load()
+        outputs = self.session.run(tensors)
+        self.written += 1
+        if self.most is not None and self.written > self.most:
+            return outputs
+        named: dict[str, Any] = dict(outputs)
+        temporary = path.with_name(f"{secrets.token_hex(8)}.part.npz")
+        np.savez(temporary, **named)
+        temporary.replace(path)  # parts are quantized side by side: whole, or not there
+        return outputs
+
+    def close(self) -> None:
+        """Free the weights."""
+        if self.session is not None:
+            self.session.close()
 
 
 @dataclass(kw_only=True, slots=True)

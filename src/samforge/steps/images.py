@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
@@ -15,14 +19,58 @@ from samforge.core.native import error_of_item
 from samforge.core.paths import checked_path
 from samforge.media import list_images, read_image
 from samforge.models import tiny
-from samforge.steps.workshop import Workshop
+from samforge.steps.phrases import more_phrases, phrases_of_picture
+from samforge.steps.workshop import SMALL_IMAGE, Workshop
 
 DRAWN = ("tiny", "tiny-stressed")
 """Models that know drawn scenes: no images of the user's are needed."""
-VERIFIED_SCENES = 48
-"""Held-out scenes that a bundle of the tiny model is verified on."""
-SHOWN_SCENES = 6
-"""The same in fp32, where every tensor was compared already: enough to see and to be sure."""
+VERIFIED_SCENES = 32
+"""Held-out scenes that a bundle is verified on where no pictures are given."""
+FEW_SCENES = 8
+"""The same in fp32, whose answers are equal or wrong, and of a large model, whose pictures take
+many seconds each."""
+MORE_PHRASES = 8
+"""Phrases asked of a labelled scene beyond the two that calibration asks of one."""
+MOST_PICTURES = 384
+"""Pictures looked at, at most, until the gates can tell."""
+TRIED_IMAGES = 8
+"""Images on which groups are chosen, to begin with."""
+TRIED_OF_LARGE = 2
+"""The same of a large model."""
+MOST_TRIED = 48
+"""Images on which groups are chosen, at most, until the gates can tell."""
+MOST_OF_LARGE = 48
+"""The same of a large model."""
+ODD_SIDE = 64
+"""Side in pixels of pictures that hold nothing to find."""
+
+
+Images: TypeAlias = Callable[[], Iterable[LabelledImage]]
+"""Gives pictures with their questions, every time anew."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gallery:
+    """What verification asks about."""
+
+    odd: Images
+    """Pictures with nothing to find."""
+    some: Callable[[int, int], Iterable[LabelledImage]]
+    """Gives pictures from a number on, as many as asked for."""
+    first: int
+    """How many to begin with."""
+    most: int
+    """How many there are, or as many as are looked at."""
+
+
+def gallery_of(shop: Workshop) -> Gallery:
+    """Of a build."""
+    return Gallery(
+        odd=partial(odd_images, shop),
+        some=partial(verification_images, shop),
+        first=first_pictures(shop),
+        most=most_pictures(shop),
+    )
 
 
 def calibration_images(shop: Workshop) -> Iterator[LabelledImage]:
@@ -54,7 +102,7 @@ def calibration_images(shop: Workshop) -> Iterator[LabelledImage]:
             f"{calibration.source}: the detector's ranges depend on them (--prompt person)."
         )
     flat = count = 0
-    for name, image in _pictures(shop, even=True):
+    for name, image in _pictures(shop, _chosen(shop, even=True)):
         count += 1
         flat += int(image.min() == image.max())
         yield _asked(shop, name, image)
@@ -65,20 +113,107 @@ def calibration_images(shop: Workshop) -> Iterator[LabelledImage]:
         )
 
 
-def verification_images(shop: Workshop) -> Iterator[LabelledImage]:
+def trial_images(shop: Workshop, first: int, count: int) -> Iterator[LabelledImage]:
+    """Images on which groups are chosen: the calibration's, asked what verification asks of others.
+
+    Args:
+        shop: Of the build.
+        first: Number of the first one.
+        count: How many.
+    """
+    calibration, phrases = shop.recipe.calibration, more_phrases(shop)
+    if calibration.source is None and shop.recipe.model in DRAWN:
+        # More scenes than calibration has: as many as it takes to tell.
+        yield from tiny.labelled_scenes(
+            count,
+            first=calibration.seed * calibration.samples + first,
+            split="train",
+            more_phrases=MORE_PHRASES,
+        )
+        return
+    own = islice(calibration_images(shop), first, first + count)
+    for number, image in enumerate(own, first):
+        more = phrases_of_picture(phrases, number)
+        yield _asked(shop, image.name, image.image_rgb, more=more)
+
+
+def first_tried(shop: Workshop) -> int:
+    """How many images groups are chosen on, to begin with."""
+    return TRIED_OF_LARGE if shop.model.image.size > SMALL_IMAGE else TRIED_IMAGES
+
+
+def most_tried(shop: Workshop) -> int:
+    """How many images there are to choose groups on, or as many as are looked at."""
+    if shop.model.image.size > SMALL_IMAGE:
+        return min(TRIED_OF_LARGE * 2, shop.recipe.calibration.samples)
+    if shop.recipe.calibration.source is None:
+        return MOST_TRIED
+    return len(_chosen(shop, even=True))
+
+
+def verification_images(
+    shop: Workshop, first: int = 0, count: int | None = None
+) -> Iterator[LabelledImage]:
     """Images that calibration has not seen, with labels where they are known.
 
     A folder or video with fewer than two images for each sample has none to spare: then these are
     the calibration's own, and :func:`verified_on_others` says so.
+
+    Args:
+        shop: Of the build.
+        first: Number of the first one.
+        count: How many; None takes :func:`first_pictures`.
     """
-    if shop.recipe.calibration.source is not None:
-        for name, image in _pictures(shop, even=False):
-            yield _asked(shop, name, image)
-    elif shop.recipe.model in DRAWN:
-        count = SHOWN_SCENES if shop.recipe.precision == "fp32" else VERIFIED_SCENES
-        yield from _scenes(shop, count, split="held-out")
+    last = first + (first_pictures(shop) if count is None else count)
+    recipe, phrases = shop.recipe, more_phrases(shop)
+    if recipe.calibration.source is not None:
+        chosen = _to_verify(shop)[first:last]
+        for number, (name, image) in enumerate(_pictures(shop, chosen), first):
+            yield _asked(shop, name, image, more=phrases_of_picture(phrases, number))
+    elif recipe.model in DRAWN:
+        yield from tiny.labelled_scenes(
+            last - first,
+            first=recipe.calibration.seed * MOST_PICTURES + first,
+            split="held-out",
+            more_phrases=MORE_PHRASES,
+        )
+    elif recipe.random_weights:
+        yield from _noise(shop, last - first)
     else:
-        yield from _noise(shop, 1)
+        # Any model that finds things in pictures finds something in these: fp32 says what.
+        for number in range(first, last):
+            image = tiny.draw_scene(number, split="held-out", size=_drawn_size(shop)).image
+            yield _asked(shop, f"scene {number}", image, more=phrases_of_picture(phrases, number))
+
+
+def first_pictures(shop: Workshop) -> int:
+    """How many pictures verification begins with."""
+    if shop.recipe.calibration.source is not None:
+        return len(_chosen(shop, even=False))
+    few = shop.recipe.precision == "fp32" or shop.model.image.size > SMALL_IMAGE
+    return FEW_SCENES if few else VERIFIED_SCENES
+
+
+def most_pictures(shop: Workshop) -> int:
+    """How many there are for verification, or as many as it looks at."""
+    most = MOST_OF_LARGE if shop.model.image.size > SMALL_IMAGE else MOST_PICTURES
+    if shop.recipe.calibration.source is None:
+        return most
+    return min(most, len(_to_verify(shop)))
+
+
+def odd_images(shop: Workshop) -> Iterator[LabelledImage]:
+    """Black, white, saturated, of one colour, noise: what cameras give and no data set holds."""
+    side = min(shop.model.image.size, ODD_SIDE)
+    phrases = (*shop.recipe.calibration.prompts[:1], *more_phrases(shop)[:2])
+    noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    colours = {"black": (0, 0, 0), "white": (255, 255, 255), "of one colour": (30, 144, 90)}
+    flat = {name: np.full((side, side, 3), colour, np.uint8) for name, colour in colours.items()}
+    # Every channel at its ends, in blocks: the largest steps that a picture can have.
+    saturated = np.where(noise[:: side // 8, :: side // 8] > 127, 255, 0).astype(np.uint8)
+    blocks = saturated.repeat(side // 8, 0).repeat(side // 8, 1)[:side, :side]
+    for name, image in {**flat, "saturated": blocks, "noise": noise}.items():
+        yield _asked(shop, name, image, phrases=phrases)
 
 
 def verified_on_others(shop: Workshop) -> bool:
@@ -86,6 +221,18 @@ def verified_on_others(shop: Workshop) -> bool:
     if shop.recipe.calibration.source is None:
         return True
     return not set(_chosen(shop, even=True)) & set(_chosen(shop, even=False))
+
+
+def _to_verify(shop: Workshop) -> tuple[int, ...]:
+    """Numbers of the images for verification: first as many as calibration has, then the others."""
+    first, seen = _chosen(shop, even=False), set(_chosen(shop, even=True))
+    others = np.setdiff1d(np.arange(_count(shop)), [*first, *seen])
+    np.random.default_rng(shop.recipe.calibration.seed).shuffle(others)
+    return (*first, *others.tolist())
+
+
+def _drawn_size(shop: Workshop) -> int:
+    return min(shop.model.image.size, 2 * tiny.SIZE)
 
 
 def _scenes(shop: Workshop, count: int, *, split: str) -> Iterator[LabelledImage]:
@@ -102,22 +249,30 @@ def _noise(shop: Workshop, count: int) -> Iterator[LabelledImage]:
         yield _asked(shop, f"noise {index}", image)
 
 
-def _asked(shop: Workshop, name: str, image_rgb: RgbImage) -> LabelledImage:
+def _asked(
+    shop: Workshop,
+    name: str,
+    image_rgb: RgbImage,
+    *,
+    phrases: tuple[str, ...] | None = None,
+    more: tuple[str, ...] = (),
+) -> LabelledImage:
     """An image without labels: every phrase, and a box over its middle for the ranges of boxes."""
     height, width = image_rgb.shape[:2]
     middle = np.array([[width / 4, height / 4, width * 3 / 4, height * 3 / 4]], np.float32)
     nothing = np.zeros((0, height, width), np.bool_)
-    phrases = shop.recipe.calibration.prompts or ("object",)
-    questions = [Question(text=phrase, masks=nothing) for phrase in phrases]
+    if phrases is None:
+        phrases = shop.recipe.calibration.prompts or ("object",)
+    asked = dict.fromkeys((*phrases, *more))
+    questions = [Question(text=phrase, masks=nothing) for phrase in asked]
     if shop.model.text is None:
         questions = []
     box = Question(text=None, boxes_xyxy=middle, box_labels=np.array([1]), masks=nothing)
     return LabelledImage(name=name, image_rgb=image_rgb, questions=(*questions, box))
 
 
-def _pictures(shop: Workshop, *, even: bool) -> Iterator[tuple[str, RgbImage]]:
+def _pictures(shop: Workshop, chosen: Sequence[int]) -> Iterator[tuple[str, RgbImage]]:
     source = _source(shop)
-    chosen = _chosen(shop, even=even)
     if source.is_dir():
         files = list_images(source)
         yield from _readable(source, [files[index] for index in chosen])

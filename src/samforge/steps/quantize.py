@@ -3,30 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from itertools import islice
 
 from torch import Tensor
-from torch.export import ExportedProgram
 
-from samforge.backends.torch import TorchSession
-from samforge.core.errors import FidelityError
 from samforge.core.files import atomic_write_json
-from samforge.core.session import Session
-from samforge.measure import (
-    check_predictions,
-    feature_cosine_limit,
-    measure_segmenter,
-)
+from samforge.measure import feature_cosine_limit
 from samforge.measure.fidelity import compare_outputs
-from samforge.steps.calibrate import (
-    calibration_answers,
-    calibration_samples,
-    float_sessions,
-    segmenter_of,
-)
+from samforge.steps.calibrate import calibration_samples, float_sessions
 from samforge.steps.facts import facts_of
-from samforge.steps.images import calibration_images
+from samforge.steps.trials import Trials, computing, trial_session
 from samforge.steps.workshop import SMALL_IMAGE, Made, Workshop
 from samforge.transform.export import exported_from_file, save_exported
 from samforge.transform.quantize import (
@@ -36,7 +24,6 @@ from samforge.transform.quantize import (
     Programs,
     calibrate,
     choose_kept,
-    e4m3_program,
     layer_fidelity,
     quantized_from_calibrated,
     sensitivity,
@@ -46,8 +33,6 @@ from samforge.transform.quantize import (
 Samples = Callable[[], Iterable[Mapping[str, Tensor]]]
 FEW = 2
 """Samples on which every group of layers is tried alone."""
-TRIED_IMAGES = 8
-"""Images on which the gate is asked while groups are chosen; 2 of a large model."""
 
 
 def quantize_part(shop: Workshop, name: str) -> Made:
@@ -72,7 +57,7 @@ def quantize_part(shop: Workshop, name: str) -> Made:
         scales = {path: one.activation_e4m3 for path, one in quantized.scales.items()}
         atomic_write_json(shop.path(shop.scales(name)), scales)
     if shop.recipe.target == "torch":
-        artifact, program = shop.artifact(name), _computing(shop, quantized.program, name)
+        artifact, program = shop.artifact(name), computing(shop, quantized.program, name)
     else:
         artifact, program = shop.quantized(name), quantized.program
     save_exported(program, shop.path(artifact), facts=facts_of(shop, name))
@@ -94,15 +79,16 @@ def _mixed(shop: Workshop, programs: Programs, samples: Samples) -> tuple[GroupD
     if shop.recipe.random_weights or not shop.recipe.quantization.mixed:
         return ()
     calibrated = programs.calibrated
-    holds = _gate(shop, programs)
-    everything = holds(())
+    gate = _gate(shop, programs)
+    everything = gate.holds(())
     if everything and shop.model.image.size > SMALL_IMAGE:
         return ()
     few: Samples = lambda: islice(samples(), FEW)  # noqa: E731
     table = sensitivity(calibrated, few, precision=shop.recipe.precision)
     if everything:
         return table
-    return choose_kept(table, holds, max_kept=shop.recipe.quantization.max_kept)
+    most = shop.recipe.quantization.max_kept
+    return choose_kept(table, gate.holds, max_kept=most, likely=gate.likely)
 
 
 def _layers(
@@ -114,39 +100,29 @@ def _layers(
     return layer_fidelity(calibrated, one, precision=shop.recipe.precision, kept=kept)
 
 
-def _gate(shop: Workshop, programs: Programs) -> Callable[[tuple[str, ...]], bool]:
-    """Whether fidelity holds with this part quantized and the others in float.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gate:
+    """Whether fidelity holds with this part quantized and the others in float."""
 
-    What was asked once is remembered.
-    """
-    ask = _feature_gate if shop.model.text is None else _detection_gate
-    return lru_cache(maxsize=None)(ask(shop, programs))
+    holds: Callable[[tuple[str, ...]], bool]
+    """At the worse end of every interval, where there is evidence enough."""
+    likely: Callable[[tuple[str, ...]], bool]
+    """By the figures themselves."""
 
 
-def _detection_gate(shop: Workshop, programs: Programs) -> Callable[[tuple[str, ...]], bool]:
-    part = programs.calibrated.part
-    # Only phrases go through the detector without boxes: boxes would find no difference.
-    boxes = "detector_boxes" in shop.parts and part != "detector"
-    others = [name for name in shop.parts if name != part and (boxes or name != "detector_boxes")]
-    sessions = float_sessions(shop, others)
-    count = 2 if shop.model.image.size > SMALL_IMAGE else TRIED_IMAGES
-    images = list(islice(calibration_images(shop), count))
-    answers = calibration_answers(shop)
+def _gate(shop: Workshop, programs: Programs) -> Gate:
+    """What was asked once is remembered."""
+    if shop.model.text is None:
+        holds = lru_cache(maxsize=None)(_feature_gate(shop, programs))
+        return Gate(holds=holds, likely=holds)
+    verdict = lru_cache(maxsize=None)(partial(Trials(shop, programs).verdict))
 
-    def holds(kept: tuple[str, ...]) -> bool:
-        trial = _trial(shop, programs, kept)
-        segmenter = segmenter_of(shop, {**sessions, part: trial})
-        measured = measure_segmenter(segmenter, images, boxes=boxes, reference=answers)
-        trial.close()
-        if measured.fidelity is None:
-            return True
-        try:
-            check_predictions(measured.fidelity, shop.recipe.precision, shop.recipe.gates)
-        except FidelityError:
-            return False
-        return True
+    def holds_surely(kept: tuple[str, ...]) -> bool:
+        found = verdict(kept)
+        # Too few images to be sure of anything: the figures decide, and the end asks for evidence.
+        return found.likely if found.lacking else found.held
 
-    return holds
+    return Gate(holds=holds_surely, likely=lambda kept: verdict(kept).likely)
 
 
 def _feature_gate(shop: Workshop, programs: Programs) -> Callable[[tuple[str, ...]], bool]:
@@ -159,21 +135,9 @@ def _feature_gate(shop: Workshop, programs: Programs) -> Callable[[tuple[str, ..
     session.close()
 
     def holds(kept: tuple[str, ...]) -> bool:
-        trial = _trial(shop, programs, kept)
+        trial = trial_session(shop, programs, kept)
         figures = compare_outputs(reference, trial.run(sample))
         trial.close()
         return min(figure.cosine for figure in figures) >= limit
 
     return holds
-
-
-def _trial(shop: Workshop, programs: Programs, kept: tuple[str, ...]) -> Session:
-    """The part with some groups kept, run by PyTorch."""
-    part = programs.calibrated.part
-    program = _computing(shop, programs.with_kept(kept), part)
-    return TorchSession(program, shop.spec(part), f"a trial of {part}")
-
-
-def _computing(shop: Workshop, program: ExportedProgram, part: str) -> ExportedProgram:
-    """The program in the number format of the recipe; Q/DQ is int8, other flavours follow it."""
-    return e4m3_program(program, part) if shop.recipe.precision == "fp8" else program

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from samforge.core.manifest import Manifest, StepResult
 from samforge.core.structure import value_from_json
+from samforge.measure.gates import GATES as PREDICTION_GATES
 from samforge.measure.report import write_report
 from samforge.measure.report_data import (
     EngineRow,
@@ -55,7 +57,7 @@ def report_of(shop: Workshop, manifest: Manifest) -> str:
         license_text=shop.path(LICENSE_NAME).read_text(encoding="utf-8"),
         random_weights=shop.recipe.random_weights,
         fidelity=None if measured is None else measured.fidelity,
-        fidelity_data="" if measured is None else f"{measured.images} images",
+        fidelity_data="" if verified is None else verified.verdict.in_words(),
         accuracy=measured if labelled else None,
         reference_name="fp32 in PyTorch",
         reference_accuracy=verified.reference if verified is not None and labelled else None,
@@ -70,6 +72,10 @@ def report_of(shop: Workshop, manifest: Manifest) -> str:
     )
     write_report(data, shop.path(PAGE))
     return PAGE
+
+
+def _reached(figure: str, step: StepResult, *, at_least: bool) -> float:
+    return _worst(step, figure, min if at_least else max)
 
 
 GATES: dict[str, tuple[str, bool, Reached]] = {
@@ -88,22 +94,10 @@ GATES: dict[str, tuple[str, bool, Reached]] = {
         False,
         lambda step: _worst(step, "gated", max),
     ),
-    "mask_iou": ("mask IoU against fp32", True, lambda step: _worst(step, "mask_iou", min)),
-    "agreement": (
-        "F1 of the objects against fp32's",
-        True,
-        lambda step: _worst(step, "agreement", min),
-    ),
-    "cgf1_drop": (
-        "cgF1 lost against fp32",
-        False,
-        lambda step: _worst(step, "cgf1_reference", max) - _worst(step, "cgf1", min),
-    ),
-    "feature_cosine": (
-        "cosine of features with fp32's",
-        True,
-        lambda step: _worst(step, "cosine", min),
-    ),
+    **{
+        name: (gate.words, gate.at_least, partial(_reached, name, at_least=gate.at_least))
+        for name, gate in PREDICTION_GATES.items()
+    },
 }
 """What each gate limits, whether it is a floor, and how to find what was reached."""
 
@@ -121,7 +115,17 @@ def gate_rows(steps: tuple[StepResult, ...]) -> Iterator[GateRow]:
                 reached=figure,
                 at_least=at_least,
                 where=step.part or "",
+                interval=_interval(step, gate),
             )
+
+
+def _interval(step: StepResult, gate: str) -> tuple[float, float] | None:
+    """The figure's interval; None where it has none, as of a worst picture."""
+    for row in step.fidelity:
+        if gate in row.get("intervals", {}):
+            low, high = map(float, row["intervals"][gate])
+            return (low, high) if low < high else None
+    return None
 
 
 def _worst(step: StepResult, figure: str, choose: Callable[[list[float]], float]) -> float:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,24 +14,34 @@ from samforge.backends import backend_from_name
 from samforge.core.errors import FidelityError
 from samforge.core.files import atomic_write_json
 from samforge.core.manifest import PROOF_NAME
-from samforge.core.session import Session
+from samforge.core.session import Array
 from samforge.measure import (
-    CgF1,
-    PackedDetections,
+    OddPicture,
     SegmenterAccuracy,
-    check_cgf1,
-    check_predictions,
-    feature_cosine_limit,
-    mask_iou_limit,
-    measure_segmenter,
+    Verdict,
+    check_verdict,
+    failed_odd,
+    finite,
+    limit_of,
+    odd_limits,
+    odd_pictures,
 )
-from samforge.measure.fidelity import TensorFidelity, compare_outputs
+from samforge.measure.fidelity import compare_outputs
 from samforge.measure.proof import write_proof
 from samforge.runtime import image_bchw_from_rgb
-from samforge.steps.calibrate import float_sessions, segmenter_of
-from samforge.steps.images import DRAWN, verification_images, verified_on_others
-from samforge.steps.options import options_of
+from samforge.steps.calibrate import float_sessions
+from samforge.steps.images import (
+    DRAWN,
+    Gallery,
+    Images,
+    gallery_of,
+    odd_images,
+    verification_images,
+    verified_on_others,
+)
+from samforge.steps.phrases import more_phrases, tokenizer_of
 from samforge.steps.pictures import FOLDER, Answers, write_pictures
+from samforge.steps.rounds import Both, Sessions, ask_both, built_sessions
 from samforge.steps.workshop import Made, Workshop, arrays
 
 REPORT = "report/verification.json"
@@ -42,6 +53,12 @@ ELSEWHERE = ("tensorrt", "tensorrt-rtx", "inductor")
 """Targets whose bundles may run on another machine than the one that built them."""
 RANDOM = "Weights are random: what is found has no meaning and was not compared."
 SAME_IMAGES = "Verified on the calibration's own images: there were fewer than two for each sample."
+ALONE = {"images", "input_ids"}
+"""What a part may take to be run on a picture without the others."""
+NOT_ASKED = (
+    "Not run on pictures, for vision and text were not built with it: {parts}. It was compared on "
+    "random inputs."
+)
 NOT_VERIFIED = (
     "Not verified on hardware: there is no GPU here that can run it. Run samforge verify where it "
     "will be used."
@@ -58,13 +75,18 @@ class Verified:
     """What was built, with its fidelity to the reference."""
     labelled: bool
     """Whether the images have labels, so that accuracy means something."""
+    verdict: Verdict
+    """Every gate with its interval, and what it rests on."""
+    odd: tuple[OddPicture, ...] = ()
+    """Pictures with nothing to find: black, white, …"""
 
 
 def verify_bundle(shop: Workshop) -> Made:
     """Ask the built parts and the float parts the same questions, and hold the gates.
 
     Raises:
-        FidelityError: Masks differ, or objects are lost or made up; the figures are kept.
+        FidelityError: Masks, boxes or scores differ, objects are lost or made up, an output is not
+            finite, or what was asked is too little to tell; the figures are kept.
     """
     proof = _proof(shop) if shop.runtime in ELSEWHERE else ()
     if backend_from_name(shop.runtime).version() is None:
@@ -74,17 +96,20 @@ def verify_bundle(shop: Workshop) -> Made:
     notes = () if verified_on_others(shop) else (SAME_IMAGES,)
     if not {"vision", "text", "detector"} <= set(shop.parts):
         return _features(shop, proof, notes)
-    verified, pictures = _asked(shop)
-    atomic_write_json(shop.path(REPORT), verified)
     try:
-        gates = _held(shop, verified)
+        load = (partial(float_sessions, shop), partial(built_sessions, shop))
+        verified, answers = proven(shop, gallery_of(shop), *load)
+        atomic_write_json(shop.path(REPORT), verified)
+        weak = check_verified(shop, verified)
     except FidelityError as error:
         raise FidelityError(f"{error}{noisiest_layers(shop)}") from error
+    files = write_pictures(shop.root / FOLDER, verification_images(shop), *answers)
+    pictures = (file.relative_to(shop.root).as_posix() for file in files)
     return Made(
         outputs=(REPORT, *proof, *pictures),
-        figures=_figures(verified),
-        gates=gates,
-        notes=notes,
+        figures=_figures(verified, weak=bool(weak)),
+        gates=verified.verdict.limits | odd_limits(shop.recipe.precision, shop.recipe.gates),
+        notes=(*notes, *weak),
     )
 
 
@@ -120,103 +145,135 @@ def _given(shop: Workshop) -> set[str]:
     return {tensor.name for part in shop.parts for tensor in shop.spec(part).outputs}
 
 
-def built_sessions(shop: Workshop) -> dict[str, Session]:
-    """The built parts, run by the target."""
-    backend = backend_from_name(shop.runtime)
-    options = options_of(shop.recipe, shop.runtime)
-    return {
-        part: backend.session_from_artifact(
-            shop.path(shop.artifact(part)), shop.spec(part), options=options
-        )
-        for part in shop.parts
-    }
+def proven(
+    shop: Workshop, gallery: Gallery, reference: Sessions, measured: Sessions
+) -> tuple[Verified, tuple[Answers, Answers]]:
+    """Ask both sides about as many pictures as it takes to tell.
 
+    Args:
+        shop: Of the build.
+        gallery: What to ask about.
+        reference: Loads what says what is right.
+        measured: Loads what is held to it.
 
-def _asked(shop: Workshop) -> tuple[Verified, list[str]]:
-    """The figures, and files of a few answers drawn twice."""
-    reference, wanted = _answers(shop, float_sessions(shop), None)
-    measured, found = _answers(shop, built_sessions(shop), wanted)
-    files = write_pictures(shop.root / FOLDER, verification_images(shop), wanted, found)
+    Returns:
+        The figures, and what each side answered about the first pictures.
+
+    Raises:
+        FidelityError: An output is not finite.
+    """
+    both, odd = Both(), Both()
     labelled = shop.recipe.model in DRAWN and shop.recipe.calibration.source is None
-    verified = Verified(reference=reference, measured=measured, labelled=labelled)
-    return verified, [file.relative_to(shop.root).as_posix() for file in files]
-
-
-def _answers(
-    shop: Workshop, sessions: Mapping[str, Session], reference: Answers | None
-) -> tuple[SegmenterAccuracy, Answers]:
-    answers: dict[tuple[int, int], PackedDetections] = {}
-    measured = measure_segmenter(
-        segmenter_of(shop, sessions),
-        verification_images(shop),
-        boxes="detector_boxes" in shop.parts,
-        reference=reference,
-        record=answers,
+    batches: list[tuple[Both, Images]] = [(odd, gallery.odd)]
+    done, count, shown = 0, gallery.first, None
+    while True:
+        images = partial(gallery.some, done, count)
+        answers = ask_both(shop, (reference, measured), [*batches, (both, images)])
+        shown = shown or answers
+        batches.clear()
+        verdict = both.verdict(shop, labelled=labelled)
+        done, count = done + count, min(done + count, gallery.most - done - count)
+        if verdict.held or verdict.lost or count <= 0:
+            break
+    verified = Verified(
+        reference=both.reference.tally.accuracy(),
+        measured=both.measured.tally.accuracy(),
+        labelled=labelled,
+        verdict=verdict,
+        odd=odd_pictures(odd.reference.witness, odd.measured.witness, gallery.odd()),
     )
-    for session in sessions.values():
-        session.close()
-    return measured, answers
+    return verified, shown
 
 
-def _held(shop: Workshop, verified: Verified) -> dict[str, float]:
-    recipe, fidelity = shop.recipe, verified.measured.fidelity
-    if fidelity is None:
-        raise FidelityError("Verification asked nothing. Give at least one phrase or image.")
-    check_predictions(fidelity, recipe.precision, recipe.gates)
-    gates = {
-        "mask_iou": mask_iou_limit(recipe.precision, recipe.gates),
-        "agreement": recipe.gates.agreement,
-    }
-    wanted, found = _cgf1(verified)
-    if verified.labelled and wanted is not None and found is not None:
-        check_cgf1(wanted, found, recipe.precision, recipe.gates)
-        gates["cgf1_drop"] = recipe.gates.cgf1_drop
-    return gates
+def check_verified(shop: Workshop, verified: Verified) -> tuple[str, ...]:
+    """Hold every gate.
+
+    Returns:
+        A note where the evidence is weak and the recipe takes it.
+
+    Raises:
+        FidelityError: A gate does not hold, or nobody can tell.
+    """
+    precision, gates = shop.recipe.precision, shop.recipe.gates
+    odd = failed_odd(verified.odd, precision, gates)
+    return check_verdict(verified.verdict, precision, gates, also=odd)
 
 
-def _figures(verified: Verified) -> tuple[dict[str, Any], ...]:
-    fidelity = verified.measured.fidelity
-    figures: dict[str, Any] = {"images": verified.measured.images}
+def _figures(verified: Verified, *, weak: bool) -> tuple[dict[str, Any], ...]:
+    """What the manifest keeps: the figures, what they rest on, and how sure they are."""
+    verdict, fidelity = verified.verdict, verified.measured.fidelity
+    figures: dict[str, Any] = asdict(verdict.evidence)
     if fidelity is not None:
         figures |= fidelity.to_dict()
-    wanted, found = _cgf1(verified)
+    wanted, found = verified.reference.cgf1, verified.measured.cgf1
     if verified.labelled and wanted is not None and found is not None:
         figures |= {"cgf1": found.cgf1, "cgf1_reference": wanted.cgf1}
-    return (figures,)
-
-
-def _cgf1(verified: Verified) -> tuple[CgF1 | None, CgF1 | None]:
-    return verified.reference.cgf1, verified.measured.cgf1
+    figures |= {one.gate: one.interval.value for one in verdict.judged}
+    figures["intervals"] = {
+        one.gate: [one.interval.low, one.interval.high] for one in verdict.judged
+    }
+    figures["weak_evidence"] = weak
+    return (figures, *map(asdict, verified.odd))
 
 
 def _features(shop: Workshop, proof: tuple[str, ...], notes: tuple[str, ...]) -> Made:
-    """Of parts that give features and no detections: how close the features are."""
-    parts = [part for part in shop.parts if len(shop.spec(part).inputs) == 1]
-    images = [
-        image_bchw_from_rgb(one.image_rgb, shop.model.image)
-        for one in verification_images(shop)
-        if "images" in {tensor.name for part in parts for tensor in shop.spec(part).inputs}
-    ]
-    reference, built = float_sessions(shop), built_sessions(shop)
-    worst: list[TensorFidelity] = []
-    for part in parts:
-        names = [tensor.name for tensor in shop.spec(part).inputs]
-        if names != ["images"]:
-            continue
-        for image in images:
-            tensors = {"images": np.ascontiguousarray(image)}
-            worst += compare_outputs(reference[part].run(tensors), built[part].run(tensors))
-    figures = tuple(asdict(one) for one in worst)
-    atomic_write_json(shop.path(REPORT), {"features": figures})
-    gates = {}
-    if worst:
-        limit = feature_cosine_limit(shop.recipe.precision, shop.recipe.gates)
-        low = min(worst, key=lambda one: one.cosine)
-        if low.cosine < limit:
+    """Of parts that cannot segment by themselves: how close what they give is, picture by picture.
+
+    Raises:
+        FidelityError: It is not close enough, or not finite.
+    """
+    parts = [part for part in shop.parts if {t.name for t in shop.spec(part).inputs} <= ALONE]
+    if left := [part for part in shop.parts if part not in parts]:
+        notes = (*notes, NOT_ASKED.format(parts=", ".join(left)))
+    sides = (float_sessions(shop, parts), built_sessions(shop, parts))
+    rows: list[dict[str, Any]] = []
+    for name, odd, tensors in _inputs(shop):
+        for part in parts:
+            own = {tensor.name: tensors[tensor.name] for tensor in shop.spec(part).inputs}
+            wanted, found = (finite(part, name, side[part].run(own)) for side in sides)
+            rows += [
+                {"part": part, "picture": name, "odd": odd, **one.to_dict()}
+                for one in compare_outputs(wanted, found)
+            ]
+    for session in (*sides[0].values(), *sides[1].values()):
+        session.close()
+    atomic_write_json(shop.path(REPORT), {"features": rows})
+    limits = {
+        gate: limit_of(gate, shop.recipe.precision, shop.recipe.gates)
+        for gate in ("feature_cosine", "odd_cosine")
+        if rows
+    }
+    for gate, limit in limits.items():
+        own_rows = [row for row in rows if row["odd"] == (gate == "odd_cosine")]
+        low = min(own_rows, key=lambda row: row["cosine"])
+        if not low["cosine"] >= limit:
             raise FidelityError(
-                f"Features of {shop.recipe.precision} against fp32: the cosine of {low.tensor} is "
-                f"{low.cosine:.4f}, the gate is {limit:g}. Nothing was published."
-                f"{noisiest_layers(shop)}"
+                f"Features of {shop.recipe.precision} against fp32: the cosine of {low['tensor']} "
+                f"of {low['part']} is {low['cosine']:.4f} for {low['picture']}, the gate {gate} is "
+                f"{limit:g}. Nothing was published.{noisiest_layers(shop)}"
             )
-        gates = {"feature_cosine": limit}
-    return Made(outputs=(REPORT, *proof), figures=figures, gates=gates, notes=notes)
+    return Made(outputs=(REPORT, *proof), figures=_worst_rows(rows), gates=limits, notes=notes)
+
+
+def _inputs(shop: Workshop) -> Iterator[tuple[str, bool, dict[str, Array]]]:
+    """Name of each picture, whether it holds nothing to find, and what parts take of it."""
+    ids = {}
+    if shop.model.text is not None:
+        phrases = (*shop.recipe.calibration.prompts[:1], *more_phrases(shop)[:2])
+        ids = {"input_ids": tokenizer_of(shop).encode(phrases)}
+    for odd, images in ((False, verification_images(shop)), (True, odd_images(shop))):
+        for one in images:
+            image_bchw = np.ascontiguousarray(image_bchw_from_rgb(one.image_rgb, shop.model.image))
+            yield one.name, odd, {"images": image_bchw, **ids}
+
+
+def _worst_rows(rows: list[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
+    """Of every tensor the picture with the smallest cosine, those with nothing to find apart."""
+    kept: dict[tuple[str, ...], dict[str, Any]] = {}
+    for row in rows:
+        key = (row["part"], row["tensor"], str(row["odd"]))
+        kept[key] = min(kept.get(key, row), row, key=lambda one: one["cosine"])
+    return tuple(
+        {("odd_cosine" if row["odd"] and name == "cosine" else name): row[name] for name in row}
+        for row in kept.values()
+    )

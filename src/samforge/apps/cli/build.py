@@ -21,6 +21,7 @@ from samforge.apps.cli.progress import BuildProgress
 from samforge.apps.cli.steps import print_steps
 from samforge.core.errors import SettingError
 from samforge.core.files import size_text
+from samforge.core.manifest import evidence_in_words, evidence_of
 from samforge.core.recipe import PRECISIONS, TARGETS
 
 if TYPE_CHECKING:
@@ -122,6 +123,14 @@ def build(  # noqa: PLR0913  every argument is an option that a user types
             "--samples", min=1, help="How many of these images to read.", show_default="16"
         ),
     ] = None,
+    weak_evidence: Annotated[
+        bool | None,
+        typer.Option(
+            "--weak-evidence/--enough-evidence",
+            help="Publish, and say so, where the pictures are too few to be sure of the gates.",
+            show_default="enough evidence",
+        ),
+    ] = None,
     compute_capability: Annotated[
         list[str] | None,
         typer.Option(
@@ -160,6 +169,8 @@ def build(  # noqa: PLR0913  every argument is an option that a user types
     }
     recipe = recipe_from_options(model, {k: v for k, v in given.items() if v is not None})
     recipe = _calibrated_on(recipe, calibration, prompt, samples)
+    if weak_evidence is not None:
+        recipe = replace(recipe, gates=replace(recipe.gates, weak_evidence=weak_evidence))
     place = out or default_out(recipe)
     if target == FASTEST:
         if precision or until:
@@ -237,6 +248,7 @@ def build_report(bundle: Bundle) -> dict[str, object]:
         "target": manifest.target,
         "recipe": manifest.recipe,
         "gates": manifest.gates,
+        "evidence": evidence_of(manifest),
         "steps": manifest.steps,
     }
 
@@ -250,6 +262,8 @@ def print_built(bundle: Bundle) -> None:
     """Say what a reader has to know, where the bundle is and what to type next."""
     for note in dict.fromkeys(note for step in bundle.manifest.steps for note in step.notes):
         print_note(note)
+    if evidence := evidence_in_words(bundle.manifest):
+        print_line(f"Held on: {evidence}")
     size = size_text(bundle_bytes(bundle))
     print_line(f"Bundle: {shown_path(bundle.root)} ({size})", style="green")
     print_line(f"Digest: {bundle.digest}")

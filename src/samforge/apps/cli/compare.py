@@ -39,10 +39,12 @@ _FIDELITY_COLUMNS = (
     "bundle",
     "mask\nIoU",
     "IoU of\nall",
+    "box\nIoU",
     "same\nobjects",
     "presence\nagrees",
     "score\nshift",
     "largest\nshift",
+    "shift if\nabsent",
     "cgF1\ndrop",
 )
 
@@ -217,14 +219,16 @@ def _figures(row: BundleAccuracy) -> tuple[str | None, ...]:
 def _fidelity(row: BundleAccuracy) -> tuple[str | None, ...]:
     figures = row.accuracy.fidelity
     if figures is None:
-        return (None,) * 7
+        return (None,) * 9
     return _in_digits(
         figures.mask_iou,
         figures.mask_iou_all,
+        figures.box_iou,
         figures.same_objects,
         figures.presence_agreement,
         figures.best_score_shift_mean,
         figures.best_score_shift_max,
+        figures.absent_score_shift,
         row.cgf1_drop,
     )
 

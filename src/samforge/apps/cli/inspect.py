@@ -21,6 +21,7 @@ from samforge.apps.cli.places import DigestOption
 from samforge.apps.cli.steps import print_accounts, print_steps
 from samforge.core.errors import SettingError
 from samforge.core.files import size_text
+from samforge.core.manifest import evidence_in_words
 from samforge.core.recipe import TARGETS
 from samforge.core.reference import REFERENCE_WORDS
 
@@ -102,6 +103,7 @@ def _print_bundle(report: BundleReport) -> None:
         ("built", f"{manifest.created} by samforge {manifest.samforge}"),
         ("with", ", ".join(f"{k} {v}" for k, v in manifest.versions.items() if k != "samforge")),
         ("gates held", ", ".join(f"{k} {v:g}" for k, v in manifest.gates.items())),
+        ("held on", evidence_in_words(manifest) or None),
         ("files", f"{len(manifest.files)}, {size_text(size)}"),
         ("intact", "yes, every hash is right" if report.problem is None else "NO"),
     ]

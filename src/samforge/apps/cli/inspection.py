@@ -8,7 +8,13 @@ from typing import Any
 
 from samforge import Bundle, open_bundle
 from samforge.core.errors import DamagedBundle
-from samforge.core.manifest import MANIFEST_NAME, Manifest, manifest_from_text, what_to_do
+from samforge.core.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    evidence_of,
+    manifest_from_text,
+    what_to_do,
+)
 from samforge.core.strict_json import strict_json
 from samforge.measure import FusionRow
 from samforge.transform import fusions_from_exported
@@ -41,6 +47,7 @@ class BundleReport:
             "intact": self.problem is None,
             "license": self.license_line,
             "manifest": self.manifest,
+            "evidence": evidence_of(self.manifest),
             "fusions": self.fusions,
             "strangers": self.strangers,
             "linked_out": self.linked_out,

@@ -12,11 +12,12 @@ from pathlib import Path
 
 from samforge.models.tiny.held_out import labelled_scenes
 from samforge.models.tiny.moving import draw_clip
-from samforge.models.tiny.scenes import Scene, draw_scene, vocabulary
+from samforge.models.tiny.scenes import SIZE, Scene, draw_scene, vocabulary
 
 __all__ = [
     "CONFIG_PATH",
     "LICENSE_NOTICE",
+    "SIZE",
     "TOKENIZER_PATH",
     "WEIGHTS_PATH",
     "Scene",

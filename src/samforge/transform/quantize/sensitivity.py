@@ -117,7 +117,7 @@ def group_shares(calibrated: Calibrated) -> dict[str, float]:
 
 
 def choose_kept(
-    table: Sequence[GroupDamage], gate: Gate, *, max_kept: float
+    table: Sequence[GroupDamage], gate: Gate, *, max_kept: float, likely: Gate | None = None
 ) -> tuple[GroupDamage, ...]:
     """Keep as few multiplications in half as the gate allows.
 
@@ -129,6 +129,8 @@ def choose_kept(
         table: From :func:`sensitivity`.
         gate: Whether fidelity holds with these groups kept.
         max_kept: Largest share of the part's multiplications to keep.
+        likely: Asked where the gate does not hold with as much kept as is allowed: whether that is
+            for lack of evidence, so that as much as is allowed is the best choice.
 
     Returns:
         The table with ``kept`` and ``reason`` filled in.
@@ -148,6 +150,8 @@ def choose_kept(
     low, high = -1, 0
     while not holds(high):
         if high == most:
+            if likely is not None and likely(tuple(names[:most])):
+                break
             raise FidelityError(_refusal(table, most, max_kept))
         low, high = high, min(most, max(1, 2 * high))
     while high - low > 1:

@@ -1,0 +1,131 @@
+"""Asks fp32 and what was built the same questions, with more pictures until the gates can tell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from samforge.backends import backend_from_name
+from samforge.core.labelled import LabelledImage
+from samforge.core.session import Session
+from samforge.measure import PackedDetections, Verdict, Witness, measure_segmenter
+from samforge.measure.feature_maps import worst_cosine, worst_gain
+from samforge.measure.segmentation import Tally
+from samforge.measure.sums import sums_from_tallies
+from samforge.measure.verdict import LABELLED, ON_PICTURES, verdict_from_sums
+from samforge.steps.calibrate import segmenter_of
+from samforge.steps.images import Images
+from samforge.steps.options import options_of
+from samforge.steps.pictures import Answers
+from samforge.steps.workshop import Workshop
+
+Sessions: TypeAlias = Callable[[], Mapping[str, Session]]
+"""Loads the parts of one side."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Seen:
+    """What one side answered, and what its parts gave meanwhile."""
+
+    tally: Tally = field(default_factory=Tally)
+    """The answers."""
+    witness: Witness = field(default_factory=Witness)
+    """The parts' own outputs."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Both:
+    """fp32 and what was built, asked the same."""
+
+    reference: Seen = field(default_factory=Seen)
+    """fp32."""
+    measured: Seen = field(default_factory=Seen)
+    """What was built."""
+
+    def verdict(self, shop: Workshop, *, labelled: bool, features: bool = True) -> Verdict:
+        """Hold the gates of the recipe to what was answered so far."""
+        witnesses = (self.reference.witness, self.measured.witness)
+        return verdict_from_sums(
+            sums_from_tallies(self.reference.tally, self.measured.tally, witnesses),
+            LABELLED if labelled else ON_PICTURES,
+            shop.recipe.precision,
+            shop.recipe.gates,
+            worst={
+                "feature_cosine": worst_cosine(*witnesses),
+                "channel_gain": worst_gain(*witnesses),
+            }
+            if features
+            else None,
+        )
+
+
+def asked(
+    shop: Workshop,
+    seen: Seen,
+    sessions: Mapping[str, Session],
+    images: Iterable[LabelledImage],
+    reference: Answers | None = None,
+    *,
+    boxes: bool | None = None,
+) -> dict[tuple[int, int], PackedDetections]:
+    """Put questions to one side.
+
+    Args:
+        shop: Of the build.
+        seen: Takes what is answered.
+        sessions: The parts.
+        images: With their questions.
+        reference: What the other side answered to the same.
+        boxes: Whether to ask the questions with boxes too; None wherever a part takes boxes.
+
+    Returns:
+        The answers.
+    """
+    answers: dict[tuple[int, int], PackedDetections] = {}
+    measure_segmenter(
+        segmenter_of(shop, seen.witness.sessions(sessions)),
+        images,
+        boxes="detector_boxes" in sessions if boxes is None else boxes,
+        reference=reference,
+        record=answers,
+        tally=seen.tally,
+    )
+    return answers
+
+
+def ask_both(
+    shop: Workshop, loads: tuple[Sessions, Sessions], batches: Sequence[tuple[Both, Images]]
+) -> tuple[Answers, Answers]:
+    """Ask both sides the same; only one side's parts are in memory at a time.
+
+    Args:
+        shop: Of the build.
+        loads: Load the parts of each side.
+        batches: Who takes the answers, and the pictures, made anew for each side.
+
+    Returns:
+        The answers of each side to the last batch.
+    """
+    answers: list[list[Answers]] = [[], []]
+    for side, load in enumerate(loads):
+        sessions = load()
+        for number, (both, images) in enumerate(batches):
+            seen = both.measured if side else both.reference
+            before = answers[0][number] if side else None
+            answers[side].append(asked(shop, seen, sessions, images(), before))
+        for session in sessions.values():
+            session.close()
+    return answers[0][-1], answers[1][-1]
+
+
+def built_sessions(shop: Workshop, parts: Iterable[str] | None = None) -> dict[str, Session]:
+    """The built parts, or some of them, run by the target."""
+    backend = backend_from_name(shop.runtime)
+    options = options_of(shop.recipe, shop.runtime)
+    return {
+        part: backend.session_from_artifact(
+            shop.path(shop.artifact(part)), shop.spec(part), options=options
+        )
+        for part in (shop.parts if parts is None else parts)
+    }
