@@ -43,7 +43,7 @@ from samforge.transform.fuse import fuse
 from samforge.transform.quantize import Calibrated, CalibrationWarning, calibrate
 from samforge.transform.quantize.simulate import Simulation
 
-CLAIM = "INT8 keeps what fp32 finds, whatever kind of outliers is planted"
+CLAIM = "INT8 keeps what fp32 finds, with outliers of many kinds planted"
 PARTS = ("vision", "text", "detector")
 SAMPLES = 16
 """Scenes of the training split that set the ranges, as in a build."""
