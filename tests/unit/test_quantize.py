@@ -306,8 +306,9 @@ def test_the_float_program_is_left_as_it_was(program: ExportedProgram) -> None:
 
 def test_smoothing_changes_no_bit(program: ExportedProgram) -> None:
     calibrated = _calibrated(program)
-    assert [one.norm.norm for one in calibrated.smoothings] == [
+    assert [one.pair.writer for one in calibrated.smoothings] == [
         "layers.0.layer_norm1",
+        "layers.0.attention.v_proj",
         "layers.0.layer_norm2",
     ]
     smoothed = smoothed_program(calibrated)
@@ -320,7 +321,7 @@ def test_smoothing_changes_no_bit(program: ExportedProgram) -> None:
 
 def test_smoothing_evens_out_the_outliers(program: ExportedProgram) -> None:
     calibrated = _calibrated(program)
-    factors = calibrated.smoothings[1].factors
+    factors = calibrated.smoothings[2].factors
     others = [channel for channel in range(WIDTH) if channel not in OUTLIERS]
     assert float(factors[3]) >= 16 * float(factors[others].median())
     assert torch.equal(factors.log2(), factors.log2().round())
@@ -346,7 +347,7 @@ def test_factors_are_the_worked_numbers() -> None:
 
 def test_a_norm_with_other_readers_is_left_alone(program: ExportedProgram) -> None:
     (left,) = _calibrated(program).not_smoothed
-    assert (left.norm, left.reason) == ("norm", "its output is also read by add")
+    assert (left.writer, left.reason) == ("norm", "its output is also read by add")
 
 
 @pytest.mark.parametrize(
@@ -359,9 +360,13 @@ def test_a_norm_with_other_readers_is_left_alone(program: ExportedProgram) -> No
 )
 def test_smoothing_can_be_left_out(program: ExportedProgram, pattern: str, norm: str) -> None:
     calibrated = _calibrated(program, smooth_skip=(pattern, "text/layers.0.attention"))
-    reasons = {one.norm: one.reason for one in calibrated.not_smoothed}
+    reasons = {one.writer: one.reason for one in calibrated.not_smoothed}
     assert reasons[norm] == f"left alone by '{pattern}'"
-    assert len(calibrated.smoothings) == 1
+    assert [one.pair.writer for one in calibrated.smoothings] == [
+        writer
+        for writer in ("layers.0.layer_norm1", "layers.0.attention.v_proj", "layers.0.layer_norm2")
+        if writer != norm
+    ]
 
 
 def test_skip_rules_say_which_pattern_skipped(program: ExportedProgram) -> None:
@@ -628,13 +633,15 @@ def test_report_is_plain_json_and_adds_up(program: ExportedProgram) -> None:
     assert (table["part"], table["precision"], table["samples"]) == ("vision", "int8", 8)
     assert report.quantized_share + sum(one.share for one in report.left) == pytest.approx(1.0)
     assert {layer.path for layer in report.layers if layer.smoothed} == {
-        *(f"layers.0.attention.{name}_proj" for name in "qkv"),
+        *(f"layers.0.attention.{name}_proj" for name in "qkvo"),
         "layers.0.mlp.fc1",
     }
-    assert [norm.norm for norm in report.smoothed] == [
-        "layers.0.layer_norm1",
-        "layers.0.layer_norm2",
+    assert [(one.writer, one.operator) for one in report.smoothed] == [
+        ("layers.0.layer_norm1", "layer_norm"),
+        ("layers.0.attention.v_proj", "linear"),
+        ("layers.0.layer_norm2", "layer_norm"),
     ]
+    assert report.smoothed[1].readers == ("layers.0.attention.o_proj",)
     assert set(found.scales) == {layer.path for layer in report.layers}
 
 
@@ -707,7 +714,11 @@ def test_what_sam3_keeps_float(
         assert "encoder.layers.0.self_attn.k_proj" in quantized
     if name == "vision":
         assert {"levels.0.proj2", "levels.2.proj1", "layers.1.mlp.fc2"} <= quantized
-        assert len(calibrated.smoothings) == 4
+        operators = [one.pair.operator for one in calibrated.smoothings]
+        assert (operators.count("layer_norm"), operators.count("linear")) == (4, 2)
+        assert {"levels.0.proj1", "levels.2.proj1"} <= {
+            one.pair.writer for one in calibrated.smoothings
+        }
     # What is left with a weight of its own: patches, heads, coordinates.
     weighted = sum(one.share for one in calibrated.left if one.operator != "matmul")
     assert weighted < 0.12
@@ -730,10 +741,11 @@ def test_fused_graphs_are_quantized_alike(
     assert not any(path.endswith("q_proj") for path in paths)
     assert merged.groups == plain.groups
     assert merged.products == plain.products
-    # The LayerNorms stay smoothable with windows kept in order, and give the same factors.
+    # All stays smoothable with windows kept in order, and gives the same factors.
     for one, other in zip(plain.smoothings, merged.smoothings, strict=True):
-        assert one.norm.norm == other.norm.norm
-        assert torch.equal(one.factors, other.factors)
+        assert one.pair.writer.replace("v_proj", "qkv_proj") == other.pair.writer
+        width = len(one.factors)  # values are the last third of a merged projection
+        assert torch.equal(one.factors, other.factors[-width:])
     quantized = program_from_calibrated(merged)
     for exact, rounded in zip(_run(program, sample), _run(quantized, sample), strict=True):
         assert _sqnr_db(exact, rounded) > 20
@@ -754,8 +766,10 @@ def test_dinov3_is_quantized_by_the_same_rules() -> None:
     gated = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
     paths = [site.path for site in calibrated.sites]
     assert paths == [f"layers.{i}.{name}" for i in range(2) for name in (*layer, *gated)]
-    assert [one.norm.norm for one in calibrated.smoothings] == [
-        f"layers.{i}.norm{n}" for i in range(2) for n in (1, 2)
+    # The gate goes through SiLU, which ends a pair.
+    written = ("norm1", "attention.v_proj", "norm2", "mlp.up_proj")
+    assert [one.pair.writer for one in calibrated.smoothings] == [
+        f"layers.{i}.{name}" for i in range(2) for name in written
     ]
     assert {one.path for one in calibrated.left} == {
         "patch_embeddings",

@@ -66,7 +66,7 @@ class Quantization:
     observer: str = "min-max"
     """How ranges of activations are chosen, one of ``OBSERVERS``."""
     smooth: bool = True
-    """Whether SmoothQuant evens out the channels of LayerNorms."""
+    """Whether SmoothQuant evens out the channels of LayerNorms and of pairs of weights."""
     smooth_alpha: float = 0.5
     """How much of an activation's spread SmoothQuant moves into the weights, 0 to 1."""
     smooth_skip: tuple[str, ...] = ()

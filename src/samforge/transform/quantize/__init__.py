@@ -10,7 +10,7 @@ from samforge.transform.quantize.quantized import (
     quantize,
     quantized_from_calibrated,
 )
-from samforge.transform.quantize.report import QuantizedLayer, QuantizeReport, SmoothedNorm
+from samforge.transform.quantize.report import QuantizedLayer, QuantizeReport, SmoothedPair
 from samforge.transform.quantize.sensitivity import (
     GroupDamage,
     LayerFidelity,
@@ -31,7 +31,7 @@ __all__ = [
     "QuantizeReport",
     "Quantized",
     "QuantizedLayer",
-    "SmoothedNorm",
+    "SmoothedPair",
     "StaticScales",
     "calibrate",
     "check_skips",

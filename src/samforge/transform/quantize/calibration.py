@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,16 +14,11 @@ from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 from samforge.core.errors import BuildError, SamforgeWarning
 from samforge.core.recipe import Quantization
 from samforge.transform.quantize.observers import HALF_STEPS
+from samforge.transform.quantize.pairs import NotSmoothed, Smoothable, smoothable_pairs
 from samforge.transform.quantize.placement import LeftFloat, placement
 from samforge.transform.quantize.quantizer import SMALLEST_SCALE, SiteQuantizer, weight_scale
 from samforge.transform.quantize.sites import Site, constant
-from samforge.transform.quantize.smooth import (
-    NotSmoothed,
-    Smoothable,
-    column_max,
-    smoothable_norms,
-    smoothing_factors,
-)
+from samforge.transform.quantize.smooth import Smoothing, smoothed, smoothings_from_maxima
 from samforge.transform.quantize.watch import ChannelWatch, NotFinite, RangeWatch, Watch
 
 MOVED = 0.1
@@ -39,16 +34,6 @@ Progress = Callable[[str, int], None]
 
 class CalibrationWarning(SamforgeWarning):
     """Ranges of activations have not settled: more samples would widen them."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Smoothing:
-    """A LayerNorm whose channels are evened out."""
-
-    norm: Smoothable
-    """Which."""
-    factors: Tensor
-    """(channels,) powers of two: activations are divided by them, columns multiplied."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -70,11 +55,12 @@ class Calibrated:
     input_scale: Mapping[str, float]
     """Scale of each observed tensor after smoothing, by node."""
     weight_scale: Mapping[str, Tensor]
-    """Scales of each site's weight after smoothing, (output channels,), by the site's node."""
+    """Scales of each site's weight with its columns smoothed, (output channels,), by the site's
+    node. What its rows are divided by in a graph divides them too: :meth:`folded_scale`."""
     smoothings: tuple[Smoothing, ...]
-    """LayerNorms that are smoothed."""
+    """Weights that are evened out, in the order of the graph."""
     not_smoothed: tuple[NotSmoothed, ...]
-    """LayerNorms in front of quantized linears that are not."""
+    """Weights in front of quantized operators that are not."""
     samples: int
     """How many samples set the ranges."""
     moving: tuple[str, ...]
@@ -85,9 +71,22 @@ class Calibrated:
         """Groups of sites, in the order of the graph."""
         return tuple(dict.fromkeys(site.group for site in self.sites))
 
-    def factors(self) -> dict[str, Tensor]:
-        """Smoothing factors by the node of each linear they reach."""
-        return {node: s.factors for s in self.smoothings for node in s.norm.linears}
+    def columns(self) -> dict[str, Tensor]:
+        """Factor of each input channel, by the node of every operator that has some."""
+        return _columns(self.smoothings)
+
+    def folded(self, quantized: Collection[str]) -> tuple[Smoothing, ...]:
+        """Smoothings that are of use where these sites, by node, are quantized."""
+        wanted = set(quantized)
+        return tuple(s for s in self.smoothings if wanted & s.pair.readers.keys())
+
+    def folded_scale(self, site: Site, folded: Iterable[Smoothing]) -> Tensor:
+        """Scales of a site's weight in a graph that some smoothings are folded into."""
+        scale = self.weight_scale[site.node]
+        for smoothing in folded:
+            if smoothing.pair.weight == site.weight:
+                scale = scale / smoothing.factors
+        return scale.clamp(min=SMALLEST_SCALE)
 
 
 def calibrate(
@@ -117,26 +116,18 @@ def calibrate(
     graph = program.module()
     source = _Source(program=program, samples=samples, part=part, progress=progress)
     placed = placement(graph, part, settings)
-    norms, not_smoothed = smoothable_norms(graph, placed.sites, part, settings)
-    watches = _watches(placed.sites, norms, settings)
+    pairs, not_smoothed = smoothable_pairs(graph, placed.sites, part, settings)
+    watches = _watches(placed.sites, pairs, settings)
     count = source.observe(placed.sites, watches, "ranges")
-    smoothings = tuple(
-        Smoothing(
-            norm=norm,
-            factors=smoothing_factors(
-                torch.stack([watches[name].maxima for name in norm.inputs]).amax(0),
-                column_max(graph, norm),
-                settings.smooth_alpha,
-            ),
-        )
-        for norm in norms
-    )
+    maxima = {name: w.maxima for name, w in watches.items() if isinstance(w, ChannelWatch)}
+    smoothings = smoothings_from_maxima(graph, pairs, maxima, settings.smooth_alpha)
     ranges = {n: w.range() for n, w in watches.items() if isinstance(w, RangeWatch)}
     if settings.observer == "min-max":
         ranges |= {
-            name: float((watches[name].maxima / smoothing.factors).max())
+            name: float((maxima[name] / smoothing.columns(reader)).max())
             for smoothing in smoothings
-            for name in smoothing.norm.inputs
+            for name, reader in smoothing.pair.inputs.items()
+            if name in maxima
         }
     elif smoothings:
         second = _second_watches(placed.sites, smoothings, settings)
@@ -146,7 +137,7 @@ def calibrate(
         watches |= second
     moving = _moving(watches)
     _warn(part, moving, count)
-    factors = {node: s.factors for s in smoothings for node in s.norm.linears}
+    columns = _columns(smoothings)
     return Calibrated(
         program=program,
         part=part,
@@ -157,7 +148,9 @@ def calibrate(
         input_scale={n: max(r / HALF_STEPS, SMALLEST_SCALE) for n, r in ranges.items()},
         weight_scale={
             site.node: weight_scale(
-                smoothed(constant(graph, str(site.weight)), factors.get(site.node)),
+                smoothed(
+                    constant(graph, str(site.weight)), columns.get(site.node), site.column_axis
+                ),
                 site.channel_axis,
             )
             for site in placed.sites
@@ -169,9 +162,12 @@ def calibrate(
     )
 
 
-def smoothed(weight: Tensor, factors: Tensor | None) -> Tensor:
-    """Multiply the input columns of a linear's weight."""
-    return weight if factors is None else weight.detach() * factors
+def _columns(smoothings: Iterable[Smoothing]) -> dict[str, Tensor]:
+    return {
+        node: smoothing.columns(reader)
+        for smoothing in smoothings
+        for node, reader in smoothing.pair.readers.items()
+    }
 
 
 def _paths(sites: Iterable[Site]) -> dict[str, tuple[str, ...]]:
@@ -183,26 +179,26 @@ def _paths(sites: Iterable[Site]) -> dict[str, tuple[str, ...]]:
 
 
 def _watches(
-    sites: tuple[Site, ...], norms: tuple[Smoothable, ...], settings: Quantization
+    sites: tuple[Site, ...], pairs: tuple[Smoothable, ...], settings: Quantization
 ) -> dict[str, Watch]:
-    behind_norms = {name for norm in norms for name in norm.inputs}
+    axes = {name: reader.input_axis for pair in pairs for name, reader in pair.inputs.items()}
     return {
-        name: ChannelWatch(paths)
-        if name in behind_norms
-        else RangeWatch(paths, settings.observer, None)
-        for name, paths in _paths(sites).items()
+        name: ChannelWatch(own, axes[name]) if name in axes else RangeWatch(own, settings.observer)
+        for name, own in _paths(sites).items()
     }
 
 
 def _second_watches(
     sites: tuple[Site, ...], smoothings: tuple[Smoothing, ...], settings: Quantization
 ) -> dict[str, RangeWatch]:
-    factors = {name: s.factors for s in smoothings for name in s.norm.inputs}
-    return {
-        name: RangeWatch(paths, settings.observer, factors[name])
-        for name, paths in _paths(sites).items()
-        if name in factors
-    }
+    found: dict[str, RangeWatch] = {}
+    paths = _paths(sites)
+    for smoothing in smoothings:
+        for name, reader in smoothing.pair.inputs.items():
+            if name in paths:
+                columns = smoothing.columns(reader)
+                found[name] = RangeWatch(paths[name], settings.observer, columns, reader.input_axis)
+    return found
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -8,11 +8,10 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-from samforge.transform.quantize.calibration import Calibrated, smoothed
+from samforge.transform.quantize.calibration import Calibrated
 from samforge.transform.quantize.quantizer import FixedScale, FrozenWeight, SiteQuantizer
 from samforge.transform.quantize.reexport import exported_again
-from samforge.transform.quantize.sites import constant, replace_constant
-from samforge.transform.quantize.smooth import divide_norm
+from samforge.transform.quantize.smooth import fold
 
 
 def program_from_calibrated(calibrated: Calibrated, *, kept: Iterable[str] = ()) -> ExportedProgram:
@@ -32,13 +31,18 @@ def program_from_calibrated(calibrated: Calibrated, *, kept: Iterable[str] = ())
     left = set(kept)
     sites = tuple(site for site in calibrated.sites if site.group not in left)
     graph = calibrated.program.module()
-    _smooth(graph, calibrated, {site.node for site in sites})
+    folded = calibrated.folded({site.node for site in sites})
+    for smoothing in folded:
+        fold(graph, smoothing)
     prepared = prepare_pt2e(
         graph,
         SiteQuantizer(
             sites,
             {site.input: FixedScale(calibrated.input_scale[site.input]) for site in sites},
-            {site.node: FrozenWeight(site, calibrated.weight_scale[site.node]) for site in sites},
+            {
+                site.node: FrozenWeight(site, calibrated.folded_scale(site, folded))
+                for site in sites
+            },
         ),
     )
     quantized = convert_pt2e(prepared, fold_quantize=False)
@@ -70,7 +74,7 @@ class Programs:
 
 
 def smoothed_program(calibrated: Calibrated) -> ExportedProgram:
-    """The float program with its LayerNorms evened out: the same function, to the last bit.
+    """The float program with its channels evened out: the same function, to the last bit.
 
     For backends that quantize by themselves and take only the scales.
 
@@ -78,18 +82,9 @@ def smoothed_program(calibrated: Calibrated) -> ExportedProgram:
         ExportError: The changed graph cannot be exported again.
     """
     graph = calibrated.program.module()
-    _smooth(graph, calibrated, {site.node for site in calibrated.sites})
-    return exported_again(graph, calibrated.program, calibrated.part)
-
-
-def _smooth(graph: GraphModule, calibrated: Calibrated, quantized: set[str]) -> None:
-    """Fold the factors in, for every LayerNorm with a quantized linear behind it."""
     for smoothing in calibrated.smoothings:
-        if not quantized & set(smoothing.norm.linears):
-            continue
-        divide_norm(graph, smoothing.norm, smoothing.factors)
-        for name in smoothing.norm.linears.values():
-            replace_constant(graph, name, smoothed(constant(graph, name), smoothing.factors))
+        fold(graph, smoothing)
+    return exported_again(graph, calibrated.program, calibrated.part)
 
 
 def drop_unused(graph: GraphModule) -> None:

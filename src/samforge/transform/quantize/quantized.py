@@ -110,13 +110,14 @@ def quantized_from_calibrated(
         )
     rows = tuple(table)
     kept = {row.group for row in rows if row.kept}
+    folded = calibrated.folded({s.node for s in calibrated.sites if s.group not in kept})
     return Quantized(
         program=(programs or Programs(calibrated)).with_kept(kept),
         report=report_from_calibrated(calibrated, precision=precision, table=rows),
         scales={
             site.path: StaticScales(
                 activation=calibrated.input_scale[site.input],
-                weight=calibrated.weight_scale[site.node],
+                weight=calibrated.folded_scale(site, folded),
             )
             for site in calibrated.sites
             if site.group not in kept

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from samforge.transform.quantize.calibration import Calibrated
 from samforge.transform.quantize.observers import HALF_STEPS
+from samforge.transform.quantize.pairs import NotSmoothed
 from samforge.transform.quantize.placement import LeftFloat
 from samforge.transform.quantize.sensitivity import GroupDamage
-from samforge.transform.quantize.smooth import NotSmoothed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,15 +27,19 @@ class QuantizedLayer:
     activation_range: float
     """Largest magnitude of its input that is represented."""
     smoothed: bool
-    """Whether the LayerNorm before it is evened out."""
+    """Whether the channels that it reads are evened out."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SmoothedNorm:
-    """One LayerNorm whose channels are evened out."""
+class SmoothedPair:
+    """One weight whose channels are evened out against those that read them."""
 
-    norm: str
+    writer: str
     """Module path."""
+    operator: str
+    """``layer_norm``, ``group_norm``, ``linear``, ``conv2d`` or ``conv_transpose2d``."""
+    readers: tuple[str, ...]
+    """Module paths of the linears and convolutions that read it."""
     smallest: float
     """Smallest factor."""
     largest: float
@@ -64,10 +68,10 @@ class QuantizeReport:
     """What computes in 8 bits."""
     left: tuple[LeftFloat, ...]
     """What does not, with the reason."""
-    smoothed: tuple[SmoothedNorm, ...]
-    """LayerNorms that are evened out."""
+    smoothed: tuple[SmoothedPair, ...]
+    """Weights whose channels are evened out."""
     not_smoothed: tuple[NotSmoothed, ...]
-    """LayerNorms before quantized linears that are not, with the reason."""
+    """Weights before quantized operators that are not, with the reason."""
     groups: tuple[GroupDamage, ...]
     """The sensitivity table; empty where it was not measured."""
 
@@ -84,7 +88,7 @@ def report_from_calibrated(
     """
     rows = tuple(table)
     kept = {row.group: row.reason for row in rows if row.kept}
-    behind = calibrated.factors()
+    behind = calibrated.columns()
     total = calibrated.products
     quantized = {site.node for site in calibrated.sites if site.group not in kept}
     layers = tuple(
@@ -120,11 +124,14 @@ def report_from_calibrated(
         layers=layers,
         left=(*calibrated.left, *in_half),
         smoothed=tuple(
-            SmoothedNorm(
-                norm=s.norm.norm, smallest=float(s.factors.min()), largest=float(s.factors.max())
+            SmoothedPair(
+                writer=s.pair.writer,
+                operator=s.pair.operator,
+                readers=tuple(one.path for one in s.pair.readers.values()),
+                smallest=float(s.factors.min()),
+                largest=float(s.factors.max()),
             )
-            for s in calibrated.smoothings
-            if quantized & set(s.norm.linears)
+            for s in calibrated.folded(quantized)
         ),
         not_smoothed=calibrated.not_smoothed,
         groups=rows,

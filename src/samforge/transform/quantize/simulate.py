@@ -15,10 +15,11 @@ from torch import Tensor
 from torch.fx import Interpreter, Node
 from torch.utils._pytree import tree_leaves, tree_map
 
-from samforge.transform.quantize.calibration import Calibrated, smoothed
+from samforge.transform.quantize.calibration import Calibrated
 from samforge.transform.quantize.observers import HALF_STEPS, QMAX, QMIN
 from samforge.transform.quantize.quantizer import along, int8_from_weight
 from samforge.transform.quantize.sites import Site
+from samforge.transform.quantize.smooth import smoothed
 
 E4M3_MAX = 448.0
 """Largest number of float8_e4m3fn."""
@@ -56,7 +57,7 @@ class Simulation(Interpreter):
         super().__init__(calibrated.program.module())
         self._calibrated = calibrated
         self._sites = {site.node: site for site in calibrated.sites}
-        self._factors = calibrated.factors()
+        self._columns = calibrated.columns()
         self._names = [str(name) for name in calibrated.program.graph_signature.user_inputs]
         self._e4m3 = precision == "fp8"
         self._quantized: Collection[str] = ()
@@ -113,14 +114,15 @@ class Simulation(Interpreter):
 
     def _rounded_arguments(self, site: Site, args: tuple[Any, ...]) -> tuple[Any, ...]:
         values, weight, *rest = args
-        factors = self._factors.get(site.node)
+        columns = self._columns.get(site.node)
         scale = self._calibrated.input_scale[site.input]
         weight_scale = self._calibrated.weight_scale[site.node]
         axis = site.channel_axis
-        if factors is not None:
-            # Powers of two: dividing here gives the bits that a folded LayerNorm gives.
-            values = values / factors
-        weight = smoothed(weight, factors)
+        if columns is not None:
+            # Powers of two: dividing here gives the bits that a folded writer gives. So does
+            # leaving out what the rows of a weight are divided by: its scales are as well.
+            values = values / along(columns, site.input_axis, values.ndim)
+        weight = smoothed(weight, columns, site.column_axis)
         broadcast = along(weight_scale, axis, weight.ndim)
         if self._e4m3:
             values = round_e4m3(values, scale * ACTIVATION_TO_E4M3)

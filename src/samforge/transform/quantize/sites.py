@@ -20,6 +20,8 @@ WEIGHTED: dict[Any, tuple[str, int]] = {
     aten.conv_transpose2d.input: ("conv_transpose2d", 1),
 }
 """Operators with a weight that can be int8: their name in settings, the weight's output axis."""
+INPUT_AXES = {"linear": (-1, 1), "conv2d": (1, 1), "conv_transpose2d": (1, 0)}
+"""Which axis of the input and which of the weight counts input channels."""
 PRODUCTS: dict[Any, str] = {
     aten.matmul.default: "matmul",
     aten.bmm.default: "matmul",
@@ -51,6 +53,16 @@ class Site:
     """Axis of the weight that counts output channels."""
     products: int
     """Multiplications for one image and one prompt."""
+
+    @property
+    def input_axis(self) -> int:
+        """Axis of its input that counts channels."""
+        return INPUT_AXES[self.operator][0]
+
+    @property
+    def column_axis(self) -> int:
+        """Axis of its weight that counts input channels."""
+        return INPUT_AXES[self.operator][1]
 
     @property
     def group(self) -> str:
@@ -89,7 +101,7 @@ def _sites(graph: GraphModule) -> Iterator[Site]:
             constant = str(weight.target) if weight.op == "get_attr" else None
             yield Site(
                 node=node.name,
-                path=_path(node, constant),
+                path=path_of(node, constant),
                 operator=operator,
                 input=node.args[0].name,
                 weight=constant,
@@ -100,7 +112,7 @@ def _sites(graph: GraphModule) -> Iterator[Site]:
             count = _COUNTS.get(str(node.target.overloadpacket.__name__), _matmul_products)
             yield Site(
                 node=node.name,
-                path=_path(node, None),
+                path=path_of(node, None),
                 operator=PRODUCTS[node.target],
                 input=_first_tensor(node).name,
                 weight=None,
@@ -118,8 +130,11 @@ def _first_tensor(node: Node) -> Node:
     return node.all_input_nodes[0]
 
 
-def _path(node: Node, weight: str | None) -> str:
-    """Owner of the weight; a name that tells nothing (``masks.upsampling_0``) stays whole."""
+def path_of(node: Node, weight: str | None) -> str:
+    """Module path of an operator: the owner of its weight.
+
+    A name that tells nothing (``masks.upsampling_0``) stays whole.
+    """
     if weight is not None and "." in weight:
         return weight.removesuffix(".weight")
     stack = list((node.meta.get("nn_module_stack") or {}).values())

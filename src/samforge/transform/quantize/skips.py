@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from torch.export import ExportedProgram
 
 from samforge.core.recipe import Quantization
+from samforge.transform.quantize.pairs import norm_paths
 from samforge.transform.quantize.patterns import check_choices, check_patterns
 from samforge.transform.quantize.sites import OPERATORS, sites_from_graph
-from samforge.transform.quantize.smooth import norm_paths
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,7 +20,7 @@ class LayerNames:
     multiplying: tuple[str, ...]
     """Module paths of linears, convolutions and matrix products."""
     norms: tuple[str, ...]
-    """Module paths of LayerNorms."""
+    """Module paths of norms."""
 
 
 def names_from_program(program: ExportedProgram) -> LayerNames:

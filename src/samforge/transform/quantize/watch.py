@@ -11,6 +11,7 @@ from samforge.transform.quantize.observers import (
     quick_range,
     range_from_observer,
 )
+from samforge.transform.quantize.quantizer import along
 
 
 class NotFinite(Exception):  # caught where the part and the sample are known
@@ -61,14 +62,23 @@ class Watch(ObserverBase):  # type: ignore[misc]  # torchao has no types
 class RangeWatch(Watch):
     """Feeds an observer, with each channel divided by its smoothing factor first."""
 
-    def __init__(self, paths: tuple[str, ...], observer: str, factors: Tensor | None) -> None:
+    def __init__(
+        self,
+        paths: tuple[str, ...],
+        observer: str,
+        factors: Tensor | None = None,
+        axis: int = -1,
+    ) -> None:
         super().__init__(paths)
         self.observer = observer_from_name(observer)
         self._factors = factors
+        self._axis = axis
 
     def see(self, values: Tensor) -> None:
         """See :meth:`Watch.see`."""
-        self.observer(values if self._factors is None else values / self._factors)
+        if self._factors is not None:
+            values = values / along(self._factors, self._axis, values.ndim)
+        self.observer(values)
 
     def now(self) -> float:
         """See :meth:`Watch.now`."""
@@ -80,15 +90,16 @@ class RangeWatch(Watch):
 
 
 class ChannelWatch(Watch):
-    """Keeps the largest magnitude of each channel, the last axis."""
+    """Keeps the largest magnitude of each channel, counted along one axis."""
 
-    def __init__(self, paths: tuple[str, ...]) -> None:
+    def __init__(self, paths: tuple[str, ...], axis: int) -> None:
         super().__init__(paths)
         self.maxima = torch.zeros(0)
+        self._axis = axis
 
     def see(self, values: Tensor) -> None:
         """See :meth:`Watch.see`."""
-        found = values.flatten(0, -2).abs().amax(0)
+        found = values.abs().amax([i for i in range(values.ndim) if i != self._axis % values.ndim])
         self.maxima = torch.maximum(self.maxima, found) if self.maxima.numel() else found
 
     def now(self) -> float:
