@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,13 +16,14 @@ import pytest
 import torch
 
 from samforge.core.errors import BuildError, FidelityError
-from samforge.core.recipe import Recipe
+from samforge.core.recipe import Quantization, Recipe
 from samforge.models.loading import model_from_name
 from samforge.steps.account import (
     converted_weights,
     digests_of,
     exported_weights,
     fused_weights,
+    quantized_weights,
     settled,
     stored_in_onnx,
 )
@@ -31,6 +33,15 @@ from samforge.transform.export import exported_from_file
 from samforge.transform.fuse import fuse
 from samforge.transform.onnx.graph import constant
 from samforge.transform.onnx.recorded import check_recorded, ranges_of
+from samforge.transform.quantize import (
+    Calibrated,
+    CalibrationWarning,
+    calibrate,
+    check_ranges,
+    evened_weights,
+    quantized_from_calibrated,
+)
+from samforge.transform.quantize.report import report_from_calibrated
 
 RNG = np.random.default_rng(5)
 WEIGHT = RNG.standard_normal((6, 10), np.float32)
@@ -331,3 +342,50 @@ def test_a_weight_without_a_module_is_named_after_the_module_that_reads_it() -> 
 def test_a_scale_that_calibration_did_not_give(scale: float) -> None:
     with pytest.raises(BuildError, match=r"another range in the graph .* fc \(.*, calibrated to"):
         check_recorded("text", RECORD, quantized(scale=scale))
+
+
+@pytest.fixture(scope="module")
+def calibrated(exported_file: Any, example: Any) -> Calibrated:
+    program = fuse(exported_from_file(exported_file("text")), target="onnxruntime").program
+    sizes = {"prompts": 4}
+    samples = [example("text", sizes, seed=seed) for seed in range(2)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CalibrationWarning)
+        return calibrate(program, lambda: samples, part="text", settings=Quantization())
+
+
+def test_every_tensor_is_in_the_quantized_program(calibrated: Calibrated) -> None:
+    program = quantized_from_calibrated(calibrated, precision="int8").program
+    evened = evened_weights(calibrated)
+    found = entries(quantized_weights(calibrated.program, evened, program))
+    assert "missing" not in found.values()
+    assert found["layers.0.mlp.fc1.weight"] == "evened out, int8"
+    assert found["layers.0.layer_norm2.weight"] == "evened out"
+    assert found["token_embedding.weight"] == found["projection.bias"] == "equal"
+    stored = {k for k, v in calibrated.program.state_dict.items() if isinstance(v, torch.Tensor)}
+    assert set(found) == stored
+
+
+def test_faults_of_the_quantizer(calibrated: Calibrated) -> None:
+    program = quantized_from_calibrated(calibrated, precision="int8").program
+    program.state_dict["layers.1.mlp.fc2.weight_int8"].data[3, 5] ^= 5
+    evened = evened_weights(calibrated)
+    evened["layers.0.layer_norm1.weight"] = evened["layers.0.layer_norm1.weight"] * 1.5
+    found = entries(quantized_weights(calibrated.program, evened, program))
+    lost = [name for name, kind in found.items() if kind == "missing"]
+    assert lost == ["layers.0.layer_norm1.weight", "layers.1.mlp.fc2.weight"]
+
+
+@pytest.mark.parametrize("factor", [4.0, 0.25])
+def test_a_range_that_calibration_did_not_see(calibrated: Calibrated, factor: float) -> None:
+    report = report_from_calibrated(calibrated, precision="int8")
+    check_ranges(report)
+    assert all(
+        layer.activation_range == pytest.approx(layer.largest_seen, rel=1e-5)
+        for layer in report.layers
+    )
+    site = calibrated.sites[2]
+    scales = {**calibrated.input_scale, site.input: calibrated.input_scale[site.input] * factor}
+    planted = replace(calibrated, input_scale=scales)
+    with pytest.raises(BuildError, match=rf"another range than .* gave: {site.path} \("):
+        check_ranges(report_from_calibrated(planted, precision="int8"))

@@ -35,6 +35,7 @@ from samforge.transform.account import (
     Entry,
     account_for,
     counted,
+    same_digits,
 )
 from samforge.transform.fuse import FusedProgram
 from samforge.transform.fuse.constants import constant_nodes
@@ -91,6 +92,32 @@ def fused_weights(before: Mapping[str, str], fused: FusedProgram) -> list[Entry]
         else:
             form = MOVED if digest in places else MISSING
         entries.append(Entry(name=name, form=form, place=places.get(digest)))
+    return entries
+
+
+def quantized_weights(
+    floating: ExportedProgram, evened: Mapping[str, Tensor], quantized: ExportedProgram
+) -> list[Entry]:
+    """Look every stored tensor of a fused program up in its quantized form.
+
+    Args:
+        floating: The fused program.
+        evened: Its tensors with their channels evened out, by powers of two: these change no digit
+            of a number, which is checked.
+        quantized: The program with Q/DQ.
+    """
+    weights = {name: one for name, one in floating.state_dict.items() if isinstance(one, Tensor)}
+    stored = {name: one.detach().numpy() for name, one in tensors_of(quantized).items()}
+    wanted = {name: evened[name].detach().numpy() for name in weights if name in evened}
+    found = {entry.name: entry for entry in account_for(wanted, stored)}
+    entries = []
+    for name, tensor in weights.items():
+        entry = found.get(name, Entry(name=name, form=MISSING))
+        if name in wanted and not np.array_equal(tensor.detach().numpy(), wanted[name]):
+            form = f"evened out, {entry.form}" if entry.form != EQUAL else "evened out"
+            kept = same_digits(tensor.detach().numpy(), wanted[name]) and entry.form != MISSING
+            entry = replace(entry, form=form if kept else MISSING)
+        entries.append(entry)
     return entries
 
 

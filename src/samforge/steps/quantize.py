@@ -12,6 +12,7 @@ from torch import Tensor
 from samforge.core.files import atomic_write_json
 from samforge.measure import feature_cosine_limit
 from samforge.measure.fidelity import compare_outputs
+from samforge.steps.account import quantized_weights, settled
 from samforge.steps.calibrate import calibration_samples, float_sessions
 from samforge.steps.facts import facts_of
 from samforge.steps.trials import Trials, computing, trial_session
@@ -23,7 +24,9 @@ from samforge.transform.quantize import (
     LayerFidelity,
     Programs,
     calibrate,
+    check_ranges,
     choose_kept,
+    evened_weights,
     layer_fidelity,
     quantized_from_calibrated,
     sensitivity,
@@ -50,6 +53,7 @@ def quantize_part(shop: Workshop, name: str) -> Made:
     quantized = quantized_from_calibrated(
         calibrated, precision=shop.recipe.precision, table=table, programs=programs
     )
+    check_ranges(quantized.report)
     layers = _layers(shop, calibrated, samples, table)
     report = f"report/{name}/quantization.json"
     if shop.recipe.target == "inductor":
@@ -61,6 +65,9 @@ def quantize_part(shop: Workshop, name: str) -> Made:
     else:
         artifact, program = shop.quantized(name), quantized.program
     save_exported(program, shop.path(artifact), facts=facts_of(shop, name))
+    kept = [row.group for row in table if row.kept]
+    weights = quantized_weights(floating, evened_weights(calibrated, kept=kept), quantized.program)
+    account, counts = settled(shop, "quantize", name, weights)
     atomic_write_json(shop.path(report), {"report": quantized.report, "layers": layers})
     share = {
         "part": name,
@@ -68,7 +75,7 @@ def quantize_part(shop: Workshop, name: str) -> Made:
         "kept_share": quantized.report.kept_share,
     }
     more = (shop.smoothed(name), shop.scales(name)) if shop.recipe.target == "inductor" else ()
-    return Made(outputs=(artifact, report, *more), figures=(share,))
+    return Made(outputs=(artifact, report, account, *more), figures=(share, counts))
 
 
 def _mixed(shop: Workshop, programs: Programs, samples: Samples) -> tuple[GroupDamage, ...]:

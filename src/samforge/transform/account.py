@@ -90,6 +90,11 @@ def account_for(
     return tuple(entries)
 
 
+def same_digits(array: Array, other: Array) -> bool:
+    """Whether two arrays of numbers differ by powers of two alone."""
+    return array.shape == other.shape and bool((np.frexp(array)[0] == np.frexp(other)[0]).all())
+
+
 def counted(entries: Iterable[Entry]) -> dict[str, int]:
     """How many tensors there are of each form."""
     return dict(sorted(Counter(entry.form for entry in entries).items()))

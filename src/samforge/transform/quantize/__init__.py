@@ -2,7 +2,12 @@
 
 from samforge.transform.quantize.calibration import Calibrated, CalibrationWarning, calibrate
 from samforge.transform.quantize.e4m3 import e4m3_program
-from samforge.transform.quantize.emit import Programs, program_from_calibrated, smoothed_program
+from samforge.transform.quantize.emit import (
+    Programs,
+    evened_weights,
+    program_from_calibrated,
+    smoothed_program,
+)
 from samforge.transform.quantize.placement import LeftFloat
 from samforge.transform.quantize.quantized import (
     Quantized,
@@ -10,7 +15,12 @@ from samforge.transform.quantize.quantized import (
     quantize,
     quantized_from_calibrated,
 )
-from samforge.transform.quantize.report import QuantizedLayer, QuantizeReport, SmoothedPair
+from samforge.transform.quantize.report import (
+    QuantizedLayer,
+    QuantizeReport,
+    SmoothedPair,
+    check_ranges,
+)
 from samforge.transform.quantize.sensitivity import (
     GroupDamage,
     LayerFidelity,
@@ -34,9 +44,11 @@ __all__ = [
     "SmoothedPair",
     "StaticScales",
     "calibrate",
+    "check_ranges",
     "check_skips",
     "choose_kept",
     "e4m3_program",
+    "evened_weights",
     "layer_fidelity",
     "names_from_program",
     "program_from_calibrated",

@@ -54,6 +54,8 @@ class Calibrated:
     """Multiplications of the whole part."""
     input_scale: Mapping[str, float]
     """Scale of each observed tensor after smoothing, by node."""
+    largest_seen: Mapping[str, float]
+    """Largest magnitude in each observed tensor after smoothing, by node."""
     weight_scale: Mapping[str, Tensor]
     """Scales of each site's weight with its columns smoothed, (output channels,), by the site's
     node. What its rows are divided by in a graph divides them too: :meth:`folded_scale`."""
@@ -122,18 +124,22 @@ def calibrate(
     maxima = {name: w.maxima for name, w in watches.items() if isinstance(w, ChannelWatch)}
     smoothings = smoothings_from_maxima(graph, pairs, maxima, settings.smooth_alpha)
     ranges = {n: w.range() for n, w in watches.items() if isinstance(w, RangeWatch)}
+    seen = {n: w.largest for n, w in watches.items() if isinstance(w, RangeWatch)}
     if settings.observer == "min-max":
-        ranges |= {
+        smoothed_maxima = {
             name: float((maxima[name] / smoothing.columns(reader)).max())
             for smoothing in smoothings
             for name, reader in smoothing.pair.inputs.items()
             if name in maxima
         }
+        ranges |= smoothed_maxima
+        seen |= smoothed_maxima
     elif smoothings:
         second = _second_watches(placed.sites, smoothings, settings)
         behind = tuple(site for site in placed.sites if site.input in second)
         source.observe(behind, second, "smoothed ranges")
         ranges |= {name: watch.range() for name, watch in second.items()}
+        seen |= {name: watch.largest for name, watch in second.items()}
         watches |= second
     moving = _moving(watches)
     _warn(part, moving, count)
@@ -146,6 +152,7 @@ def calibrate(
         left=placed.left,
         products=placed.products,
         input_scale={n: max(r / HALF_STEPS, SMALLEST_SCALE) for n, r in ranges.items()},
+        largest_seen=seen,
         weight_scale={
             site.node: weight_scale(
                 smoothed(

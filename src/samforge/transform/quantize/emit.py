@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
@@ -85,6 +86,15 @@ def smoothed_program(calibrated: Calibrated) -> ExportedProgram:
     for smoothing in calibrated.smoothings:
         fold(graph, smoothing)
     return exported_again(graph, calibrated.program, calibrated.part)
+
+
+def evened_weights(calibrated: Calibrated, *, kept: Iterable[str] = ()) -> dict[str, Tensor]:
+    """Every tensor of the float program, evened out as in :func:`program_from_calibrated`."""
+    left = set(kept)
+    graph = calibrated.program.module()
+    for smoothing in calibrated.folded({s.node for s in calibrated.sites if s.group not in left}):
+        fold(graph, smoothing)
+    return {**dict(graph.named_parameters()), **dict(graph.named_buffers())}
 
 
 def drop_unused(graph: GraphModule) -> None:

@@ -5,11 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from samforge.core.errors import BuildError
 from samforge.transform.quantize.calibration import Calibrated
 from samforge.transform.quantize.observers import HALF_STEPS
 from samforge.transform.quantize.pairs import NotSmoothed
 from samforge.transform.quantize.placement import LeftFloat
+from samforge.transform.quantize.quantizer import SMALLEST_SCALE
 from samforge.transform.quantize.sensitivity import GroupDamage
+
+LEAST_COVERED, MOST_COVERED = 0.95, 1.05
+"""Of the largest value seen: bins of a histogram end beyond it, and all observers but min-max may
+cut off what is rare."""
+SHOWN = 6
+"""Layers that an error names."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,6 +34,8 @@ class QuantizedLayer:
     """Of the part's multiplications, 0 to 1."""
     activation_range: float
     """Largest magnitude of its input that is represented."""
+    largest_seen: float
+    """Largest magnitude of its input that calibration saw, smoothed like it."""
     smoothed: bool
     """Whether the channels that it reads are evened out."""
 
@@ -98,6 +108,7 @@ def report_from_calibrated(
             group=site.group,
             share=site.products / total,
             activation_range=calibrated.input_scale[site.input] * HALF_STEPS,
+            largest_seen=calibrated.largest_seen[site.input],
             smoothed=site.node in behind,
         )
         for site in calibrated.sites
@@ -136,3 +147,28 @@ def report_from_calibrated(
         not_smoothed=calibrated.not_smoothed,
         groups=rows,
     )
+
+
+def check_ranges(report: QuantizeReport) -> None:
+    """Make sure that every range fits what calibration saw.
+
+    No observer represents more than the largest value, and min-max no less.
+
+    Raises:
+        BuildError: Names the layers, their ranges and what was seen.
+    """
+    least = LEAST_COVERED if report.observer == "min-max" else 0.0
+    strange = [
+        f"{layer.path} ({layer.activation_range:.4g}, seen {layer.largest_seen:.4g})"
+        for layer in report.layers
+        if not least * layer.largest_seen
+        <= layer.activation_range
+        <= max(MOST_COVERED * layer.largest_seen, SMALLEST_SCALE * HALF_STEPS)
+    ]
+    if strange:
+        more = f" and {len(strange) - SHOWN} more" if len(strange) > SHOWN else ""
+        raise BuildError(
+            f"{len(strange)} of {len(report.layers)} quantized layers of {report.part} have "
+            f"another range than calibration gave: {', '.join(strange[:SHOWN])}{more}. "
+            "Nothing was published."
+        )

@@ -71,6 +71,8 @@ class RangeWatch(Watch):
     ) -> None:
         super().__init__(paths)
         self.observer = observer_from_name(observer)
+        self.largest = 0.0
+        """Magnitude of all values so far, smoothed."""
         self._factors = factors
         self._axis = axis
 
@@ -78,6 +80,7 @@ class RangeWatch(Watch):
         """See :meth:`Watch.see`."""
         if self._factors is not None:
             values = values / along(self._factors, self._axis, values.ndim)
+        self.largest = max(self.largest, float(values.abs().max()))
         self.observer(values)
 
     def now(self) -> float:
