@@ -271,6 +271,15 @@ def test_weak_evidence_is_published_where_a_recipe_asks_for_it(
         held(mine, stage, FAULTS["all boxes zero"][0], gallery=gallery)
 
 
+def test_fp32_without_pictures_is_published_on_weak_evidence(stage: Stage, tmp_path: Path) -> None:
+    gallery = stage.gallery(first=2, most=3)
+    mine = shop(tmp_path, precision="fp32")
+    _, (note,) = held(mine, stage, None, noise=0.001, gallery=gallery)
+    assert note.startswith("Weak evidence (3 pictures, ")
+    with pytest.raises(FidelityError, match="box_iou: "):
+        held(mine, stage, FAULTS["all boxes zero"][0], noise=0.001, gallery=gallery)
+
+
 def test_a_loss_that_the_first_pictures_do_not_hold_is_found(stage: Stage, tmp_path: Path) -> None:
     """The figure holds on the first pictures, and its worse end does not: more are asked."""
     seen = []
