@@ -221,7 +221,10 @@ def _made(make: Callable[[], nn.Module], *, planted: bool = False) -> nn.Module:
 
 
 def _calibrated(module: nn.Module, *inputs: Tensor, **settings: Any) -> Calibrated:
-    program = _exported(module, *inputs)
+    return _ranges(_exported(module, *inputs), *inputs, **settings)
+
+
+def _ranges(program: ExportedProgram, *inputs: Tensor, **settings: Any) -> Calibrated:
     names = [str(name) for name in program.graph_signature.user_inputs]
     sample = dict(zip(names, inputs, strict=True))
     with warnings.catch_warnings():
@@ -446,7 +449,7 @@ def test_observers_see_convolutions_evened_out(observer: str) -> None:
     """Channels of images are counted along another axis than those of tokens."""
     module = _made(Convolutions, planted=True)
     calibrated = _calibrated(module, _pixels(), observer=observer)
-    again = _calibrated(smoothed_program(calibrated).module(), _pixels(), smooth=False)
+    again = _ranges(smoothed_program(calibrated), _pixels(), observer=observer, smooth=False)
     scales = {site.path: calibrated.input_scale[site.input] for site in calibrated.sites}
     other = {site.path: again.input_scale[site.input] for site in again.sites}
     assert scales == pytest.approx(other, rel=0.05)
