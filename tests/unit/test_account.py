@@ -25,7 +25,6 @@ from samforge.steps.account import (
     fused_weights,
     quantized_weights,
     settled,
-    stored_in_onnx,
 )
 from samforge.steps.workshop import Workshop
 from samforge.transform.account import Entry, account_for, counted, scale_bounds
@@ -33,6 +32,7 @@ from samforge.transform.export import exported_from_file
 from samforge.transform.fuse import fuse
 from samforge.transform.onnx.graph import constant
 from samforge.transform.onnx.recorded import check_recorded, ranges_of
+from samforge.transform.onnx.stored import integer_biases, stored_in_onnx
 from samforge.transform.quantize import (
     Calibrated,
     CalibrationWarning,
@@ -281,8 +281,8 @@ def test_constants_of_a_graph_are_those_that_it_reads(onnx_file: Any, tmp_path: 
     model = ir.load(tmp_path / "text.onnx")
     constant(model, "nobody", np.ones(3, np.float32))
     ir.save(model, tmp_path / "more.onnx")
-    assert "nobody" not in stored_in_onnx(tmp_path / "more.onnx")
-    assert "token_embedding.weight" in stored_in_onnx(tmp_path / "more.onnx")
+    assert "nobody" not in stored_in_onnx(ir.load(tmp_path / "more.onnx"))
+    assert "token_embedding.weight" in stored_in_onnx(ir.load(tmp_path / "more.onnx"))
 
 
 def test_the_account_is_written_down(shop: Workshop) -> None:
@@ -389,3 +389,19 @@ def test_a_range_that_calibration_did_not_see(calibrated: Calibrated, factor: fl
     planted = replace(calibrated, input_scale=scales)
     with pytest.raises(BuildError, match=rf"another range than .* gave: {site.path} \("):
         check_ranges(report_from_calibrated(planted, precision="int8"))
+
+
+def test_a_bias_in_32_bits_stands_for_its_numbers() -> None:
+    steps = 0.5 * np.linspace(0.01, 0.06, 6, dtype=np.float32)
+    integers = np.rint(BIAS / steps).astype(np.int32)
+    model = quantized()
+    scales = constant(model, "conv_scales", np.linspace(0.01, 0.06, 6, dtype=np.float32))
+    half = constant(model, "half", np.array(0.5, np.float32))
+    given = ir.val("x", dtype=ir.DataType.UINT8)
+    bias = constant(model, "bias_int32", integers)
+    inputs = [given, half, None, given, scales, None, half, None, bias]
+    model.graph.append(ir.node("QLinearConv", inputs))
+    ((name, found, found_steps),) = integer_biases(model)
+    assert name == "bias_int32"
+    assert (np.abs(found * found_steps - BIAS) <= 0.5001 * steps).all()
+    assert not np.allclose(found * found_steps * 2, BIAS)

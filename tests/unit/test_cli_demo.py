@@ -45,7 +45,7 @@ def test_pictures_and_proof(
     assert cli.main(["demo", "--out", str(prepared), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert (report["command"], report["ok"], report["reused"]) == ("demo", True, True)
-    assert len(report["steps"]) == 12
+    assert len(report["steps"]) == 13
     assert report["accuracy"]["images"] == 4
     assert report["found"] >= 20
     assert len(report["overlays"]) == 24

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from samforge.transform.account import (
     FLOAT8,
     MISSING,
     MOVED,
+    SLACK,
     Array,
     Entry,
     account_for,
@@ -41,8 +42,8 @@ from samforge.transform.fuse import FusedProgram
 from samforge.transform.fuse.constants import constant_nodes
 from samforge.transform.fuse.draft import Draft
 from samforge.transform.onnx.e4m3 import LARGEST, WEIGHT_STEPS
-from samforge.transform.onnx.graph import array_of
 from samforge.transform.onnx.half import SMALLEST_SCALE
+from samforge.transform.onnx.stored import integer_biases, stored_in_onnx
 
 SCALE, INTEGERS = "_scale", "_int8"
 """Ends of the names that the quantizer gives a weight's scales and its integers."""
@@ -137,41 +138,61 @@ def converted_weights(
         for name, tensor in program.state_dict.items()
         if isinstance(tensor, Tensor) and _tells(tensor) and name not in tables
     }
-    stored = stored_in_onnx(artifact)
+    model = ir.load(artifact)
+    stored = stored_in_onnx(model)
     found = account_for(weights, stored, exact=looked_up_in(program))
     if all(entry.form != MISSING for entry in found):
         return found
-    forms = {entry.name: entry.form for entry in found}
-    folded = read_by_constants_alone(program)
+    # Reads more of the graph than most parts need.
+    rest = _Rest(
+        stored=stored,
+        biases=tuple(integer_biases(model)),
+        forms={entry.name: entry.form for entry in found},
+        constants=read_by_constants_alone(program),
+    )
     return tuple(
-        replace(entry, form=_folded(entry.name, weights[entry.name], stored, forms, folded))
-        if entry.form == MISSING
-        else entry
+        rest.found(entry.name, weights[entry.name]) if entry.form == MISSING else entry
         for entry in found
     )
 
 
-def _folded(
-    name: str,
-    array: Array,
-    stored: Mapping[str, Array],
-    forms: Mapping[str, str],
-    folded: Collection[str],
-) -> str:
-    """What the exporter or the target's form computed of a tensor that is not there itself."""
-    weight = forms.get(f"{name.removesuffix(SCALE)}{INTEGERS}", "") if name.endswith(SCALE) else ""
-    if weight in FLOATS:
-        return "folded into the weight that went back to float"
-    if weight == FLOAT8:
-        # The same range in other steps; half rounds a scale, and lifts one that it cannot hold.
-        wanted = np.maximum(array * np.float32(WEIGHT_STEPS / LARGEST), SMALLEST_SCALE)
-        same = (
-            np.allclose(np.maximum(other.astype(np.float32), SMALLEST_SCALE), wanted, rtol=1e-3)
-            for other in stored.values()
-            if other.shape == array.shape and other.dtype.kind == "f"
-        )
-        return f"{FLOAT8} scale" if any(same) else MISSING
-    return "folded with other constants" if name in folded else MISSING
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Rest:
+    """What the exporter or the target's form computed of tensors that are not there themselves."""
+
+    stored: Mapping[str, Array]
+    biases: tuple[tuple[str, Array, Array], ...]
+    forms: Mapping[str, str]
+    constants: Collection[str]
+
+    def found(self, name: str, array: Array) -> Entry:
+        """What became of a tensor."""
+        for place, integers, steps in self.biases:
+            if array.shape == integers.shape and _rounds_to(array, integers, steps):
+                return Entry(name=name, form="int32", place=place)
+        if name.endswith(SCALE):
+            return self._scale(name, array)
+        folded = "folded with other constants" if name in self.constants else MISSING
+        return Entry(name=name, form=folded)
+
+    def _scale(self, name: str, array: Array) -> Entry:
+        """Scales of a weight that is in float again, or in FP8."""
+        weight = self.forms.get(f"{name.removesuffix(SCALE)}{INTEGERS}", "")
+        if weight in FLOATS:
+            return Entry(name=name, form="folded into the weight that went back to float")
+        if weight == FLOAT8:
+            # The same range in other steps; half rounds a scale, and lifts one it cannot hold.
+            wanted = np.maximum(array * np.float32(WEIGHT_STEPS / LARGEST), SMALLEST_SCALE)
+            for place, other in self.stored.items():
+                if other.shape == array.shape and other.dtype.kind == "f":
+                    lifted = np.maximum(other.astype(np.float32), SMALLEST_SCALE)
+                    if np.allclose(lifted, wanted, rtol=1e-3):
+                        return Entry(name=name, form=f"{FLOAT8} scale", place=place)
+        return Entry(name=name, form=MISSING)
+
+
+def _rounds_to(array: Array, integers: Array, steps: Array) -> bool:
+    return bool((np.abs(array - integers * steps) <= 0.5 * (1 + SLACK) * steps).all())
 
 
 def read_by_constants_alone(program: ExportedProgram) -> frozenset[str]:
@@ -255,19 +276,6 @@ def _digest(tensor: Tensor) -> str:
     digest = hashlib.sha256(f"{array.dtype} {array.shape}".encode())
     digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
-
-
-def stored_in_onnx(path: Path) -> dict[str, Array]:
-    """Every constant that some operator of an ONNX file reads, by its name."""
-    model = ir.load(path)
-    values = [value for value in model.graph.initializers.values() if value.uses()]
-    made = [node.outputs[0] for node in model.graph.all_nodes() if node.op_type == "Constant"]
-    stored = {}
-    for value in (*values, *made):
-        array = array_of(value)
-        if array is not None:
-            stored[value.name or ""] = array
-    return stored
 
 
 def looked_up_in(program: ExportedProgram) -> frozenset[str]:
