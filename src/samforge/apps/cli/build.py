@@ -21,7 +21,6 @@ from samforge.apps.cli.progress import BuildProgress
 from samforge.apps.cli.steps import print_steps
 from samforge.core.errors import SettingError
 from samforge.core.files import size_text
-from samforge.core.manifest import evidence_in_words, evidence_of
 from samforge.core.recipe import PRECISIONS, TARGETS
 
 if TYPE_CHECKING:
@@ -238,6 +237,8 @@ def _jobs(recipe: Recipe) -> int:
 
 def build_report(bundle: Bundle) -> dict[str, object]:
     """What a build made, for machines."""
+    from samforge.core.manifest import evidence_of
+
     manifest = bundle.manifest
     return {
         "bundle": bundle.root,
@@ -260,6 +261,8 @@ def bundle_bytes(bundle: Bundle) -> int:
 
 def print_built(bundle: Bundle) -> None:
     """Say what a reader has to know, where the bundle is and what to type next."""
+    from samforge.core.manifest import evidence_in_words
+
     for note in dict.fromkeys(note for step in bundle.manifest.steps for note in step.notes):
         print_note(note)
     if evidence := evidence_in_words(bundle.manifest):

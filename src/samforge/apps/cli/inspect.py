@@ -21,7 +21,6 @@ from samforge.apps.cli.places import DigestOption
 from samforge.apps.cli.steps import print_accounts, print_steps
 from samforge.core.errors import SettingError
 from samforge.core.files import size_text
-from samforge.core.manifest import evidence_in_words
 from samforge.core.recipe import TARGETS
 from samforge.core.reference import REFERENCE_WORDS
 
