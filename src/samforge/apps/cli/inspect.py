@@ -85,6 +85,8 @@ def inspect(
 
 
 def _print_bundle(report: BundleReport) -> None:
+    from samforge.core.manifest import evidence_in_words
+
     manifest = report.manifest
     recipe = manifest.recipe
     size = sum(entry.bytes for entry in manifest.files.values())
