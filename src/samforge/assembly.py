@@ -23,7 +23,7 @@ from samforge.runtime import PhraseTokenizer, Segmenter
 if TYPE_CHECKING:
     from samforge.runtime.device import DeviceSegmenter
 
-_MOST_TRIES = 20
+_MOST_TRIES = 100
 """Loads that a replacement may disturb before it is told."""
 T = TypeVar("T")
 

@@ -82,6 +82,7 @@ def test_a_part_in_half(tmp_path: Path, one_thread: None, capsys: Capture) -> No
     assert "was built for a GPU of compute capability 89, and there is no GPU here" in error
 
 
+@pytest.mark.slow
 def test_the_tiny_model_in_int8(tmp_path: Path, one_thread: None, capsys: Capture) -> None:
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(RECIPE, encoding="utf-8")

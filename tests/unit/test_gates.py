@@ -211,7 +211,7 @@ def test_a_good_bundle_holds_every_gate_and_says_on_what_evidence(
     assert figures["cgf1_alike"].value == 1.0
     assert figures["cgf1_drop"].value == 0.0
     assert 1.0 < figures["channel_gain"].value < 1.02
-    assert verdict.limits["channel_gain"] == 1.5
+    assert verdict.measured["channel_gain"] == 1.5
     names = ["black", "white", "of one colour", "saturated", "noise"]
     assert [one.name for one in verified.odd] == names
     assert max(one.odd_logit_shift for one in verified.odd) < 0.6

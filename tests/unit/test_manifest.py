@@ -174,13 +174,13 @@ def test_ordinary_paths_are_allowed(parts: list[str]) -> None:
     assert check_relative("/".join(parts)) is None
 
 
-@pytest.mark.parametrize("text", ["", "{", "[" * 100_000])
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "\ufeff{}"])
 def test_not_json(text: str) -> None:
     with pytest.raises(DamagedBundle, match="is not valid JSON"):
         manifest_from_text(text, place="here")
 
 
-@pytest.mark.parametrize("text", ["[]", "3", "null", "{}", "\ufeff{}", '{"schema_version": 1}'])
+@pytest.mark.parametrize("text", ["[]", "3", "null", "{}", '{"schema_version": 1}'])
 def test_not_a_manifest(text: str) -> None:
     with pytest.raises(ForeignBundle, match="is not a samforge manifest"):
         manifest_from_text(text, place="here")

@@ -67,6 +67,7 @@ def test_steps_in_order_and_what_the_bundle_says(tmp_path: Path) -> None:
         "parts/text/text.onnx",
         "report/report.html",
         "report/text/fusions.json",
+        *(f"report/text/weights-{step}.json" for step in ("export", "fuse", "onnx")),
         "tokenizer/tokenizer.json",
     }
     assert manifest.parents == {"weights": "random:seed=0"}
@@ -76,9 +77,10 @@ def test_steps_in_order_and_what_the_bundle_says(tmp_path: Path) -> None:
         "onnx_max_abs": 1e-4,
     }
     assert Recipe.from_dict(dict(manifest.recipe)) == TEXT
-    exact = [row["max_abs"] for row in manifest.steps[0].fidelity]
-    assert exact == [0.0] * 4  # two outputs at two sizes
-    close = [row["gated"] for row in manifest.steps[2].fidelity]
+    *compared, account = manifest.steps[0].fidelity
+    assert [row["max_abs"] for row in compared] == [0.0] * 12  # two outputs at six sizes
+    assert account["weights"] == sum(account["forms"].values())
+    close = [row["gated"] for row in manifest.steps[2].fidelity[:-1]]
     assert 0 <= max(close) <= 1e-4
     assert "random numbers" in bundle.path("LICENSE-weights.txt").read_text()
     assert not list(tmp_path.glob(".*"))

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -113,6 +114,9 @@ def test_loads_during_rebuilds_are_all_of_one(
                     for name in ("parts", "tokenizer"):
                         shutil.copytree(source.root / name, staging.root / name, dirs_exist_ok=True)
                     staging.publish(source.manifest, ["parts", "tokenizer"])
+                time.sleep(
+                    0.03
+                )  # no build is quicker; on a busy machine nothing would load between two
             except Exception as error:  # noqa: BLE001  # any is one too many
                 problems.append(error)
                 return

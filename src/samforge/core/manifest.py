@@ -280,9 +280,8 @@ def _check_digest(table: dict[str, Any], text: str, place: str) -> None:
             f"{place}/{MANIFEST_NAME} was changed: its digest is {stated!r:.70}, and what it says "
             f"has {found}. {what_to_do()}"
         )
-    # Spaces, 1e-05 for 1E-05 and escapes say the same in other bytes. None of them is ours. A mark
-    # before the text is no part of it: editors write it unasked.
-    if text.removeprefix("\ufeff") != _written(table):
+    # Spaces, 1e-05 for 1E-05 and escapes say the same in other bytes. None of them is ours.
+    if text != _written(table):
         raise DamagedBundle(
             f"{place}/{MANIFEST_NAME} was changed: it says the same in another form than samforge "
             f"writes. {what_to_do()}"

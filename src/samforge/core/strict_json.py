@@ -29,12 +29,9 @@ class StrictJsonError(ValueError):
 def strict_json(text: str) -> Any:
     """Read JSON; a key given twice, a number out of range or too much depth is an error.
 
-    A byte order mark, which editors write before a text, is no part of it.
-
     Raises:
         StrictJsonError: With what is wrong.
     """
-    text = text.removeprefix("\ufeff")
     _check_depth(text)
     try:
         return json.loads(

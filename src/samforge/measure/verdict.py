@@ -121,9 +121,9 @@ class Verdict:
         )
 
     @property
-    def limits(self) -> dict[str, float]:
-        """The limit of each gate."""
-        return {one.gate: one.limit for one in self.judged}
+    def measured(self) -> dict[str, float]:
+        """The limit of each gate whose figure could be measured."""
+        return {one.gate: one.limit for one in self.judged if not _unknown(one)}
 
     def in_words(self) -> str:
         """What it rests on."""

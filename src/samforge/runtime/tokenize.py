@@ -148,6 +148,14 @@ class PhraseTokenizer:
             )
         )
 
+    def fits(self, phrase: str) -> bool:
+        """Whether a phrase is read whole, and not cut off at the model's number of tokens.
+
+        Raises:
+            DamagedBundle: The tokenizer fails on it.
+        """
+        return not self._encoded(self._text(phrase)).overflowing
+
     def _warn_if_truncated(self, phrase: str, text: str, encoding: Encoding) -> None:
         if not encoding.overflowing:
             return

@@ -26,14 +26,19 @@ COMMON = (
 
 
 def more_phrases(shop: Workshop) -> tuple[str, ...]:
-    """All phrases to choose from beyond the recipe's: those whose words the model knows."""
-    known = _known_words(shop)
+    """All phrases to choose from beyond the recipe's: those that the model can read whole."""
+    if shop.model.text is None:
+        return ()
+    tokenizer = tokenizer_of(shop)
+    known = frozenset(tokenizer.known_words)
     own = shop.recipe.calibration.prompts
     drawn = shop.recipe.calibration.source is None or bool(known)
     return tuple(
         phrase
         for phrase in (tiny.vocabulary() if drawn else COMMON)
-        if phrase not in own and (not known or known.issuperset(phrase.split()))
+        if phrase not in own
+        and (not known or known.issuperset(phrase.split()))
+        and tokenizer.fits(phrase)
     )
 
 
@@ -64,8 +69,3 @@ def tokenizer_of(shop: Workshop) -> PhraseTokenizer:
     return PhraseTokenizer(
         shop.path(TOKENIZER_NAME), text.context, text.eos_id, reference=shop.recipe.reference
     )
-
-
-def _known_words(shop: Workshop) -> frozenset[str]:
-    """Words of a model with a small vocabulary; empty for one that reads any word."""
-    return frozenset(() if shop.model.text is None else tokenizer_of(shop).known_words)

@@ -108,7 +108,7 @@ def verify_bundle(shop: Workshop) -> Made:
     return Made(
         outputs=(REPORT, *proof, *pictures),
         figures=_figures(verified, weak=bool(weak)),
-        gates=verified.verdict.limits | odd_limits(shop.recipe.precision, shop.recipe.gates),
+        gates=verified.verdict.measured | odd_limits(shop.recipe.precision, shop.recipe.gates),
         notes=(*notes, *weak),
     )
 
@@ -276,7 +276,10 @@ def _worst_rows(rows: list[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
     for row in rows:
         key = (row["part"], row["tensor"], str(row["odd"]))
         kept[key] = min(kept.get(key, row), row, key=lambda one: one["cosine"])
-    return tuple(
-        {("odd_cosine" if row["odd"] and name == "cosine" else name): row[name] for name in row}
+    ordinary = ({**row, "feature_cosine": row["cosine"]} for row in kept.values() if not row["odd"])
+    odd = (
+        {("odd_cosine" if name == "cosine" else name): value for name, value in row.items()}
         for row in kept.values()
+        if row["odd"]
     )
+    return (*ordinary, *odd)
