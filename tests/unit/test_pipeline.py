@@ -78,7 +78,7 @@ def test_steps_in_order_and_what_the_bundle_says(tmp_path: Path) -> None:
     }
     assert Recipe.from_dict(dict(manifest.recipe)) == TEXT
     *compared, account = manifest.steps[0].fidelity
-    assert [row["max_abs"] for row in compared] == [0.0] * 12  # two outputs at six sizes
+    assert [row["max_abs"] for row in compared] == [0.0] * 10  # two outputs at five sizes
     assert account["weights"] == sum(account["forms"].values())
     close = [row["gated"] for row in manifest.steps[2].fidelity[:-1]]
     assert 0 <= max(close) <= 1e-4

@@ -21,10 +21,10 @@ from samforge.runtime import image_bchw_from_rgb
 
 SWEPT = (1, 2, 3, 5, 8)
 """Sizes that every dynamic axis takes, besides the largest."""
-LARGEST = {"batch": 8, "prompts": 16, "boxes": 16}
+LARGEST = {"batch": 8, "prompts": 8, "boxes": 16}
 """Largest size that is tried where a target sets no limit."""
-MOST_PAIRS = 16
-"""Images times phrases in one call."""
+MOST_PAIRS = 8
+"""Images times phrases in one call: every step runs all of them, and builds must stay quick."""
 LARGE_SIZES = (
     {"batch": 1, "prompts": 2, "boxes": 1},
     {"batch": 2, "prompts": 1, "boxes": 2},
