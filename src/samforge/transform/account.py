@@ -143,7 +143,7 @@ def _form(array: Array, other: Array, *, strict: bool) -> str | None:
     if array.dtype.kind != "f" and array.dtype != np.int8:
         return None
     for arranged in _layouts(array, other):
-        if kind in CASTS and _same(_cast(arranged, kind), other):
+        if kind in CASTS and _same_cast(arranged, other, kind):
             return kind
         if kind in ("int8", FLOAT8) and _quantized(arranged, other, strict=strict):
             return kind
@@ -166,6 +166,12 @@ def _cast(array: Array, kind: str) -> Array:
         return array.astype(CASTS[kind])
 
 
+def _same_cast(array: Array, other: Array, kind: str) -> bool:
+    """The same after a cast; most that are not differ in the few numbers that are cast first."""
+    few = np.array_equal(_cast(_probe(array), kind), _probe(other))
+    return few and bool(np.array_equal(_cast(array, kind), other))
+
+
 def _same(one: Array, other: Array) -> bool:
     """Equal in every bit that matters; NaN equals nothing."""
     return bool(np.array_equal(_probe(one), _probe(other)) and np.array_equal(one, other))
@@ -180,10 +186,11 @@ def _probe(array: Array) -> Array:
 
 def _quantized(array: Array, other: Array, *, strict: bool) -> bool:
     """Whether one scale for each channel, along some axis, makes the array of what is stored."""
+    few, few_marks = (_probe(one).astype(np.float32)[:, None] for one in (array, other))
+    if not _rounded(few, few_marks, other.dtype):
+        return False
     floats, marks = array.astype(np.float32), other.astype(np.float32)
     axes = (0,) if strict else tuple(range(array.ndim))
-    if not _rounded(_probe(floats)[:, None], _probe(marks)[:, None], other.dtype):
-        return False
     # Only what is next to nothing may have become nothing: zeros fit every scale.
     negligible = NEGLIGIBLE * float(np.abs(floats).max(initial=0))
     return any(
