@@ -33,6 +33,7 @@ from meta_comparison.answers import (
 from meta_comparison.questions import Picture, Prompt, Questions
 from meta_comparison.settings import SMALL, Settings
 from samforge.assembly import session_from_bundle, tokenizer_from_bundle
+from samforge.core.around import AroundSession
 from samforge.core.bundle import open_bundle
 from samforge.core.detections import Detections
 from samforge.core.errors import FidelityError, PromptWarning, SettingError
@@ -94,7 +95,7 @@ class EagerSession:
 
 
 @dataclass(kw_only=True, slots=True)
-class Noting:
+class Noting(AroundSession):
     """A session that keeps what went in and came out last: the segmenter hands out detections."""
 
     session: Session
@@ -104,30 +105,11 @@ class Noting:
     outputs: dict[str, Array] = field(default_factory=dict)
     """Of the last run."""
 
-    @property
-    def spec(self) -> PartSpec:
-        """Interface of the part."""
-        return self.session.spec
-
-    @property
-    def runtime(self) -> str:
-        """Name of the backend."""
-        return self.session.runtime
-
-    @property
-    def processor(self) -> str:
-        """Where it runs."""
-        return self.session.processor
-
     def run(self, tensors: Tensors) -> dict[str, Array]:
         """Run the part once."""
         self.inputs = dict(tensors)
         self.outputs = self.session.run(tensors)
         return self.outputs
-
-    def close(self) -> None:
-        """Free the weights."""
-        self.session.close()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from samforge.core.around import AroundSession
 from samforge.core.errors import FidelityError
 from samforge.core.session import Array, PartSpec, Session, Tensors
 
@@ -155,33 +156,14 @@ def saturated(logits: npt.ArrayLike) -> npt.NDArray[np.float64]:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Watched:
+class _Watched(AroundSession):
     """A session whose outputs are looked at."""
 
     session: Session
     witness: Witness
-
-    @property
-    def spec(self) -> PartSpec:
-        """Interface of the part."""
-        return self.session.spec
-
-    @property
-    def runtime(self) -> str:
-        """Name of the backend."""
-        return self.session.runtime
-
-    @property
-    def processor(self) -> str:
-        """Where it runs."""
-        return self.session.processor
 
     def run(self, tensors: Tensors) -> dict[str, Array]:
         """Run the part, and look at what it gives."""
         outputs = self.session.run(tensors)
         self.witness.saw(self.spec, outputs)
         return outputs
-
-    def close(self) -> None:
-        """Free the weights."""
-        self.session.close()

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from samforge.backends import backend_from_name
+from samforge.core.around import AroundSession
 from samforge.core.errors import SettingError
 from samforge.core.files import atomic_write_json
 from samforge.core.session import Array, PartSpec, Session, Tensors
@@ -239,7 +240,7 @@ class Remembering:
 
 
 @dataclass(kw_only=True, slots=True)
-class Recording:
+class Recording(AroundSession):
     """A session that writes down what it is fed."""
 
     session: Session
@@ -249,30 +250,11 @@ class Recording:
     written: list[str] = field(default_factory=list)
     """Files so far."""
 
-    @property
-    def spec(self) -> PartSpec:
-        """Interface of the part."""
-        return self.session.spec
-
-    @property
-    def runtime(self) -> str:
-        """Name of the backend."""
-        return self.session.runtime
-
-    @property
-    def processor(self) -> str:
-        """Where it runs."""
-        return self.session.processor
-
     def run(self, tensors: Tensors) -> dict[str, Array]:
         """Run the part, and keep its inputs."""
         part = self.spec.name
         self.written.append(_write(self.shop, part, len(self.written), tensors))
         return self.session.run(tensors)
-
-    def close(self) -> None:
-        """Free the weights."""
-        self.session.close()
 
 
 def _write(shop: Workshop, part: str, index: int, tensors: Tensors) -> str:
