@@ -4,6 +4,7 @@
     python benchmarks/floors.py --scenes 50 --folder DIR
     python benchmarks/floors.py --rows int8          # fp32 and this one again, the rest as kept:
                                                      # of other weights nothing is kept
+    python benchmarks/floors.py --processes 16       # on a machine of 16 cores
 
 Every row is a bundle of its own, built by the whole pipeline. "naive" is min-max calibration with
 no smoothing and no layer kept: its gates are opened, so that what it loses can be counted. The
@@ -15,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from _conditions import conditions, write_result
+from _scenes import built, measured, workers
 
 import samforge
 from samforge import Bundle, Gates, Recipe
 from samforge.core.recipe import Quantization
-from samforge.measure import PackedDetections, SegmenterAccuracy, measure_segmenter
-from samforge.models import tiny
+from samforge.measure import SegmenterAccuracy
 
 CLAIM = "INT8 and FP8 keep what fp32 finds; naive INT8 of outlier channels does not"
 MODELS = ("tiny", "tiny-stressed")
@@ -58,33 +58,30 @@ COLLAPSED = 0.5
 """Naive INT8 of the stressed model must lose at least this share of the objects."""
 
 
-def built(folder: Path, model: str, row: str) -> Bundle:
-    """Build a row's bundle, or open the one that is there."""
-    out = folder / f"{model}-{row.replace(' ', '-')}"
-    if out.exists():
-        return samforge.open_bundle(out)
-    return samforge.build(Recipe(model=model, **ROWS[row]), out=out)
-
-
-def measured(
-    folder: Path, model: str, scenes: int, names: Sequence[str]
-) -> dict[str, dict[str, Any]]:
-    """Build and measure rows of a model, fp32 first."""
-    answers: dict[tuple[int, int], PackedDetections] = {}
-    found: dict[str, dict[str, Any]] = {}
-    for row in names:
-        bundle = built(folder, model, row)
-        first = not found
-        accuracy = measure_segmenter(
-            # torch has one number of threads for the whole process.
-            samforge.load(bundle, threads=None if bundle.manifest.target == "torch" else 1),
-            tiny.labelled_scenes(scenes),
-            record=answers if first else None,
-            reference=None if first else answers,
-        )
-        found[row] = _figures(bundle, accuracy, None if first else found["fp32"]["cgf1"])
-        print(f"{model} {row}: {json.dumps(found[row])}", flush=True)
-    return found
+def measured_rows(
+    folder: Path, scenes: int, names: Sequence[str], processes: int
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Build every row of every model and measure it, fp32 first."""
+    places = {
+        model: {row: folder / f"{model}-{row.replace(' ', '-')}" for row in ("fp32", *names)}
+        for model in MODELS
+    }
+    with workers(processes) as pool:
+        builds = [
+            pool.submit(built, Recipe(model=model, **ROWS[row]), place)
+            for model, rows in places.items()
+            for row, place in rows.items()
+        ]
+        for build in builds:
+            build.result()
+        found = {model: measured(pool, rows, scenes) for model, rows in places.items()}
+    return {
+        model: {
+            row: _figures(samforge.open_bundle(places[model][row]), one, rows["fp32"])
+            for row, one in rows.items()
+        }
+        for model, rows in found.items()
+    }
 
 
 def claims(rows: dict[str, dict[str, dict[str, Any]]]) -> dict[str, bool]:
@@ -129,9 +126,12 @@ def written(
     return write_result(__file__, result), holds
 
 
-def _figures(bundle: Bundle, accuracy: SegmenterAccuracy, cgf1: float | None) -> dict[str, Any]:
+def _figures(
+    bundle: Bundle, accuracy: SegmenterAccuracy, exact: SegmenterAccuracy
+) -> dict[str, Any]:
     assert accuracy.cgf1 is not None
     assert accuracy.text is not None
+    assert exact.cgf1 is not None
     figures: dict[str, Any] = {
         "target": bundle.manifest.target,
         "precision": bundle.manifest.recipe["precision"],
@@ -143,12 +143,11 @@ def _figures(bundle: Bundle, accuracy: SegmenterAccuracy, cgf1: float | None) ->
         ),
         "cgf1": round(accuracy.cgf1.cgf1, 5),
         "text_f1": round(accuracy.text.f1, 5),
-        "image_ms": round(accuracy.image_ms, 2),
     }
-    if accuracy.fidelity is not None and cgf1 is not None:
+    if accuracy.fidelity is not None:
         one = accuracy.fidelity
         figures |= {
-            "cgf1_drop": round(cgf1 - accuracy.cgf1.cgf1, 5),
+            "cgf1_drop": round(exact.cgf1.cgf1 - accuracy.cgf1.cgf1, 5),
             "mask_iou": None if one.mask_iou is None else round(one.mask_iou, 5),
             "agreement": None if one.agreement is None else round(one.agreement, 5),
             "pairs": one.pairs,
@@ -164,26 +163,13 @@ def main() -> int:
     parser.add_argument("--scenes", type=int, default=1000)
     parser.add_argument("--folder", type=Path, help="keep the bundles here, and use those there")
     parser.add_argument("--rows", nargs="+", choices=tuple(ROWS)[1:], help="measure these alone")
-    parser.add_argument("--model", choices=MODELS, help=argparse.SUPPRESS)
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
-    if options.model:
-        names = ("fp32", *(options.rows or tuple(ROWS)[1:]))
-        rows = measured(options.folder, options.model, options.scenes, names)
-        (options.folder / f"{options.model}.json").write_text(json.dumps(rows))
-        return 0
+    names = options.rows or tuple(ROWS)[1:]
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.folder or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
-        # Side by side, one thread each: at this size two threads of a runtime gain nothing.
-        command = [sys.executable, __file__, "--scenes", str(options.scenes)]
-        command += ["--folder", str(folder)]
-        command += ["--rows", *options.rows] if options.rows else []
-        env = os.environ | {"OMP_NUM_THREADS": "1"}
-        processes = [subprocess.Popen([*command, "--model", model], env=env) for model in MODELS]
-        codes = [process.wait() for process in processes]
-        if any(codes):
-            raise SystemExit("A build or a measurement failed; see above.")
-        rows = {model: json.loads((folder / f"{model}.json").read_text()) for model in MODELS}
+        rows = measured_rows(folder, options.scenes, names, options.processes)
     if options.rows:
         path, holds = renew(rows, options.rows)
     else:
