@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from samforge.core.session import Array, Tensors
 from samforge.models.tiny import LICENSE_NOTICE
 from samforge.models.tiny.scenes import draw_scene
 from samforge.steps import export as export_step
-from samforge.transform.export import run_exported
+from samforge.transform.export import runs_of_exported
 
 
 class Watched:
@@ -45,9 +46,18 @@ TEXT = Recipe(parts=("text",), random_weights=True)
 """The smallest real build: two seconds."""
 
 
-def test_steps_in_order_and_what_the_bundle_says(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def text_build(tmp_path_factory: pytest.TempPathFactory) -> tuple[samforge.Bundle, Watched]:
+    """The text part, built once, and what the build said: read only."""
     watched = Watched()
-    bundle = samforge.build(TEXT, out=tmp_path / "text", progress=watched)
+    out = tmp_path_factory.mktemp("text") / "text"
+    return samforge.build(TEXT, out=out, progress=watched), watched
+
+
+def test_steps_in_order_and_what_the_bundle_says(
+    text_build: tuple[samforge.Bundle, Watched],
+) -> None:
+    bundle, watched = text_build
     assert watched.begun == [
         *("1/4 export/text", "2/4 fuse/text", "3/4 onnx/text", "4/4 verify/"),
     ]
@@ -83,7 +93,7 @@ def test_steps_in_order_and_what_the_bundle_says(tmp_path: Path) -> None:
     close = [row["gated"] for row in manifest.steps[2].fidelity[:-1]]
     assert 0 <= max(close) <= 1e-4
     assert "random numbers" in bundle.path("LICENSE-weights.txt").read_text()
-    assert not list(tmp_path.glob(".*"))
+    assert not list(bundle.root.parent.glob(".*"))
 
 
 def test_another_seed_is_another_step(tmp_path: Path) -> None:
@@ -113,18 +123,21 @@ def test_below_the_gate_nothing_is_published(tmp_path: Path) -> None:
     assert list(steps) == ["export/text", "fuse/text"]
 
 
-def test_an_older_bundle_survives_a_failed_build(tmp_path: Path) -> None:
+def test_an_older_bundle_survives_a_failed_build(
+    text_build: tuple[samforge.Bundle, Watched], tmp_path: Path
+) -> None:
     out = tmp_path / "text"
-    before = samforge.build(TEXT, out=out).manifest
+    before = samforge.open_bundle(shutil.copytree(text_build[0].root, out)).manifest
     with pytest.raises(FidelityError):
         samforge.build(Recipe(parts=("text",), gates=Gates(onnx_max_abs=0.0)), out=out)
     assert samforge.open_bundle(out).manifest == before
 
 
-def test_a_bundle_without_vision_does_not_segment(tmp_path: Path) -> None:
-    bundle = samforge.build(TEXT, out=tmp_path / "text")
+def test_a_bundle_without_vision_does_not_segment(
+    text_build: tuple[samforge.Bundle, Watched],
+) -> None:
     with pytest.raises(ForeignBundle, match="to segment it needs vision, detector as well"):
-        samforge.load(bundle)
+        samforge.load(text_build[0])
 
 
 def test_settings_beside_a_recipe(tmp_path: Path) -> None:
@@ -261,13 +274,14 @@ def test_a_runtime_that_computes_something_else_is_caught(
 
 
 def test_the_export_gate_holds_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def wrong(exported: object, spec: object, inputs: dict[str, Any]) -> dict[str, Any]:
-        return {
-            name: tensor + 2**-20 if tensor.is_floating_point() else tensor
-            for name, tensor in run_exported(exported, spec, inputs).items()
-        }
+    def wrong(*arguments: Any) -> Iterator[dict[str, Any]]:
+        for outputs in runs_of_exported(*arguments):
+            yield {
+                name: tensor + 2**-20 if tensor.is_floating_point() else tensor
+                for name, tensor in outputs.items()
+            }
 
-    monkeypatch.setattr(export_step, "run_exported", wrong)
+    monkeypatch.setattr(export_step, "runs_of_exported", wrong)
     with pytest.raises(
         FidelityError, match=r"export of text .* differs by .*e-0[67].* the gate is 0"
     ):

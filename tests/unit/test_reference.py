@@ -117,8 +117,9 @@ def test_a_bundle_held_to_transformers_runs_as_transformers_does(
 ) -> None:
     """Three maps, no class token, probabilities resized, phrases as they are: in a bundle, too."""
     names = ("vision", "text", "detector")
-    recipe = Recipe(model=str(folder), reference="transformers", target="torch", parts=names)
-    bundle = samforge.build(recipe, out=tmp_path / "stock")
+    recipe = Recipe(model=str(folder), reference="transformers", parts=names)
+    # What random weights find in pictures is no evidence: the build stops before it asks.
+    bundle = samforge.build(recipe, until="export", out=tmp_path / "stock")
     assert bundle.manifest.reference == "transformers"
     assert len(bundle.manifest.parts["vision"].spec.outputs) == 3
     rgb = np.random.default_rng(0).integers(0, 256, (90, 131, 3), np.uint8)

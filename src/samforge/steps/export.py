@@ -16,7 +16,7 @@ from samforge.transform.export import (
     exported_from_file,
     exported_from_part,
     release,
-    run_exported,
+    runs_of_exported,
     save_exported,
 )
 
@@ -37,9 +37,12 @@ def export_part(shop: Workshop, name: str) -> Made:
     # At full size there is no room for two copies of the weights.
     release([*part.module.parameters(), *part.module.buffers(), *exported.state_dict.values()])
     reloaded = exported_from_file(shop.path(artifact))
+    answers = runs_of_exported(reloaded, part.spec, (inputs for inputs, _ in references))
     figures = {
-        words: compare_outputs(arrays(outputs), arrays(run_exported(reloaded, part.spec, inputs)))
-        for words, (inputs, outputs) in zip(shop.sizes_in_words(name), references, strict=True)
+        words: compare_outputs(arrays(outputs), arrays(answer))
+        for words, (_, outputs), answer in zip(
+            shop.sizes_in_words(name), references, answers, strict=True
+        )
     }
     weights = exported_weights(shop.model.source, part, reloaded)
     account, counts = settled(shop, "export", name, weights)

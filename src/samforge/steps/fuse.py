@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
+
 import numpy as np
 import torch
+from torch import Tensor
 
 from samforge.core.files import atomic_write_json
+from samforge.core.session import TensorSpec
 from samforge.measure.fidelity import compare_outputs, rows
 from samforge.steps.account import digests_of, fused_weights, settled
 from samforge.steps.workshop import Made, Workshop, arrays, check_gate
-from samforge.transform.export import exported_from_file, release, run_exported, save_exported
+from samforge.transform.export import exported_from_file, release, runs_of_exported, save_exported
 from samforge.transform.fuse import fuse
 
 
@@ -21,13 +26,12 @@ def fuse_part(shop: Workshop, name: str) -> Made:
     fused = fuse(exported, target=shop.recipe.target, consume=True)
     artifact, report = shop.fused(name), f"report/{name}/fusions.json"
     save_exported(fused.program, shop.path(artifact))
-    figures = {}
-    for words, path in zip(shop.sizes_in_words(name), shop.samples(name), strict=True):
-        with np.load(shop.path(path)) as sample:
-            inputs = {tensor.name: torch.from_numpy(sample[tensor.name]) for tensor in spec.inputs}
-            actual = arrays(run_exported(fused.program, spec, inputs))
-            reference = {tensor.name: sample[tensor.name] for tensor in spec.outputs}
-        figures[words] = compare_outputs(reference, actual)
+    samples = [shop.path(path) for path in shop.samples(name)]
+    answers = runs_of_exported(fused.program, spec, (_read(path, spec.inputs) for path in samples))
+    figures = {
+        words: compare_outputs(arrays(_read(path, spec.outputs)), arrays(answer))
+        for words, path, answer in zip(shop.sizes_in_words(name), samples, answers, strict=True)
+    }
     account, counts = settled(
         shop, "fuse", name, fused_weights(before, fused), tables=fused.program.constants
     )
@@ -36,3 +40,8 @@ def fuse_part(shop: Workshop, name: str) -> Made:
     gates = check_gate("fuse", name, figures, "fuse_max_abs", limit)
     atomic_write_json(shop.path(report), {"part": name, "fusions": fused.results})
     return Made(outputs=(artifact, report, account), figures=(*rows(figures), counts), gates=gates)
+
+
+def _read(path: Path, tensors: Iterable[TensorSpec]) -> dict[str, Tensor]:
+    with np.load(path) as sample:
+        return {tensor.name: torch.from_numpy(sample[tensor.name]) for tensor in tensors}

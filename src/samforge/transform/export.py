@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
@@ -92,18 +92,27 @@ def exported_from_file(path: Path) -> ExportedProgram:
 def run_exported(
     exported: ExportedProgram, spec: PartSpec, inputs: dict[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Run a program on named tensors."""
+    """Run a program on named tensors, once."""
+    (outputs,) = runs_of_exported(exported, spec, [inputs])
+    return outputs
+
+
+def runs_of_exported(
+    exported: ExportedProgram, spec: PartSpec, samples: Iterable[dict[str, Tensor]]
+) -> Iterator[dict[str, Tensor]]:
+    """Run a program on named tensors, one sample after the other; memory is freed at the end."""
     # Callers check the interface. Guards of a program that was exported twice refuse one prompt.
     module = exported.module(check_guards=False)
-    with torch.inference_mode():
-        results = module(*(inputs[tensor.name] for tensor in spec.inputs))
+    for inputs in samples:
+        with torch.inference_mode():
+            results = module(*(inputs[tensor.name] for tensor in spec.inputs))
+        if isinstance(results, Tensor):
+            results = (results,)
+        yield {tensor.name: result for tensor, result in zip(spec.outputs, results, strict=True)}
     # The module's tensors are objects of their own that a cache of torch keeps.
     kept = {id(tensor) for tensor in (*exported.state_dict.values(), *exported.constants.values())}
     own = [*module.parameters(), *module.buffers()]
     release(tensor for tensor in own if id(tensor) not in kept)
-    if isinstance(results, Tensor):
-        results = (results,)
-    return {tensor.name: result for tensor, result in zip(spec.outputs, results, strict=True)}
 
 
 def release(tensors: Iterable[Tensor]) -> None:

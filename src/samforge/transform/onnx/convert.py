@@ -14,6 +14,7 @@ from samforge.core.files import output_errors
 from samforge.core.session import PartSpec
 from samforge.transform.onnx.attention import TRANSLATIONS
 from samforge.transform.onnx.operators import check_operators
+from samforge.transform.onnx.simplify import simplify
 
 OPSET = 20
 """ONNX Runtime's default optimizations fail on INT8 graphs of opset 21 and 23 (1.31)."""
@@ -41,12 +42,14 @@ def onnx_from_exported(exported: ExportedProgram, spec: PartSpec) -> ir.Model:
             input_names=[tensor.name for tensor in spec.inputs],
             output_names=[tensor.name for tensor in spec.outputs],
             verbose=False,
+            optimize=False,
             custom_translation_table=dict(TRANSLATIONS),
         )
     except Exception as error:
         raise ExportError(f"{spec.name} cannot be converted to ONNX: {error}") from error
     assert program is not None  # noqa: S101  # None only when the exporter writes the file itself
     model = program.model
+    simplify(model)
     _name_axes(model, spec)
     _drop_traces(model)
     check_operators(model, spec.name)
