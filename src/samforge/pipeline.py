@@ -20,6 +20,7 @@ from samforge.core.own_folder import require_outside_bundles
 from samforge.core.paths import checked_path
 from samforge.core.recipe import Recipe
 from samforge.core.staging import Staging
+from samforge.core.targets import stop_of, target_from_name
 from samforge.models.family import Model
 from samforge.models.loading import model_from_name
 from samforge.steps.assets import write_tokenizer_and_license
@@ -28,7 +29,7 @@ from samforge.steps.processor import Choice, processor_choices
 from samforge.steps.publish import manifest_of, origin_of, published_files
 from samforge.steps.report import report_of
 from samforge.steps.run import Progress, Run
-from samforge.steps.workshop import STOPS, Workshop
+from samforge.steps.workshop import Workshop
 
 __all__ = ["Choice", "build", "build_for_processor", "processor_choices"]
 
@@ -64,10 +65,7 @@ def build(
         OutputError: The folder cannot be written.
     """
     recipe = _recipe(model, settings)
-    if until is not None and until not in STOPS:
-        raise SettingError(
-            f"until is '{until}'; target {recipe.target} can stop at: {', '.join(STOPS)}."
-        )
+    stop_of(target_from_name(recipe.target), recipe.precision, until)
     if not isinstance(jobs, int) or isinstance(jobs, bool) or jobs < 1:
         raise SettingError(f"jobs wants a whole number from 1 up, got {jobs}.")
     place = checked_path(out, OutputError)

@@ -22,6 +22,7 @@ from samforge.backends import BACKENDS, backend_from_name
 from samforge.backends.tensorrt.settings import EngineSettings
 from samforge.core.errors import DamagedBundle, SettingError, ShapeError
 from samforge.core.session import Array, PartSpec, Session
+from samforge.core.targets import TARGETS
 from samforge.measure.fidelity import compare_outputs, worst
 from samforge.models.part import Part
 
@@ -62,7 +63,8 @@ class Subject:
 
     def artifact(self, backend: str) -> Path:
         """The file this backend loads."""
-        name, suffix = self.part.spec.name, backend_from_name(backend).artifact
+        name = self.part.spec.name
+        suffix = TARGETS[backend].suffix if backend in TARGETS else "onnx"
         if suffix == "engine":
             return engine_file(backend, self.files["onnx"](name), self.part.spec)
         if suffix == "aoti.pt2":

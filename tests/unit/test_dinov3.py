@@ -13,7 +13,8 @@ from transformers import DINOv3ViTModel
 
 from samforge.backends import backend_from_name
 from samforge.core.errors import ExportError, SettingError, ShapeError
-from samforge.core.recipe import TARGET_PRECISIONS, Recipe
+from samforge.core.recipe import Recipe
+from samforge.core.targets import TARGETS
 from samforge.measure.fidelity import compare_tensor
 from samforge.models.dinov3.backbone import Backbone, rope_tables
 from samforge.models.dinov3.checkpoint import Dinov3Checkpoint, state_shapes
@@ -241,6 +242,6 @@ def test_the_recipes(precision: str) -> None:
     recipe = Recipe.from_toml(RECIPES / f"sam3d-body-{precision}.toml")
     assert (recipe.model, recipe.precision) == (BODY, precision)
     assert recipe.image_size == BODY_PX
-    assert precision in TARGET_PRECISIONS[recipe.target]
+    assert precision in TARGETS[recipe.target].forms
     assert not recipe.quantization.patch_embedding
     assert recipe.calibration.samples == (16 if precision == "fp16" else 64)

@@ -12,8 +12,9 @@ import pytest
 
 from samforge.apps import cli
 from samforge.apps.cli.machine import Gpu, features_from_cpuinfo, gpus_from_csv
-from samforge.apps.cli.probe import processors_of
+from samforge.backends import backend_from_name
 from samforge.backends.tensorrt.cuda import gpu_here
+from samforge.core.targets import TARGETS
 
 
 def test_json_tells_what_is_installed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -21,7 +22,7 @@ def test_json_tells_what_is_installed(capsys: pytest.CaptureFixture[str]) -> Non
     report = json.loads(capsys.readouterr().out)
     assert (report["schema"], report["command"], report["ok"]) == (1, "doctor", True)
     runtimes = {runtime["name"]: runtime for runtime in report["runtimes"]}
-    assert list(runtimes) == ["onnxruntime", "torch", "openvino", "tensorrt", "tensorrt_rtx"]
+    assert list(runtimes) == list(dict.fromkeys(target.module for target in TARGETS.values()))
     assert runtimes["onnxruntime"]["version"] == onnxruntime.__version__
     assert runtimes["onnxruntime"]["processors"] == onnxruntime.get_available_providers()
     for name, runtime in runtimes.items():
@@ -61,13 +62,14 @@ def test_nvidia_smi_is_read() -> None:
 
 
 def test_the_probe_asks_the_runtime() -> None:
-    assert processors_of("onnxruntime", onnxruntime) == onnxruntime.get_available_providers()
+    found = backend_from_name("onnxruntime").processors(onnxruntime)
+    assert found == tuple(onnxruntime.get_available_providers())
 
 
 def test_tensorrt_without_a_gpu_builds_and_runs_nothing() -> None:
     made: list[object] = []
     trt = SimpleNamespace(Logger=_Logger, Builder=made.append)
-    (words,) = processors_of("tensorrt_rtx", trt)
+    (words,) = backend_from_name("tensorrt-rtx").processors(trt)
     gpu = gpu_here()
     here = gpu and f"GPU of compute capability {gpu.compute_capability}"
     assert words == (here or "builds engines; no GPU here to run them")

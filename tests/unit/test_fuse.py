@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from samforge.core.errors import SettingError
-from samforge.core.recipe import TARGETS
+from samforge.core.targets import TARGET_NAMES as TARGETS
 from samforge.measure.fidelity import compare_outputs
 from samforge.models.part import Part, example_inputs
 from samforge.models.sam3.parts import PARTS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from samforge.core.recipe import TARGETS
+from samforge.core.targets import TARGET_NAMES as TARGETS
 from samforge.transform.fuse import FUSIONS
 
 PAGE = Path(__file__).parents[2] / "docs" / "fusions.md"

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
 
-from samforge.core.recipe import TARGETS
+from samforge.core.targets import TARGET_NAMES as TARGETS
 from samforge.transform.fuse import FUSIONS, fuse
 from samforge.transform.fuse.cut import NEVER, minimum_cut
 

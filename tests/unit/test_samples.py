@@ -11,8 +11,9 @@ import onnx_ir as ir
 import pytest
 
 from samforge.core.errors import FidelityError
-from samforge.core.recipe import TARGETS, Engine, Recipe
+from samforge.core.recipe import Engine, Recipe
 from samforge.core.session import PartSpec, TensorSpec
+from samforge.core.targets import TARGETS
 from samforge.models.loading import model_from_name
 from samforge.steps.convert import compared_with_samples
 from samforge.steps.samples import (

@@ -10,15 +10,11 @@ from typing import cast
 
 from samforge.core.errors import SettingError
 from samforge.core.session import Backend
+from samforge.core.targets import TARGETS
 
 BACKENDS = {
-    "onnxruntime": "samforge.backends.onnxruntime",
-    "openvino": "samforge.backends.openvino",
-    "torch": "samforge.backends.torch",
-    "tensorrt": "samforge.backends.tensorrt.proper",
-    "tensorrt-rtx": "samforge.backends.tensorrt.rtx",
-    "inductor": "samforge.backends.inductor.backend",
-    "fake": "samforge.backends.fake",
+    **{name: target.backend for name, target in TARGETS.items()},
+    "fake": "samforge.backends.fake",  # of tests: no bundle is for it
 }
 """Module of each backend by target name. Nothing is imported until it is asked for."""
 

@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -76,12 +77,14 @@ class FakeBackend:
     """Takes any file as its artifact."""
 
     name: str = "fake"
-    artifact: str = "onnx"
-    extra: str | None = None
 
     def version(self) -> str | None:
         """Always usable."""
         return "1"
+
+    def processors(self, runtime: Any) -> tuple[str, ...]:  # noqa: ARG002
+        """This one."""
+        return ("CPU",)
 
     def facts_from_artifact(self, path: Path) -> str | None:  # noqa: ARG002
         """Nothing in the file matters."""

@@ -207,8 +207,6 @@ class OnnxRuntimeBackend:
     """ONNX Runtime's CPU execution provider: the default, everywhere."""
 
     name: str = "onnxruntime"
-    artifact: str = "onnx"
-    extra: str | None = None
 
     def version(self) -> str | None:
         """Version of the installed package."""
@@ -216,6 +214,10 @@ class OnnxRuntimeBackend:
             return version("onnxruntime")
         except PackageNotFoundError:
             return None
+
+    def processors(self, runtime: Any) -> tuple[str, ...]:
+        """Its execution providers."""
+        return tuple(runtime.get_available_providers())
 
     def facts_from_artifact(self, path: Path) -> str | None:
         """The stamp among the file's ``metadata_props``."""

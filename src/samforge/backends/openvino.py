@@ -224,8 +224,6 @@ class OpenVinoBackend:
     """OpenVINO's CPU plugin: fastest on x86 processors."""
 
     name: str = "openvino"
-    artifact: str = "onnx"
-    extra: str | None = "openvino"
 
     def version(self) -> str | None:
         """Version of the installed package, or None."""
@@ -233,6 +231,12 @@ class OpenVinoBackend:
             return version("openvino")
         except PackageNotFoundError:
             return None
+
+    def processors(self, runtime: Any) -> tuple[str, ...]:
+        """Its devices by their full names."""
+        core = runtime.Core()
+        devices = core.available_devices
+        return tuple(core.get_property(device, "FULL_DEVICE_NAME") for device in devices)
 
     def facts_from_artifact(self, path: Path) -> str | None:
         """The stamp among the file's ``metadata_props``."""

@@ -132,8 +132,6 @@ class TorchBackend:
     """PyTorch without compilation."""
 
     name: str = "torch"
-    artifact: str = "pt2"
-    extra: str | None = "build"
 
     def version(self) -> str | None:
         """Version of the installed package, or None."""
@@ -141,6 +139,11 @@ class TorchBackend:
             return version("torch")
         except PackageNotFoundError:
             return None
+
+    def processors(self, runtime: Any) -> tuple[str, ...]:
+        """The processor with torch's threads, and every GPU."""
+        gpus = (runtime.cuda.get_device_name(i) for i in range(runtime.cuda.device_count()))
+        return (f"CPU, {runtime.get_num_threads()} threads", *gpus)
 
     def facts_from_artifact(self, path: Path) -> str | None:
         """The stamp among the archive's extra files."""

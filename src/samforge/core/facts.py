@@ -16,6 +16,7 @@ from samforge.core.manifest import Manifest, what_to_do
 from samforge.core.session import TensorSpec
 from samforge.core.strict_json import StrictJsonError, strict_json
 from samforge.core.structure import json_from_value
+from samforge.core.targets import TORCH
 
 FACTS_KEY = "samforge.facts"
 """Name of the stamp: a key of ONNX's ``metadata_props``, a file in a ``.pt2`` archive."""
@@ -51,7 +52,7 @@ def facts_of_manifest(manifest: Manifest, part: str) -> Facts:
     """What the artifact of a part has to say."""
     entry, text = manifest.parts[part], manifest.text
     # A build that stops at the export publishes the float program, whatever its recipe asks for.
-    exported = manifest.target == "torch" and PurePosixPath(entry.artifact).name == f"{part}.pt2"
+    exported = manifest.target == TORCH.name and PurePosixPath(entry.artifact).name == f"{part}.pt2"
     return Facts(
         part=part,
         target=manifest.target,

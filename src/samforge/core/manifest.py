@@ -13,11 +13,11 @@ from typing import Any
 
 from samforge.core.errors import DamagedBundle, ForeignBundle, SettingError
 from samforge.core.images import ImageSpec
-from samforge.core.recipe import TARGETS
 from samforge.core.reference import REFERENCES
 from samforge.core.session import PartSpec
 from samforge.core.strict_json import StrictJsonError, strict_json
 from samforge.core.structure import Json, StructureError, json_from_value, value_from_json
+from samforge.core.targets import TARGET_NAMES, TARGETS
 
 SCHEMA_VERSION = 3
 """Version of the manifest's structure; a reader refuses every other one."""
@@ -151,6 +151,9 @@ PROOF_NAME = "verify/proof.npz"
 FOUND_ALIKE = {"mask_iou", "feature_cosine"}
 """Gates on what the finished parts find or compute."""
 
+EQUAL = {"export_max_abs", "onnx_max_abs"}
+"""Gates on every tensor of a part."""
+
 
 EVIDENCE = ("images", "questions", "objects", "present", "absent", "made_up")
 """Figures that say what the gates on predictions rest on."""
@@ -187,9 +190,9 @@ def evidence_in_words(manifest: Manifest) -> str:
 def verified(manifest: Manifest) -> bool:
     """Whether what runs was held to fp32: where it was built, or later by ``samforge verify``."""
     exact = manifest.recipe.get("precision", "fp32") == "fp32"
-    if exact and manifest.target in ("onnxruntime", "torch"):
-        return True  # tensor by tensor
-    return any(FOUND_ALIKE & set(step.gates) for step in manifest.steps)
+    # In fp32 tensor by tensor, where what was compared is what runs.
+    alike = FOUND_ALIKE | (EQUAL if exact and not TARGETS[manifest.target].elsewhere else set())
+    return any(alike & set(step.gates) for step in manifest.steps)
 
 
 def digest_of(table: Mapping[str, Json]) -> str:
@@ -333,7 +336,7 @@ def _check_schema(table: object, place: str) -> None:
 def _problems(manifest: Manifest) -> Iterator[str]:
     """What fits the structure and still cannot be."""
     if manifest.target not in TARGETS:
-        yield f"its target is {manifest.target!r}, and bundles are for {', '.join(TARGETS)}."
+        yield f"its target is {manifest.target!r}, and bundles are for {', '.join(TARGET_NAMES)}."
     if manifest.reference not in REFERENCES:
         yield (
             f"the reference is {manifest.reference!r}, and there are {' and '.join(REFERENCES)}."

@@ -16,25 +16,7 @@ from samforge.core.structure import (
     unknown_names,
     value_from_json,
 )
-
-TARGETS = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx", "inductor", "torch")
-"""Where a bundle can be built to run."""
-
-PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8", "int8-weights")
-"""Number formats a bundle can be built in."""
-
-TARGET_PRECISIONS = {
-    "onnxruntime": ("fp32", "fp16", "int8", "fp8", "int8-weights"),
-    "openvino": ("fp32", "bf16", "int8", "int8-weights"),
-    "tensorrt": ("fp32", "fp16", "int8", "fp8"),
-    "tensorrt-rtx": ("fp32", "fp16", "int8", "fp8"),
-    "inductor": ("fp32", "bf16", "fp16", "fp8"),
-    "torch": ("fp32", "int8", "fp8"),
-}
-"""What each target takes."""
-
-QUANTIZED = ("int8", "fp8")
-"""Precisions whose activations are quantized: they need calibration."""
+from samforge.core.targets import PRECISIONS, TARGET_NAMES, target_from_name
 
 OBSERVERS = ("min-max", "moving-average", "histogram", "percentile", "entropy", "mse")
 """How an activation's range is chosen from what calibration saw."""
@@ -200,8 +182,8 @@ class Recipe:
     """Side of the square image in pixels, a multiple of the model's patch; None takes its own."""
     parts: tuple[str, ...] | None = None
     """Parts to build; None builds those that text and box prompts need."""
-    target: str = "onnxruntime"
-    """Runtime the bundle is for, one of ``TARGETS``."""
+    target: str = TARGET_NAMES[0]
+    """Runtime the bundle is for, one of ``TARGET_NAMES``."""
     precision: str = "fp32"
     """Number format of weights and activations, one of ``PRECISIONS``."""
     random_weights: bool = False
@@ -223,12 +205,12 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _check_choice("reference", self.reference, REFERENCES)
-        _check_choice("target", self.target, TARGETS)
+        allowed = target_from_name(self.target).forms
         _check_choice("precision", self.precision, PRECISIONS)
-        if self.precision not in TARGET_PRECISIONS[self.target]:
+        if self.precision not in allowed:
             raise SettingError(
-                f"{self.target} takes {', '.join(TARGET_PRECISIONS[self.target])}, not "
-                f"{self.precision}. Choose one of these, or another target."
+                f"{self.target} takes {', '.join(allowed)}, not {self.precision}. Choose one of "
+                "these, or another target."
             )
         _check_image_size(self.image_size)
         if not self.model:

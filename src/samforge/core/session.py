@@ -96,13 +96,17 @@ class Backend(Protocol):
 
     name: str
     """As in ``--target``."""
-    artifact: str
-    """File suffix this backend loads, without the dot: ``onnx``, ``pt2``, ``engine``."""
-    extra: str | None
-    """The extra of pyproject that installs it, or None when the base install has it."""
 
     def version(self) -> str | None:
         """Version of the installed runtime, or None when it is not usable here."""
+        ...
+
+    def processors(self, runtime: Any) -> tuple[str, ...]:
+        """What the runtime can run on, in its own words.
+
+        Args:
+            runtime: Its imported module.
+        """
         ...
 
     def facts_from_artifact(self, path: Path) -> str | None:

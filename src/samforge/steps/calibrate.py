@@ -19,6 +19,7 @@ from samforge.core.around import AroundSession
 from samforge.core.errors import SettingError
 from samforge.core.files import atomic_write_json
 from samforge.core.session import Array, PartSpec, Session, Tensors
+from samforge.core.targets import TORCH
 from samforge.core.timing import Timings
 from samforge.measure.asking import ask
 from samforge.measure.packed import PackedDetections, pack, packed_from_dict
@@ -90,7 +91,7 @@ def float_sessions(shop: Workshop, parts: Iterable[str] | None = None) -> dict[s
         shop: Of the build.
         parts: Those to load; None loads all.
     """
-    backend = backend_from_name("torch")
+    backend = backend_from_name(TORCH.name)
     return {
         part: backend.session_from_artifact(shop.path(shop.exported(part)), shop.spec(part))
         for part in (shop.parts if parts is None else parts)
@@ -107,13 +108,12 @@ def segmenter_of(shop: Workshop, sessions: Mapping[str, Session]) -> Segmenter:
             f"images: {', '.join(missing)} must be built with it. Leave --part out."
         )
     # An engine takes no more phrases in one call than it was built for.
-    engine = shop.recipe.target.startswith("tensorrt")
     return Segmenter(
         sessions,
         shop.model.image,
         tokenizer_of(shop),
         read_image,
-        prompt_batch=shop.recipe.engine.prompts if engine else None,
+        prompt_batch=shop.recipe.engine.prompts if shop.target.engine else None,
         reference=shop.recipe.reference,
     )
 
@@ -203,7 +203,7 @@ class Remembering:
     """Loads what does the work, where there is any to do."""
     most: int | None = None
     """Results to keep; those of a large model take 100 MiB each. None keeps all."""
-    runtime: str = "torch"
+    runtime: str = TORCH.name
     """Name of the backend."""
     processor: str = "CPU"
     """Where it runs."""

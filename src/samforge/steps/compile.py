@@ -7,7 +7,7 @@ import json
 import torch
 
 from samforge.backends.inductor.backend import package_from_exported
-from samforge.core.recipe import QUANTIZED
+from samforge.core.targets import QUANTIZED
 from samforge.measure.fidelity import rows
 from samforge.steps.convert import compared_with_samples
 from samforge.steps.facts import facts_of

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from samforge.backends import backend_from_name
 from samforge.core.facts import FACTS_KEY
-from samforge.core.recipe import QUANTIZED
+from samforge.core.targets import QUANTIZED, Target, target_from_name
 from samforge.measure.fidelity import TensorFidelity, compare_outputs, rows
 from samforge.steps.account import converted_weights, settled, tables_of
 from samforge.steps.facts import facts_of
@@ -32,9 +32,6 @@ from samforge.transform.onnx.integer_kernels import (
 )
 from samforge.transform.onnx.recorded import check_recorded
 from samforge.transform.onnx.u8s8 import FLOAT_NOTE
-
-CHECKED_BY = {"openvino": "openvino", "inductor": "inductor"}
-"""The runtime that a target's artifact is compared with the part by; ONNX Runtime for others."""
 
 
 def convert_part(shop: Workshop, name: str) -> Made:
@@ -55,7 +52,7 @@ def convert_part(shop: Workshop, name: str) -> Made:
     model.metadata_props[FACTS_KEY] = facts_of(shop, name)
     sides = save_onnx(model, shop.path(artifact))
     intended = intended_layers(model) if recipe.precision == "int8" else ()
-    left = _left_in_float(model, recipe.target)
+    left = _left_in_float(model, shop.target)
     release_model(model)
     weights = converted_weights(exported, shop.path(artifact), tables_of(shop, name))
     account, found = settled(shop, "onnx", name, weights)
@@ -75,13 +72,18 @@ def convert_part(shop: Workshop, name: str) -> Made:
     )
 
 
+def checker_of(shop: Workshop) -> Target:
+    """The target whose runtime compares: what a build that stops early is run by, too."""
+    return target_from_name(shop.runs_on.checked_by)
+
+
 def compared_with_samples(
     shop: Workshop, name: str, artifact: Path
 ) -> dict[str, tuple[TensorFidelity, ...]]:
     """Run an artifact on the part's samples and compare with what the part gave in eager mode."""
-    spec, checker = shop.spec(name), CHECKED_BY.get(shop.recipe.target, "onnxruntime")
+    spec, checker = shop.spec(name), checker_of(shop)
     options = options_of(shop.recipe, checker)
-    session = backend_from_name(checker).session_from_artifact(artifact, spec, options=options)
+    session = backend_from_name(checker.name).session_from_artifact(artifact, spec, options=options)
     figures = {}
     for words, path in zip(shop.sizes_in_words(name), shop.samples(name), strict=True):
         with np.load(shop.path(path)) as sample:
@@ -101,12 +103,12 @@ def _recorded(shop: Workshop, name: str, left: Sequence[str]) -> tuple[dict[str,
     return ({"recorded_layers": check_recorded(name, rows, model, left=left)},)
 
 
-def _left_in_float(model: ir.Model, target: str) -> tuple[str, ...]:
+def _left_in_float(model: ir.Model, target: Target) -> tuple[str, ...]:
     """Quantized layers that the target's form of a graph took back to float."""
     notes = [
         part.partition(": ")[0] for part in model.metadata_props.get(FLOAT_NOTE, "").split("; ")
     ]
-    if not target.startswith("tensorrt"):
+    if not target.engine:
         return tuple(notes)
     # TensorRT has no transposed convolution in 8 bits.
     nodes = [node for node in model.graph if node.op_type == "ConvTranspose"]
@@ -117,24 +119,36 @@ def _kernels(
     shop: Workshop, name: str, intended: Sequence[IntendedLayer]
 ) -> tuple[dict[str, int], ...]:
     """Read back what the runtime makes of the graph: quantized layers must multiply integers."""
-    target = shop.recipe.target
-    artifact = shop.path(shop.onnx(name))
-    if target == "onnxruntime":
-        from samforge.backends.onnxruntime import optimized_from_onnx
-
-        with tempfile.TemporaryDirectory(dir=artifact.parent) as folder:
-            optimized = Path(folder) / "optimized.onnx"
-            optimized_from_onnx(artifact, optimized)
-            found = integer_nodes(ir.load(optimized))
-    elif target == "openvino":
-        from samforge.backends.openvino import OpenVinoSession
-
-        session = OpenVinoSession(
-            artifact, shop.spec(name), options=options_of(shop.recipe, target)
-        )
-        found = integer_layers((one.precision, one.names) for one in session.layers())
-        session.close()
-    else:
-        return ()
-    count = check_integer_kernels(name, target, intended, found)
+    checker = checker_of(shop)
+    kernels = shop.target.kernels
+    if kernels is None or shop.runs_on is not shop.target:
+        return ()  # a graph of another runtime's form: what runs it here is not what it is for
+    found = KERNELS[kernels](shop, name)
+    count = check_integer_kernels(name, checker.name, intended, found)
     return ({"integer_layers": count},)
+
+
+def _of_optimized_graph(shop: Workshop, name: str) -> set[str]:
+    """ONNX Runtime writes down the graph that it runs."""
+    from samforge.backends.onnxruntime import optimized_from_onnx
+
+    artifact = shop.path(shop.onnx(name))
+    with tempfile.TemporaryDirectory(dir=artifact.parent) as folder:
+        optimized = Path(folder) / "optimized.onnx"
+        optimized_from_onnx(artifact, optimized)
+        return integer_nodes(ir.load(optimized))
+
+
+def _of_layers(shop: Workshop, name: str) -> set[str]:
+    """OpenVINO tells the precision of every layer that it runs."""
+    from samforge.backends.openvino import OpenVinoSession
+
+    options = options_of(shop.recipe, shop.runs_on)
+    session = OpenVinoSession(shop.path(shop.onnx(name)), shop.spec(name), options=options)
+    found = integer_layers((one.precision, one.names) for one in session.layers())
+    session.close()
+    return found
+
+
+KERNELS = {"optimized graph": _of_optimized_graph, "layers": _of_layers}
+"""Names of the operators that multiply integers, by the way they are read back."""

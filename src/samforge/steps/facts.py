@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from samforge.core.facts import Facts
+from samforge.core.targets import TORCH
 from samforge.steps.workshop import Workshop
 
 
@@ -13,7 +14,7 @@ def facts_of(shop: Workshop, part: str) -> str:
 
 def facts_of_exported(shop: Workshop, part: str) -> str:
     """Facts of the exported program: float, and run by torch, whatever comes of it later."""
-    return _facts(shop, part, "torch", "fp32")
+    return _facts(shop, part, TORCH.name, "fp32")
 
 
 def _facts(shop: Workshop, part: str, target: str, precision: str) -> str:

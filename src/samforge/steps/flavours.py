@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import onnx_ir as ir
 
-from samforge.core.recipe import QUANTIZED, Recipe
+from samforge.core.recipe import Recipe
+from samforge.core.targets import QUANTIZED, target_from_name
 from samforge.transform.onnx.attention_kernels import fuse_attention
 from samforge.transform.onnx.blocks import block_attention
 from samforge.transform.onnx.e4m3 import to_e4m3
@@ -27,18 +30,21 @@ def flavoured(model: ir.Model, recipe: Recipe) -> ir.Model:
     Returns:
         The same model.
     """
-    if recipe.precision == "int8-weights":
-        return embeddings_to_int8(weights_to_int8(model))
-    if recipe.target.startswith("tensorrt"):
-        return tensorrt_flavour(model, recipe.precision)
-    if recipe.precision in QUANTIZED:
-        embeddings_to_int8(model)
-    if recipe.precision == "fp16":
-        return cast_half(model, SAFE)
-    if recipe.precision == "fp8":
-        return to_e4m3(model)
-    if recipe.target == "openvino":
-        return to_openvino(model)
-    if recipe.precision == "int8" and recipe.target == "onnxruntime":
-        return fuse_attention(to_u8s8(model))
-    return block_attention(model)
+    form = FORMS[target_from_name(recipe.target).forms[recipe.precision]]
+    return form(model, recipe.precision)
+
+
+def _openvino(model: ir.Model, precision: str) -> ir.Model:
+    return to_openvino(embeddings_to_int8(model) if precision in QUANTIZED else model)
+
+
+FORMS: dict[str, Callable[[ir.Model, str], ir.Model]] = {
+    "plain": lambda model, _: block_attention(model),
+    "half": lambda model, _: cast_half(model, SAFE),
+    "u8s8": lambda model, _: fuse_attention(to_u8s8(embeddings_to_int8(model))),
+    "e4m3": lambda model, _: to_e4m3(embeddings_to_int8(model)),
+    "weights": lambda model, _: embeddings_to_int8(weights_to_int8(model)),
+    "openvino graph": _openvino,
+    "tensorrt graph": tensorrt_flavour,
+}
+"""What a graph can become, by the names in the table of targets."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from samforge.core.recipe import Recipe
+from samforge.core.targets import Target
 
 
-def options_of(recipe: Recipe, runtime: str) -> dict[str, str]:
+def options_of(recipe: Recipe, target: Target) -> dict[str, str]:
     """Options of the backend, kept in the bundle's manifest and handed to every session."""
-    if runtime == "openvino":
+    if target.arithmetic:
         return {"precision": _arithmetic(recipe.precision)}
     return {}
 

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from samforge.core.recipe import QUANTIZED, Recipe
+from samforge.core.recipe import Recipe
+from samforge.core.targets import QUANTIZED, Target, target_from_name
 from samforge.steps.calibrate import calibrate_parts
 from samforge.steps.compile import compile_part
 from samforge.steps.convert import convert_part
@@ -67,6 +68,8 @@ ENGINE = Kind(
     make=engine_part,
     settings=("target", "precision", "engine", "compute_capabilities"),
 )
+AFTER = {kind.name: kind for kind in (ONNX, COMPILE, ENGINE)}
+"""What can follow the fusion, by the names in the table of targets."""
 VERIFY = Kind(name="verify", make=verify_bundle, settings=("target", "precision", "calibration"))
 
 
@@ -90,19 +93,18 @@ def _kinds(
     recipe: Recipe, until: str | None
 ) -> tuple[tuple[Kind, ...], tuple[Kind, ...], tuple[Kind, ...]]:
     """What is done to every part before and after quantization, and to all of them at the end."""
-    exact = recipe.precision == "fp32"
     if until == "export":
         return (EXPORT,), (), ()
-    if recipe.target == "torch" and exact:
-        return (EXPORT,), (), (VERIFY,)
-    if recipe.target == "torch":
-        return (EXPORT, FUSE), (), (VERIFY,)
-    if recipe.target == "inductor" and until is None:
-        return (EXPORT, FUSE), (COMPILE,), (VERIFY,)
-    if recipe.target.startswith("tensorrt") and until is None:
-        return (EXPORT, FUSE), (ONNX, ENGINE), (VERIFY,)
+    target = target_from_name(recipe.target)
+    after = tuple(AFTER[name] for name in target.steps[: _place(target, until)])
+    if not after and recipe.precision == "fp32":
+        return (EXPORT,), (), (VERIFY,)  # the exported program itself runs
     # In fp32 too: tensors are compared on random inputs, and black pictures are none of them.
-    return (EXPORT, FUSE), (ONNX,), (VERIFY,)
+    return (EXPORT, FUSE), after, (VERIFY,)
+
+
+def _place(target: Target, until: str | None) -> int:
+    return len(target.steps) if until is None else target.steps.index(until) + 1
 
 
 def _each(parts: Sequence[str], kinds: Sequence[Kind]) -> Stage:

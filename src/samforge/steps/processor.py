@@ -13,18 +13,13 @@ import numpy as np
 from samforge.backends import backend_from_name
 from samforge.core.recipe import Recipe
 from samforge.core.session import Session
+from samforge.core.targets import TARGET_NAMES, TARGETS, target_from_name
 from samforge.steps.flavours import flavoured
 from samforge.steps.options import options_of
 from samforge.transform.onnx.convert import save_onnx
 from samforge.transform.onnx.probe import SPEC, TOKENS, WIDTH, probe_block
 
-CANDIDATES = (
-    ("openvino", "bf16"),
-    ("openvino", "int8"),
-    ("onnxruntime", "int8"),
-    ("openvino", "fp32"),
-    ("onnxruntime", "fp32"),
-)
+CANDIDATES = tuple((name, one) for name, target in TARGETS.items() for one in target.tried)
 """What bundles for processors are built for."""
 ROUNDS = 7
 
@@ -68,7 +63,7 @@ def processor_choices() -> tuple[Choice, ...]:
 
 
 def _ranked(best: dict[tuple[str, str], float]) -> tuple[Choice, ...]:
-    base = best["onnxruntime", "fp32"]
+    base = best[TARGET_NAMES[0], "fp32"]
     choices: Sequence[Choice] = [
         Choice(target=target, precision=precision, block_ms=ms, speed_up=base / ms)
         for (target, precision), ms in best.items()
@@ -82,5 +77,5 @@ def _session(folder: Path, target: str, precision: str) -> Session:
     path = folder / f"{target}-{precision}.onnx"
     save_onnx(model, path)
     return backend_from_name(target).session_from_artifact(
-        path, SPEC, options=options_of(recipe, target)
+        path, SPEC, options=options_of(recipe, target_from_name(target))
     )

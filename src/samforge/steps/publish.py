@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from samforge.core.manifest import SCHEMA_VERSION, Manifest, PartEntry, TextSpec
 from samforge.core.staging import StepRecord
+from samforge.core.targets import TARGETS
 from samforge.core.version import __version__
 from samforge.models.family import Model
 from samforge.steps.assets import LICENSE_NAME, TOKENIZER_NAME
@@ -17,8 +18,8 @@ from samforge.steps.plan import Stage
 from samforge.steps.workshop import Workshop
 
 PACKAGES = (
-    *("numpy", "torch", "torchao", "transformers", "onnx", "onnxscript", "onnx-ir"),
-    *("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx-cu13"),
+    *("numpy", "torchao", "transformers", "onnx", "onnxscript", "onnx-ir"),
+    *dict.fromkeys(name for target in TARGETS.values() for name in target.distributions),
 )
 """Packages whose versions decide what a build makes; those that are not installed are left out."""
 
@@ -95,7 +96,7 @@ def _entries(
                         spec=shop.spec(step.part),
                         artifact=made[0],
                         side_files=tuple(made[1:]),
-                        options=options_of(shop.recipe, shop.runtime),
+                        options=options_of(shop.recipe, shop.runs_on),
                     )
     return entries
 

@@ -56,11 +56,11 @@ def quantize_part(shop: Workshop, name: str) -> Made:
     check_ranges(quantized.report)
     layers = _layers(shop, calibrated, samples, table)
     report = f"report/{name}/quantization.json"
-    if shop.recipe.target == "inductor":
+    if shop.target.lowered:
         save_exported(smoothed_program(calibrated), shop.path(shop.smoothed(name)))
         scales = {path: one.activation_e4m3 for path, one in quantized.scales.items()}
         atomic_write_json(shop.path(shop.scales(name)), scales)
-    if shop.recipe.target == "torch":
+    if not shop.target.steps:
         artifact, program = shop.artifact(name), computing(shop, quantized.program, name)
     else:
         artifact, program = shop.quantized(name), quantized.program
@@ -74,7 +74,7 @@ def quantize_part(shop: Workshop, name: str) -> Made:
         "quantized_share": quantized.report.quantized_share,
         "kept_share": quantized.report.kept_share,
     }
-    more = (shop.smoothed(name), shop.scales(name)) if shop.recipe.target == "inductor" else ()
+    more = (shop.smoothed(name), shop.scales(name)) if shop.target.lowered else ()
     return Made(outputs=(artifact, report, account, *more), figures=(share, counts))
 
 

@@ -122,7 +122,7 @@ def ask_both(
 def built_sessions(shop: Workshop, parts: Iterable[str] | None = None) -> dict[str, Session]:
     """The built parts, or some of them, run by the target."""
     backend = backend_from_name(shop.runtime)
-    options = options_of(shop.recipe, shop.runtime)
+    options = options_of(shop.recipe, shop.runs_on)
     return {
         part: backend.session_from_artifact(
             shop.path(shop.artifact(part)), shop.spec(part), options=options

@@ -16,6 +16,7 @@ from torch import Tensor
 from samforge.core.images import ImageSpec, RgbImage
 from samforge.core.recipe import Recipe
 from samforge.core.session import PartSpec
+from samforge.core.targets import target_from_name
 from samforge.models.family import Model
 from samforge.runtime import image_bchw_from_rgb
 
@@ -47,7 +48,7 @@ def sweep_of(recipe: Recipe, spec: PartSpec) -> tuple[dict[str, int], ...]:
     """
     engine = recipe.engine
     largest = dict(LARGEST)
-    if recipe.target.startswith("tensorrt"):
+    if target_from_name(recipe.target).engine:
         largest = {"batch": engine.batch, "prompts": engine.prompts, "boxes": engine.boxes}
     values = {
         axis: sorted({size for size in SWEPT if size < most} | {most})

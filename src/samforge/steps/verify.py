@@ -49,8 +49,6 @@ REPORT = "report/verification.json"
 NAMED = 5
 """Layers that a gate which failed names."""
 ONE_OF_EACH = {"batch": 1, "prompts": 1, "boxes": 1}
-ELSEWHERE = ("tensorrt", "tensorrt-rtx", "inductor")
-"""Targets whose bundles may run on another machine than the one that built them."""
 RANDOM = "Weights are random: what is found has no meaning and was not compared."
 SAME_IMAGES = "Verified on the calibration's own images: there were fewer than two for each sample."
 ALONE = {"images", "input_ids"}
@@ -88,7 +86,7 @@ def verify_bundle(shop: Workshop) -> Made:
         FidelityError: Masks, boxes or scores differ, objects are lost or made up, an output is not
             finite, or what was asked is too little to tell; the figures are kept.
     """
-    proof = _proof(shop) if shop.runtime in ELSEWHERE else ()
+    proof = _proof(shop) if shop.runs_on.elsewhere else ()
     if backend_from_name(shop.runtime).version() is None:
         return Made(outputs=proof, figures=(), notes=(NOT_VERIFIED,))
     if shop.recipe.random_weights:

@@ -13,12 +13,11 @@ from samforge.core.errors import FidelityError
 from samforge.core.recipe import Recipe
 from samforge.core.session import Array, PartSpec
 from samforge.core.staging import staged_path
+from samforge.core.targets import Target, stop_of, target_from_name
 from samforge.measure.fidelity import TensorFidelity, worst
 from samforge.models.family import Model
 from samforge.steps.samples import LARGE_SIZES, sweep_of, told_apart
 
-STOPS = {"export": "torch", "onnx": "onnxruntime"}
-"""What ``until`` stops after, and the target that runs what is there by then."""
 SMALL_IMAGE = 448
 """Up to this side in pixels steps are compared on batches too."""
 
@@ -53,9 +52,19 @@ class Workshop:
     """The stage to stop after, or None for the last."""
 
     @property
-    def runtime(self) -> str:
+    def target(self) -> Target:
+        """What the recipe builds for."""
+        return target_from_name(self.recipe.target)
+
+    @property
+    def runs_on(self) -> Target:
         """The target that runs what is made: another than the recipe's where the build stops."""
-        return self.recipe.target if self.until is None else STOPS[self.until]
+        return stop_of(self.target, self.recipe.precision, self.until)
+
+    @property
+    def runtime(self) -> str:
+        """Its name."""
+        return self.runs_on.name
 
     def path(self, relative: str) -> Path:
         """Absolute path of a file in the staging folder; its parents are made."""
@@ -101,14 +110,10 @@ class Workshop:
 
     def artifact(self, part: str) -> str:
         """What the target runs."""
-        if self.runtime == "torch":
-            quantized = self.recipe.precision != "fp32" and self.until is None
-            return f"parts/{part}/{self.recipe.precision}.pt2" if quantized else self.exported(part)
-        if self.runtime == "inductor":
-            return f"parts/{part}/{part}.aoti.pt2"
-        if self.runtime.startswith("tensorrt"):
-            return f"parts/{part}/{part}.engine"
-        return self.onnx(part)
+        target, precision = self.runs_on, self.recipe.precision
+        # Where nothing follows the program, the exported one keeps its name beside another.
+        another = not target.steps and precision != "fp32" and self.until is None
+        return f"parts/{part}/{precision if another else part}.{target.suffix}"
 
     def samples(self, part: str) -> tuple[str, ...]:
         """Inputs and outputs of the part, one file for each of ``sample_sizes``."""

@@ -21,7 +21,7 @@ from samforge.apps.cli.progress import BuildProgress
 from samforge.apps.cli.steps import print_steps
 from samforge.core.errors import SettingError
 from samforge.core.files import size_text
-from samforge.core.recipe import PRECISIONS, TARGETS
+from samforge.core.targets import PRECISIONS, TARGET_NAMES
 
 if TYPE_CHECKING:
     from samforge.core.bundle import Bundle
@@ -51,8 +51,9 @@ def build(  # noqa: PLR0913  every argument is an option that a user types
         str | None,
         typer.Option(
             "--target",
-            help=f"Runtime: {', '.join(TARGETS)}; cpu takes what is fastest on this processor.",
-            show_default="onnxruntime",
+            help=f"Runtime: {', '.join(TARGET_NAMES)}; cpu takes what is fastest on this "
+            "processor.",
+            show_default=TARGET_NAMES[0],
         ),
     ] = None,
     precision: Annotated[

@@ -16,12 +16,12 @@ from samforge.apps.cli.runtimes import (
     packages_here,
     runtimes_here,
 )
-from samforge.core.recipe import TARGETS
+from samforge.core.targets import TARGETS
 
 if TYPE_CHECKING:
     from samforge.pipeline import Choice
 
-BASE_RUNTIME = "onnxruntime"
+BASE_RUNTIME = next(target.module for target in TARGETS.values() if target.extra is None)
 MISSING = 3
 """Exit status when even the base runtime is not usable, the same as of a ``MissingExtra``."""
 

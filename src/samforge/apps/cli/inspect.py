@@ -21,8 +21,8 @@ from samforge.apps.cli.places import DigestOption
 from samforge.apps.cli.steps import print_accounts, print_steps
 from samforge.core.errors import SettingError
 from samforge.core.files import size_text
-from samforge.core.recipe import TARGETS
 from samforge.core.reference import REFERENCE_WORDS
+from samforge.core.targets import TARGETS
 
 if TYPE_CHECKING:
     from samforge.apps.cli.inspection import BundleReport

@@ -10,17 +10,13 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from samforge.core.targets import TARGETS
+
 _PROBE = Path(__file__).with_name("probe.py")
 _PROBE_SECONDS = 120
 
 # Import name and the extra that installs it; None for the base install.
-_RUNTIMES = (
-    ("onnxruntime", None),
-    ("torch", "build"),
-    ("openvino", "openvino"),
-    ("tensorrt", "tensorrt"),
-    ("tensorrt_rtx", "tensorrt-rtx"),
-)
+_RUNTIMES = {target.module: target.extra for target in TARGETS.values()}
 
 # Distribution and its extra: what steps need besides a runtime.
 _PACKAGES = (
@@ -68,7 +64,7 @@ class PackageReport:
 
 def runtimes_here() -> tuple[RuntimeReport, ...]:
     """Load every installed runtime in a process of its own and ask what it can use."""
-    return tuple(_runtime(name, extra) for name, extra in _RUNTIMES)
+    return tuple(_runtime(name, extra) for name, extra in _RUNTIMES.items())
 
 
 def packages_here() -> tuple[PackageReport, ...]:

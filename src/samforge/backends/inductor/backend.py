@@ -54,8 +54,6 @@ if TYPE_CHECKING:
     import torch
     from torch.export import ExportedProgram
 
-SUFFIX = "aoti.pt2"
-
 
 OPTIONS: Mapping[str, Any] = {
     # What Inductor would pad is rows, 201 of a decoder's queries to 208: an operand's alignment is
@@ -307,8 +305,6 @@ class InductorBackend:
     """PyTorch's ahead-of-time compiler."""
 
     name: str = "inductor"
-    artifact: str = SUFFIX
-    extra: str | None = "build"
 
     def version(self) -> str | None:
         """Version of the installed package, or None."""
@@ -316,6 +312,11 @@ class InductorBackend:
             return version("torch")
         except PackageNotFoundError:
             return None
+
+    def processors(self, runtime: Any) -> tuple[str, ...]:
+        """The processor with torch's threads, and every GPU."""
+        gpus = (runtime.cuda.get_device_name(i) for i in range(runtime.cuda.device_count()))
+        return (f"CPU, {runtime.get_num_threads()} threads", *gpus)
 
     def facts_from_artifact(self, path: Path) -> str | None:
         """The stamp in the package's metadata."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from samforge.backends.tensorrt.build import EngineReport, engine_from_onnx
 from samforge.backends.tensorrt.capabilities import first_form
@@ -25,16 +26,10 @@ class TensorRTBackend:
 
     flavour: Flavour
     """Which of the two products."""
-    artifact: str = "engine"
 
     @property
     def name(self) -> str:
         """As in ``--target``."""
-        return self.flavour.name
-
-    @property
-    def extra(self) -> str | None:
-        """The extra of pyproject that installs it."""
         return self.flavour.name
 
     def version(self) -> str | None:
@@ -44,6 +39,12 @@ class TensorRTBackend:
     def build_version(self) -> str | None:
         """Version of the installed package, GPU or not."""
         return installed_version(self.flavour)
+
+    def processors(self, runtime: Any) -> tuple[str, ...]:
+        """The GPU at hand. Making a builder is what fails without libraries or a driver."""
+        runtime.Builder(runtime.Logger(runtime.Logger.ERROR))
+        found = tuple(f"GPU of compute capability {one}" for one in self.capabilities_here())
+        return found or ("builds engines; no GPU here to run them",)
 
     def capabilities_here(self) -> tuple[str, ...]:
         """Compute capability of the GPU at hand, ``("89",)``; empty where there is none."""

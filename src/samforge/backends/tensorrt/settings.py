@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from samforge.core.errors import SettingError
-from samforge.core.recipe import PRECISIONS
+from samforge.core.targets import PRECISIONS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

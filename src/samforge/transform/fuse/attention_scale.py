@@ -15,13 +15,14 @@ from __future__ import annotations
 
 from torch import fx
 
+from samforge.core.targets import TARGETS
 from samforge.transform.fuse.draft import Draft
 from samforge.transform.fuse.match import aten, is_call, place, tensor_inputs
 from samforge.transform.fuse.noops import PERMUTES, RESHAPES
 from samforge.transform.fuse.result import Fusion, Tally
 from samforge.transform.fuse.rotary import PARTS
 
-EXPLICIT = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
+EXPLICIT = tuple(name for name, target in TARGETS.items() if target.through_onnx)
 """Targets whose graph holds attention written out."""
 KEEPS_FACTOR = (
     *RESHAPES,

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from samforge.core.targets import TARGETS
 from samforge.transform.fuse.draft import Draft
 from samforge.transform.fuse.match import is_pure, is_tensor, module_path, place, value_of
 from samforge.transform.fuse.result import Fusion, Tally
@@ -146,7 +147,7 @@ LARGE_CONSTANTS = Fusion(
     apply=fold_large_constants,
     # TensorRT stores a tiled position embedding as it is given: 21 MB more, 2.7 % of an fp16 engine
     # and 4.1 % of an int8 one, to save one copy of 21 MB an image (RTX 1.7).
-    targets=("onnxruntime", "openvino", "inductor", "torch"),
+    targets=tuple(name for name, target in TARGETS.items() if not target.engine),
 )
 CONSTANTS = Fusion(
     name="constants",

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 import torch
 from torch import fx
 
+from samforge.core.targets import TARGETS
 from samforge.transform.fuse.draft import Draft
 from samforge.transform.fuse.match import argument, aten, module_path, value_of
 from samforge.transform.fuse.result import Fusion, Tally
@@ -129,5 +130,5 @@ PARALLEL_LINEARS = Fusion(
     exact=False,
     apply=merge_parallel_linears,
     # TensorRT merges them itself, and runs a merged one in half where Q/DQ surround it (RTX 1.7).
-    targets=("onnxruntime", "openvino", "inductor", "torch"),
+    targets=tuple(name for name, target in TARGETS.items() if not target.engine),
 )

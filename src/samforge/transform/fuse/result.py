@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch.export import ExportedProgram
 
-from samforge.core.recipe import TARGETS
+from samforge.core.targets import TARGET_NAMES
 from samforge.transform.fuse.draft import Draft
 
 
@@ -34,7 +34,7 @@ class Fusion:
     arithmetic and stay within 1e-5 of it, relative."""
     apply: Callable[[Draft], Tally]
     """Rewrites the draft."""
-    targets: tuple[str, ...] = TARGETS
+    targets: tuple[str, ...] = TARGET_NAMES
     """Where it helps."""
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from torch.export import ExportedProgram
 
-from samforge.core.errors import SettingError
-from samforge.core.recipe import TARGETS
-from samforge.core.structure import unknown_names
+from samforge.core.targets import target_from_name
 from samforge.transform.fuse.attention import ATTENTION
 from samforge.transform.fuse.attention_scale import ATTENTION_SCALE
 from samforge.transform.fuse.constants import CONSTANTS, LARGE_CONSTANTS
@@ -42,7 +40,7 @@ def fuse(program: ExportedProgram, *, target: str, consume: bool = False) -> Fus
     Args:
         program: From :func:`samforge.transform.export.exported_from_part`, or any program that
             torch.export made of a module in eval mode.
-        target: Where it will run, one of ``samforge.core.recipe.TARGETS``: not every fusion helps
+        target: Where it will run, one of ``samforge.core.targets.TARGETS``: not every fusion helps
             everywhere.
         consume: Free each tensor of ``program`` once its replacement exists. The program is of no
             use afterwards, and neither is a module that shares its weights; at real size this saves
@@ -55,8 +53,7 @@ def fuse(program: ExportedProgram, *, target: str, consume: bool = False) -> Fus
     Raises:
         SettingError: There is no such target.
     """
-    if problem := unknown_names([target], TARGETS):
-        raise SettingError(f"target is {problem}.")
+    target_from_name(target)
     draft = Draft(program, consume=consume)
     obstacle = draft.obstacle
     stored = draft.tensors

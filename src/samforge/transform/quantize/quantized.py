@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from samforge.core.errors import SettingError
-from samforge.core.recipe import QUANTIZED, Quantization
+from samforge.core.recipe import Quantization
+from samforge.core.targets import QUANTIZED
 from samforge.transform.quantize.calibration import (
     Calibrated,
     Progress,
