@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from samforge.apps.cli.machine import this_machine
+from samforge.workflows.machine import this_machine
 
 PACKAGES = ("samforge", "numpy", "torch", "transformers", "onnx", "onnxscript", "onnxruntime")
 

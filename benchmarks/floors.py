@@ -35,7 +35,7 @@ MODELS = ("tiny", "tiny-stressed")
 NAIVE = Quantization(observer="min-max", smooth=False, mixed=False)
 OPEN = Gates(
     **dict.fromkeys(("mask_iou", "agreement", "box_iou", "cgf1_alike"), 0.0),
-    **dict.fromkeys(("feature_cosine", "odd_cosine"), 0.0),
+    **dict.fromkeys(("feature_cosine", "odd_cosine"), -1.0),
     **dict.fromkeys(("score_shift", "absent_score_shift", "cgf1_drop"), 1.0),
     **dict.fromkeys(("logit_shift", "presence_shift", "odd_logit_shift", "channel_gain"), 1e9),
     weak_evidence=True,

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 import samforge
 from samforge.apps.cli.predict import box_text
-from samforge.apps.cli.prediction import box_from_text
 from samforge.core.boxes import clipped_boxes
 from samforge.core.errors import PromptError
 from samforge.runtime import RawDetections, Thresholds, detections_from_raw
 from samforge.runtime.prompts import exemplars_from_boxes
+from samforge.workflows.predict import box_from_text
 
 WIDE = (48, 64)
 CLIPPED: dict[str, tuple[list[float], list[float]]] = {

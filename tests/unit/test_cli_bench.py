@@ -21,7 +21,13 @@ from samforge.apps.cli.bench_tables import (
     speed_rows,
     stage_rows,
 )
-from samforge.apps.cli.benching import (
+from samforge.core.errors import SettingError
+from samforge.core.session import PartSpec, TensorSpec
+from samforge.core.timing import Timings
+from samforge.measure.batches import made_up_inputs
+from samforge.measure.latency import StageLatency, latency_from_samples
+from samforge.models import tiny
+from samforge.workflows.bench import (
     BenchRow,
     Case,
     baseline_among,
@@ -31,13 +37,7 @@ from samforge.apps.cli.benching import (
     size_of_parts,
     subjects_from_bundle,
 )
-from samforge.apps.cli.weigh import Weight, gpu_bytes_from_csv, weigh
-from samforge.core.errors import SettingError
-from samforge.core.session import PartSpec, TensorSpec
-from samforge.core.timing import Timings
-from samforge.measure.batches import made_up_inputs
-from samforge.measure.latency import StageLatency, latency_from_samples
-from samforge.models import tiny
+from samforge.workflows.memory import Weight, gpu_bytes_from_csv, weigh
 
 Capture = pytest.CaptureFixture[str]
 Make = Callable[..., samforge.Bundle]

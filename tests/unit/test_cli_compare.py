@@ -16,8 +16,6 @@ from made_up import reseal, stamp
 
 import samforge
 from samforge.apps import cli
-from samforge.apps.cli.comparison import compare_bundles
-from samforge.apps.cli.data import DataOptions, data_from_text
 from samforge.core.detections import Detections
 from samforge.core.errors import SettingError
 from samforge.core.files import sha256_of
@@ -30,6 +28,8 @@ from samforge.measure import measure_segmenter
 from samforge.media import write_png
 from samforge.models import tiny
 from samforge.models.tiny.held_out import scene_prompts
+from samforge.workflows.compare import compare_bundles
+from samforge.workflows.labelled_data import DataOptions, data_from_text
 
 Capture = pytest.CaptureFixture[str]
 

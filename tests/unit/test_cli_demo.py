@@ -13,17 +13,17 @@ from PIL import Image
 
 import samforge
 from samforge.apps import cli
-from samforge.apps.cli import demonstration
-from samforge.apps.cli.demonstration import (
+from samforge.workflows import demo as demonstration
+from samforge.core.errors import FidelityError
+from samforge.measure import Accuracy, SegmenterAccuracy
+from samforge.models import tiny
+from samforge.workflows.demo import (
     LOWEST_F1,
     SCENE_PX,
     finished_bundle,
     prompts_of,
     require_accuracy,
 )
-from samforge.core.errors import FidelityError
-from samforge.measure import Accuracy, SegmenterAccuracy
-from samforge.models import tiny
 
 Capture = pytest.CaptureFixture[str]
 

@@ -17,11 +17,11 @@ from pycocotools.coco import COCO
 
 import samforge
 from samforge.apps import cli
-from samforge.apps.cli.inputs import images_from_paths, stems_for
-from samforge.apps.cli.prediction import box_from_text
 from samforge.core.errors import PromptError
 from samforge.measure.accuracy import match_masks
 from samforge.models import tiny
+from samforge.workflows.inputs import images_from_paths, stems_for
+from samforge.workflows.predict import box_from_text
 
 Capture = pytest.CaptureFixture[str]
 Snapshot = Callable[[Path], dict[str, bytes]]

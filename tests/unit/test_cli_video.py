@@ -20,9 +20,6 @@ from pycocotools.coco import COCO
 
 import samforge
 from samforge.apps import cli
-from samforge.apps.cli.coco_stream import CocoStream
-from samforge.apps.cli.filming import Pace
-from samforge.apps.cli.interrupts import interrupts_held
 from samforge.backends.onnxruntime import OnnxRuntimeSession
 from samforge.core.detections import Detections
 from samforge.core.session import Array, Tensors
@@ -32,6 +29,9 @@ from samforge.draw.readout import draw_readout
 from samforge.measure.accuracy import match_masks
 from samforge.media.video import VideoFrame, VideoReader, VideoWriter
 from samforge.models.tiny.moving import draw_clip
+from samforge.workflows.coco_stream import CocoStream
+from samforge.workflows.interrupts import interrupts_held
+from samforge.workflows.video import Pace
 
 Capture = pytest.CaptureFixture[str]
 Make = Callable[..., samforge.Bundle]

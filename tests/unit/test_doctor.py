@@ -11,10 +11,10 @@ import onnxruntime
 import pytest
 
 from samforge.apps import cli
-from samforge.apps.cli.machine import Gpu, features_from_cpuinfo, gpus_from_csv
 from samforge.backends import backend_from_name
 from samforge.backends.tensorrt.cuda import gpu_here
 from samforge.core.targets import TARGETS
+from samforge.workflows.machine import Gpu, features_from_cpuinfo, gpus_from_csv
 
 
 def test_json_tells_what_is_installed(capsys: pytest.CaptureFixture[str]) -> None:

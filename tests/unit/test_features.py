@@ -14,7 +14,6 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import samforge
-from samforge.apps.cli.feature_pictures import PictureSettings, feature_report
 from samforge.assembly import session_from_bundle
 from samforge.core.errors import FidelityError, ForeignBundle, ImageError, SettingError
 from samforge.core.images import ImageSpec
@@ -23,6 +22,7 @@ from samforge.core.timing import Timings
 from samforge.media import read_image
 from samforge.models.tiny import draw_scene
 from samforge.runtime import FeatureExtractor, image_bchw_from_rgb
+from samforge.workflows.features import PictureSettings, feature_report
 
 SPEC = ImageSpec(size=32, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 

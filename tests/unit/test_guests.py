@@ -165,7 +165,7 @@ def test_a_changed_blob_is_refused(fake_bundle: Make, tmp_path: Path) -> None:
 
 
 def test_verify_does_not_write_into_a_cache(fake_bundle: Make, tmp_path: Path) -> None:
-    from samforge.apps.cli.verification import _recorded
+    from samforge.workflows.verify import _recorded
 
     snapshot = _cached(fake_bundle(), tmp_path / "hub")
     opened = samforge.open_bundle(snapshot)

@@ -16,8 +16,6 @@ from PIL import Image
 
 import samforge
 from samforge.apps import cli
-from samforge.apps.cli.inputs import images_from_paths, left_out, stems_for
-from samforge.apps.cli.verification import _checked
 from samforge.assembly import session_from_bundle
 from samforge.core.errors import DamagedBundle, ImageError, MissingExtra, SamforgeError
 from samforge.core.native import error_of_item
@@ -27,6 +25,8 @@ from samforge.measure.proof import proven_tensors, write_proof
 from samforge.media import coco_data_from_file, list_images, read_image
 from samforge.runtime import Segmenter
 from samforge.runtime.stream import segment_video
+from samforge.workflows.inputs import images_from_paths, left_out, stems_for
+from samforge.workflows.verify import _checked
 
 Capture = pytest.CaptureFixture[str]
 SIZE = (24, 32)

@@ -35,6 +35,8 @@ MAY_IMPORT = {
     "integrations": LIBRARY | {"integrations", "assembly"},
     # session_from_bundle for `samforge.load`: a second file that puts layers together.
     "assembly": LIBRARY,
+    # What users do with bundles, for the command line and everybody else.
+    "workflows": LIBRARY | {"workflows", "assembly", "pipeline", "steps"},
 }
 
 BUILDERS = {"models", "transform", "steps", "pipeline", "backends/torch.py", "backends/inductor"}
@@ -143,8 +145,8 @@ def test_layers(path: Path) -> None:
 def _check_public(parts: list[str], place: str) -> None:
     private = [part for part in parts if part.startswith("_") and part != "__version__"]
     assert not private, f"{place}: that is private"
-    # `samforge.X`, `samforge.media.X` or `samforge.core.recipe.X`, and the app's own files.
-    if parts[1:2] not in (["apps"], ["core"]):
+    # `samforge.X`, `samforge.media.X` or `samforge.core.recipe.X`, verbs, and the app's own files.
+    if parts[1:2] not in (["apps"], ["core"], ["workflows"]):
         assert len(parts) <= 3, f"{place}: apps use the public API only"
 
 

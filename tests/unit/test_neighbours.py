@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from samforge.apps.cli.interrupts import interrupts_held, termination_interrupts
 from samforge.core.telemetry import import_runtime
+from samforge.workflows.interrupts import interrupts_held, termination_interrupts
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 

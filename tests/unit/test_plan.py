@@ -41,7 +41,7 @@ def names(recipe: Recipe, until: str | None = None) -> list[list[str]]:
             [["export fuse"] * 2, ["calibrate"], ["quantize compile", "compile"], ["verify"]],
         ),
         (
-            "inductor",
+            "tensorrt-rtx",
             "fp8",
             "onnx",
             [["export fuse"] * 2, ["calibrate"], ["quantize onnx"] * 2, ["verify"]],

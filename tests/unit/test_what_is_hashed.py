@@ -361,7 +361,7 @@ def test_a_record_cannot_lead_out_of_its_folder(tmp_path: Path) -> None:
 
 
 def test_verify_refuses_a_bundle_that_was_replaced(fake_bundle: Make) -> None:
-    from samforge.apps.cli.verification import _recorded
+    from samforge.workflows.verify import _recorded
 
     bundle = fake_bundle()
     reseal(bundle.root, replace(bundle.manifest, model="another"))

@@ -104,7 +104,9 @@ SHARES = (
     *("mask_iou", "box_iou", "agreement", "score_shift", "absent_score_shift"),
     *("cgf1_alike", "cgf1_drop", "odd_cosine", "feature_cosine"),
 )
-"""Gates on figures that lie between 0 and 1."""
+"""Gates on figures that reach at most 1."""
+COSINES = ("odd_cosine", "feature_cosine")
+"""Gates on figures that reach down to -1."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -161,12 +163,15 @@ class Gates:
             value = getattr(self, gate.name)
             if value is None and gate.default is None:
                 continue
-            if not _is_number(value) or not value >= 0:
-                raise SettingError(f"gates.{gate.name} wants a number from 0 up, got {value!r}.")
+            least = -1 if gate.name in COSINES else 0
+            if not _is_number(value) or not value >= least:
+                raise SettingError(
+                    f"gates.{gate.name} wants a number from {least} up, got {value!r}."
+                )
             if gate.name in SHARES and value > 1:
                 raise SettingError(
                     f"gates.{gate.name} is {value:g}, and nothing reaches more than 1: a build "
-                    "with it could never publish. Give 0 to 1."
+                    f"with it could never publish. Give {least} to 1."
                 )
 
 

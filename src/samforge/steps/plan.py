@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from samforge.core.recipe import Recipe
-from samforge.core.targets import QUANTIZED, Target, target_from_name
+from samforge.core.targets import QUANTIZED, Target, stop_of, target_from_name
 from samforge.steps.calibrate import calibrate_parts
 from samforge.steps.compile import compile_part
 from samforge.steps.convert import convert_part
@@ -93,9 +93,10 @@ def _kinds(
     recipe: Recipe, until: str | None
 ) -> tuple[tuple[Kind, ...], tuple[Kind, ...], tuple[Kind, ...]]:
     """What is done to every part before and after quantization, and to all of them at the end."""
+    target = target_from_name(recipe.target)
+    stop_of(target, recipe.precision, until)  # refuses what this target's builds do not pass
     if until == "export":
         return (EXPORT,), (), ()
-    target = target_from_name(recipe.target)
     after = tuple(AFTER[name] for name in target.steps[: _place(target, until)])
     if not after and recipe.precision == "fp32":
         return (EXPORT,), (), (VERIFY,)  # the exported program itself runs

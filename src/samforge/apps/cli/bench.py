@@ -15,7 +15,7 @@ from samforge.core.errors import SettingError
 
 if TYPE_CHECKING:
     from samforge.apps.cli.bench_tables import Conditions
-    from samforge.apps.cli.benching import BenchPlan, BenchRow
+    from samforge.workflows.bench import BenchPlan, BenchRow
 
 _ROUNDS = 30
 
@@ -81,9 +81,9 @@ def bench(  # noqa: PLR0913  every argument is an option that a user types
 
     All bundles are loaded at once and run round by round, so that ratios are fair.
     """
-    from samforge.apps.cli.benching import BenchPlan, Case, baseline_among
-    from samforge.apps.cli.benching import bench as measured
     from samforge.measure import Budget
+    from samforge.workflows.bench import BenchPlan, Case, baseline_among
+    from samforge.workflows.bench import bench as measured
 
     if markdown and as_json:
         raise SettingError("--markdown and --json are two forms of one result. Give one of them.")
@@ -131,8 +131,8 @@ def _conditions(plan: BenchPlan, rows: tuple[BenchRow, ...], image: Path | None)
     from importlib.metadata import version
 
     from samforge.apps.cli.bench_tables import Conditions, hardware_words
-    from samforge.apps.cli.benching import input_words
-    from samforge.apps.cli.machine import this_machine
+    from samforge.workflows.bench import input_words
+    from samforge.workflows.machine import this_machine
 
     machine = this_machine()
     return Conditions(

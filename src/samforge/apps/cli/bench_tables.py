@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from samforge.apps.cli.benching import BenchRow
-from samforge.apps.cli.machine import Machine
 from samforge.measure import StageLatency
+from samforge.workflows.bench import BenchRow
+from samforge.workflows.machine import Machine
 
 CASE = ("bundle", "batch", "phrases")
 """Headings that say which row it is."""

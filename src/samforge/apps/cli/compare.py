@@ -23,7 +23,7 @@ from samforge.core.errors import FidelityError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from samforge.apps.cli.comparison import BundleAccuracy, LeftOut
+    from samforge.workflows.compare import BundleAccuracy, LeftOut
 
 _COLUMNS = (
     "bundle",
@@ -95,14 +95,14 @@ def compare(  # noqa: PLR0913, PLR0917  every argument is an option that a user 
 
     A picture or an annotation that cannot be used is named at the end; the others count.
     """
-    from samforge.apps.cli.comparison import (
+    from samforge.workflows.compare import (
         Problems,
         compare_bundles,
         failed_gates,
         require_reference,
         require_words,
     )
-    from samforge.apps.cli.data import DataOptions, data_from_text
+    from samforge.workflows.labelled_data import DataOptions, data_from_text
 
     problems = Problems()
     options = DataOptions(seed=seed, folder=images, limit=limit)

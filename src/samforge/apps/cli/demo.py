@@ -19,8 +19,8 @@ from samforge.apps.cli.steps import print_steps
 from samforge.core.files import writable_folder
 
 if TYPE_CHECKING:
-    from samforge.apps.cli.comparison import BundleAccuracy
-    from samforge.apps.cli.demonstration import Showing
+    from samforge.workflows.compare import BundleAccuracy
+    from samforge.workflows.demo import Showing
 
 
 def demo(
@@ -34,10 +34,10 @@ def demo(
 
     Fails when the model does not find what is there.
     """
-    from samforge.apps.cli.comparison import accuracy_of
-    from samforge.apps.cli.data import data_from_text
-    from samforge.apps.cli.demonstration import EVALUATED, SCENES, require_accuracy, show_scenes
     from samforge.core.own_folder import require_outside_bundles
+    from samforge.workflows.compare import accuracy_of
+    from samforge.workflows.demo import EVALUATED, SCENES, require_accuracy, show_scenes
+    from samforge.workflows.labelled_data import data_from_text
 
     start = time.perf_counter()
     require_outside_bundles(out, "--out")
@@ -62,7 +62,7 @@ def demo(
 
 def _bundle(path: Path, *, as_json: bool) -> tuple[samforge.Bundle, bool]:
     """Take over the bundle of an earlier run, or build it."""
-    from samforge.apps.cli.demonstration import RECIPE, finished_bundle
+    from samforge.workflows.demo import RECIPE, finished_bundle
 
     bundle, problem = finished_bundle(path, RECIPE)
     if bundle is not None:

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import samforge
-from samforge.apps.cli.machine import Machine, this_machine
 from samforge.apps.cli.output import JsonOption, print_json, print_line, print_table
-from samforge.apps.cli.runtimes import (
+from samforge.core.targets import TARGETS
+from samforge.workflows.machine import Machine, this_machine
+from samforge.workflows.runtimes import (
     PackageReport,
     RuntimeReport,
     packages_here,
     runtimes_here,
 )
-from samforge.core.targets import TARGETS
 
 if TYPE_CHECKING:
     from samforge.pipeline import Choice

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import samforge
-from samforge.apps.cli.inputs import images_from_paths
 from samforge.apps.cli.output import (
     JsonOption,
     print_json,
@@ -18,9 +17,10 @@ from samforge.apps.cli.output import (
     shown_path,
 )
 from samforge.apps.cli.places import DigestOption, OverwriteOption, check_outputs
+from samforge.workflows.inputs import images_from_paths
 
 if TYPE_CHECKING:
-    from samforge.apps.cli.feature_pictures import FeatureReport
+    from samforge.workflows.features import FeatureReport
 
 
 def features(  # noqa: PLR0913  every argument is an option that a user types
@@ -62,7 +62,7 @@ def features(  # noqa: PLR0913  every argument is an option that a user types
     The first principal component tells the foreground; the foreground's own three components are
     its red, green and blue. Works with the backbone of dinov3 and the vision part of sam3.
     """
-    from samforge.apps.cli.feature_pictures import PictureSettings, feature_report
+    from samforge.workflows.features import PictureSettings, feature_report
 
     check_outputs([out], overwrite=overwrite)
     opened = samforge.open_bundle(bundle, digest=digest)

@@ -25,9 +25,9 @@ from samforge.core.reference import REFERENCE_WORDS
 from samforge.core.targets import TARGETS
 
 if TYPE_CHECKING:
-    from samforge.apps.cli.inspection import BundleReport
     from samforge.measure import FusionRow
     from samforge.transform import ExternalFile, GraphSummary
+    from samforge.workflows.inspect import BundleReport
 
 MOST_OPERATORS = 25
 """Rows of the operator table for people; ``--json`` has them all."""
@@ -57,7 +57,7 @@ def inspect(
     if digest is not None and not path.is_dir():
         raise SettingError(f"--digest is that of a bundle, and {path} is no folder.")
     if path.is_dir():
-        from samforge.apps.cli.inspection import report_from_bundle
+        from samforge.workflows.inspect import report_from_bundle
 
         report = report_from_bundle(path, digest=digest)
         if as_json:
@@ -73,7 +73,7 @@ def inspect(
     payload = {"file": path, "bytes": path.stat().st_size, "graph": summary}
     fusions: tuple[FusionRow, ...] = ()
     if target is not None:
-        from samforge.apps.cli.inspection import fusions_of_program
+        from samforge.workflows.inspect import fusions_of_program
 
         fusions = fusions_of_program(path, target)
         payload["fusions"] = fusions

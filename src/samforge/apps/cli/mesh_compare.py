@@ -64,7 +64,7 @@ def mesh_compare(  # noqa: PLR0913  every argument is an option that a user type
     found = compare_meshes(one, two, labelled)
     written: tuple[Path, ...] = ()
     if out is not None:
-        from samforge.apps.cli.mesh_views import write_views
+        from samforge.workflows.mesh_views import write_views
 
         written = write_views(one, two, out, image=image)
     held = limit_mm is None or found.root_relative.mean <= limit_mm

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import samforge
-from samforge.apps.cli.inputs import images_from_paths, left_out, results_for
 from samforge.apps.cli.output import (
     JsonOption,
     print_json,
@@ -22,11 +21,12 @@ from samforge.apps.cli.progress import progress_bar
 from samforge.apps.cli.stages import print_stages
 from samforge.core.files import writable_folder
 from samforge.core.words import escaped
+from samforge.workflows.inputs import images_from_paths, left_out, results_for
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from samforge.apps.cli.prediction import Failure, ImageResult, Predictions, Prompts
+    from samforge.workflows.predict import Failure, ImageResult, Predictions, Prompts
 
 HOPELESS = 0.05
 """Below this best score a lower threshold would only admit noise."""
@@ -77,9 +77,9 @@ def predict(  # noqa: PLR0913  every argument is an option that a user types
     """
     from dataclasses import replace
 
-    from samforge.apps.cli.prediction import Prompts, box_from_text, failure_from
     from samforge.core.own_folder import require_outside_bundles
     from samforge.runtime import Thresholds
+    from samforge.workflows.predict import Prompts, box_from_text, failure_from
 
     positive, negative = box or [], negative_box or []
     prompts = Prompts(
@@ -118,8 +118,8 @@ def _run(
     threads: int | None,
     as_json: bool,
 ) -> Predictions:
-    from samforge.apps.cli.prediction import predict_files
     from samforge.core.manifest import verified
+    from samforge.workflows.predict import predict_files
 
     if not verified(bundle.manifest) and not bundle.manifest.recipe.get("random_weights"):
         print_note(f"{bundle.root} was not verified on hardware: run samforge verify first.")

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import samforge
-from samforge.apps.cli.interrupts import termination_interrupts
 from samforge.apps.cli.output import (
     JsonOption,
     print_json,
@@ -21,9 +20,10 @@ from samforge.apps.cli.places import DigestOption, OverwriteOption, check_output
 from samforge.apps.cli.progress import progress_bar
 from samforge.core.errors import Interrupted, PromptError, SettingError, VideoError
 from samforge.core.files import writable_folder
+from samforge.workflows.interrupts import termination_interrupts
 
 if TYPE_CHECKING:
-    from samforge.apps.cli.filming import Film, FilmResult
+    from samforge.workflows.video import Film, FilmResult
 
 MOST_NAMED = 10
 """Frames that failed are named one by one up to here; --json names all."""
@@ -73,8 +73,8 @@ def video(  # noqa: PLR0913  every argument is an option that a user types
     The times of the frames stay as they are. Ctrl-C and SIGTERM finish the file with the frames
     done so far.
     """
-    from samforge.apps.cli.filming import Film
     from samforge.runtime import Thresholds
+    from samforge.workflows.video import Film
 
     plan = Film(
         video=source,
@@ -144,8 +144,8 @@ def _check_files(plan: Film, *, overwrite: bool) -> None:
 def _run(bundle: samforge.Bundle, plan: Film, *, threads: int | None, as_json: bool) -> FilmResult:
     from dataclasses import replace
 
-    from samforge.apps.cli.filming import film
     from samforge.media import VideoReader
+    from samforge.workflows.video import film
 
     manifest = bundle.manifest
     if manifest.recipe.get("random_weights"):

@@ -9,7 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from samforge import Detections
+from samforge.core.detections import Detections
 from samforge.core.files import output_errors
 from samforge.core.words import json_text
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import samforge
+from samforge.core.errors import SamforgeError
 from samforge.core.paths import is_folder
 
 OVERLAY_SUFFIX = ".overlay.png"
@@ -15,7 +15,7 @@ COCO_SUFFIX = ".coco.json"
 
 def images_from_paths(
     paths: Sequence[Path], out: Path, *, recursive: bool = False
-) -> tuple[list[Path], list[tuple[Path, samforge.SamforgeError]]]:
+) -> tuple[list[Path], list[tuple[Path, SamforgeError]]]:
     """List the images that files and folders name, each once, in order.
 
     Two links to one picture are two images: each gets its result.
@@ -31,7 +31,7 @@ def images_from_paths(
     from samforge.media import list_images
 
     images: list[Path] = []
-    failures: list[tuple[Path, samforge.SamforgeError]] = []
+    failures: list[tuple[Path, SamforgeError]] = []
     own = resolved(out)
     for path in paths:
         if not is_folder(path):
@@ -39,7 +39,7 @@ def images_from_paths(
             continue
         try:
             listed = list_images(path, recursive=recursive)
-        except samforge.SamforgeError as error:
+        except SamforgeError as error:
             failures.append((path, error))
             continue
         ours = {folder: resolved(folder) == own for folder in {file.parent for file in listed}}
@@ -70,7 +70,7 @@ def left_out(paths: Sequence[Path], out: Path, *, recursive: bool = False) -> li
             continue
         try:
             listing = listing_of_folder(path, recursive=recursive)
-        except samforge.SamforgeError:
+        except SamforgeError:
             continue  # told as a failure
         own = resolved(out)
         folders = [folder for folder in listing.folders if resolved(folder) != own]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from samforge import Bundle, open_bundle
+from samforge.core.bundle import Bundle, open_bundle
 from samforge.core.errors import DamagedBundle
 from samforge.core.manifest import (
     MANIFEST_NAME,

@@ -7,16 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from samforge import Bundle, Recipe, SamforgeError, Segmenter, __version__, open_bundle
-from samforge.apps.cli.prediction import READABLE_PX, overlay_of
-from samforge.core.errors import FidelityError
+from samforge.core.bundle import Bundle, open_bundle
+from samforge.core.errors import FidelityError, SamforgeError
 from samforge.core.files import sha256_of, writable_folder
 from samforge.core.images import RgbImage
+from samforge.core.recipe import Recipe
 from samforge.core.timing import StageTime, Timings
+from samforge.core.version import __version__
 from samforge.draw import grid
 from samforge.measure import SegmenterAccuracy
 from samforge.media import write_png
 from samforge.models import tiny
+from samforge.runtime import Segmenter
+from samforge.workflows.predict import READABLE_PX, overlay_of
 
 RECIPE = Recipe(model="tiny")
 """What the demo builds."""

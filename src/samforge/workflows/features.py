@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import samforge
 from samforge.assembly import session_from_bundle
+from samforge.core.bundle import Bundle
 from samforge.core.errors import ForeignBundle
 from samforge.core.files import writable_folder
 from samforge.core.images import RgbImage
@@ -73,7 +73,7 @@ class FeatureReport:
 
 
 def feature_report(
-    bundle: samforge.Bundle,
+    bundle: Bundle,
     files: Sequence[Path],
     out: Path,
     settings: PictureSettings,

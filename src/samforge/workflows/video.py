@@ -11,14 +11,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from samforge import Segmenter
-from samforge.apps.cli.coco_stream import CocoStream
-from samforge.apps.cli.interrupts import interrupts_held
 from samforge.core.timing import Timings
 from samforge.draw import draw_readout, overlay
 from samforge.measure import StageLatency, latency_from_samples
 from samforge.media import VideoFrame, VideoInfo, VideoReader, VideoWriter
-from samforge.runtime import SegmentedFrame, Thresholds, segment_video
+from samforge.runtime import SegmentedFrame, Segmenter, Thresholds, segment_video
+from samforge.workflows.coco_stream import CocoStream
+from samforge.workflows.interrupts import interrupts_held
 
 PACE_FRAMES = 15
 """The readout shows means over as many frames, so that its figures can be read."""

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from samforge import Detections, Segmenter
-from samforge.apps.cli.inputs import COCO_SUFFIX, OVERLAY_SUFFIX, stems_for
 from samforge.core.coco import coco_dataset
+from samforge.core.detections import Detections
 from samforge.core.errors import PromptError
 from samforge.core.files import atomic_write_json
 from samforge.core.images import RgbImage
@@ -18,7 +17,8 @@ from samforge.core.timing import StageTime, Timings
 from samforge.core.words import relative_names
 from samforge.draw import draw_exemplars, overlay
 from samforge.media import read_image, write_png
-from samforge.runtime import Thresholds
+from samforge.runtime import Segmenter, Thresholds
+from samforge.workflows.inputs import COCO_SUFFIX, OVERLAY_SUFFIX, stems_for
 
 READABLE_PX = 640
 """Overlays of smaller images are enlarged to about this side, so that the tags are readable."""

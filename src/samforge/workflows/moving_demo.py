@@ -6,11 +6,10 @@ from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
-from samforge import Segmenter
-from samforge.apps.cli.filming import Film, FilmResult, film
 from samforge.media import VideoWriter
 from samforge.models import tiny
-from samforge.runtime import Thresholds
+from samforge.runtime import Segmenter, Thresholds
+from samforge.workflows.video import Film, FilmResult, film
 
 FRAMES = 20
 """Frames of the clip: two seconds."""

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from samforge import Bundle, Gates, Recipe, load
-from samforge.apps.cli.data import LabelledData
-from samforge.apps.cli.words import known_words
+from samforge.assembly import load
+from samforge.core.bundle import Bundle
 from samforge.core.errors import FidelityError, SettingError
 from samforge.core.native import Report, error_of_item
+from samforge.core.recipe import Gates, Recipe
 from samforge.measure import (
     PackedDetections,
     SegmenterAccuracy,
@@ -18,6 +18,8 @@ from samforge.measure import (
     check_predictions,
     measure_segmenter,
 )
+from samforge.workflows.labelled_data import LabelledData
+from samforge.workflows.vocabulary import known_words
 
 BOXES_PART = "detector_boxes"
 """The part that takes exemplar boxes."""

@@ -6,8 +6,8 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from samforge import Bundle, open_bundle
 from samforge.assembly import session_from_bundle
+from samforge.core.bundle import Bundle, open_bundle
 from samforge.core.errors import DamagedBundle, FidelityError, MissingExtra, OutputError
 from samforge.core.files import atomic_write_text
 from samforge.core.manifest import MANIFEST_NAME, StepResult, manifest_text, sealed

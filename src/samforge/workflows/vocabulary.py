@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from samforge import Bundle
 from samforge.assembly import tokenizer_from_bundle
+from samforge.core.bundle import Bundle
 
 
 def known_words(bundle: Bundle) -> tuple[str, ...]:

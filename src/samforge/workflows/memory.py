@@ -46,7 +46,7 @@ def weigh(
     words = [str(bundle), digest or "", str(batch), str(prompts), str(threads or 0)]
     try:
         run = subprocess.run(
-            [sys.executable, "-m", "samforge.apps.cli.weigh", *words],
+            [sys.executable, "-m", "samforge.workflows.memory", *words],
             capture_output=True,
             text=True,
             check=True,
@@ -69,13 +69,13 @@ def gpu_bytes_from_csv(text: str, process: int) -> int | None:
 
 
 def _main(words: list[str]) -> int:
-    import samforge
-    from samforge.apps.cli.benching import Case, subjects_from_bundle
+    from samforge.core.bundle import open_bundle
     from samforge.core.timing import Timings
+    from samforge.workflows.bench import Case, subjects_from_bundle
 
     bundle, digest, batch, prompts, threads = words
     # The caller has just verified it.
-    opened = samforge.open_bundle(bundle, verify=False, digest=digest or None)
+    opened = open_bundle(bundle, verify=False, digest=digest or None)
     case = Case(batch=int(batch), prompts=int(prompts))
     for run in subjects_from_bundle(opened, [case], None, threads=int(threads) or None).values():
         run(Timings())

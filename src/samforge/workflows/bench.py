@@ -9,10 +9,9 @@ from typing import TypeAlias
 
 import numpy as np
 
-from samforge import Bundle
-from samforge.apps.cli.weigh import Weight, weigh
 from samforge.assembly import session_from_bundle, tokenizer_from_bundle
 from samforge.backends import backend_from_name
+from samforge.core.bundle import Bundle
 from samforge.core.errors import SettingError
 from samforge.core.images import RgbImage
 from samforge.core.session import Session
@@ -28,6 +27,7 @@ from samforge.measure import (
     measure_in_turn,
 )
 from samforge.models import tiny
+from samforge.workflows.memory import Weight, weigh
 
 WHOLE, TEXT = "whole", "text"
 """What is measured of a bundle: the way from images to masks, and encoding the phrases."""
