@@ -20,25 +20,45 @@ if TYPE_CHECKING:
     from samforge.media import read_image
     from samforge.pipeline import build
     from samforge.runtime import EncodedImage, Segmenter
+    from samforge.workflows.bench import bench
+    from samforge.workflows.compare import compare
+    from samforge.workflows.demo import demo
+    from samforge.workflows.environment import environment
+    from samforge.workflows.features import feature_pictures
+    from samforge.workflows.inspect import inspect
+    from samforge.workflows.predict import Prompts, predict_files
+    from samforge.workflows.verify import verify
+    from samforge.workflows.video import VideoPlan, segment_video_file
 
 _HOMES = {
     "Bundle": "samforge.core.bundle",
     "Detections": "samforge.core.detections",
     "EncodedImage": "samforge.runtime",
     "Gates": "samforge.core.recipe",
+    "Prompts": "samforge.workflows.predict",
     "Recipe": "samforge.core.recipe",
     "SamforgeError": "samforge.core.errors",
     "SamforgeWarning": "samforge.core.errors",
     "Segmenter": "samforge.runtime",
+    "VideoPlan": "samforge.workflows.video",
+    "bench": "samforge.workflows.bench",
     "build": "samforge.pipeline",
+    "compare": "samforge.workflows.compare",
+    "demo": "samforge.workflows.demo",
+    "environment": "samforge.workflows.environment",
+    "feature_pictures": "samforge.workflows.features",
+    "inspect": "samforge.workflows.inspect",
     "load": "samforge.assembly",
     "load_on_device": "samforge.assembly",
     "open_bundle": "samforge.core.bundle",
     "overlay": "samforge.draw",
+    "predict_files": "samforge.workflows.predict",
     "read_image": "samforge.media",
+    "segment_video_file": "samforge.workflows.video",
+    "verify": "samforge.workflows.verify",
 }
 
-_EXTRAS = {"build": "build", "load_on_device": "build"}
+_EXTRAS = {"build": "build", "demo": "build", "load_on_device": "build"}
 """Names that need more than the base install, and the extra that brings it."""
 
 __all__ = [
@@ -46,17 +66,28 @@ __all__ = [
     "Detections",
     "EncodedImage",
     "Gates",
+    "Prompts",
     "Recipe",
     "SamforgeError",
     "SamforgeWarning",
     "Segmenter",
+    "VideoPlan",
     "__version__",
+    "bench",
     "build",
+    "compare",
+    "demo",
+    "environment",
+    "feature_pictures",
+    "inspect",
     "load",
     "load_on_device",
     "open_bundle",
     "overlay",
+    "predict_files",
     "read_image",
+    "segment_video_file",
+    "verify",
 ]
 
 

@@ -13,10 +13,10 @@ from PIL import Image
 
 import samforge
 from samforge.apps import cli
-from samforge.workflows import demo as demonstration
 from samforge.core.errors import FidelityError
 from samforge.measure import Accuracy, SegmenterAccuracy
 from samforge.models import tiny
+from samforge.workflows import demo as demonstration
 from samforge.workflows.demo import (
     LOWEST_F1,
     SCENE_PX,

@@ -22,7 +22,7 @@ from samforge.core.timing import Timings
 from samforge.media import read_image
 from samforge.models.tiny import draw_scene
 from samforge.runtime import FeatureExtractor, image_bchw_from_rgb
-from samforge.workflows.features import PictureSettings, feature_report
+from samforge.workflows.features import PictureSettings, feature_pictures
 
 SPEC = ImageSpec(size=32, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
@@ -201,13 +201,13 @@ def test_a_bundle_without_an_encoder(
     entry = bundle.manifest.parts["backbone"]
     other = replace(bundle, manifest=replace(bundle.manifest, parts={"text": entry}))
     with pytest.raises(ForeignBundle, match=r"no part backbone or vision.* It holds text\."):
-        feature_report(other, scenes, tmp_path / "pca.png", PictureSettings(), runs=1)
+        feature_pictures(other, scenes, tmp_path / "pca.png", PictureSettings(), runs=1)
 
 
 def test_sam_3s_vision_part_works_too(
     tiny_bundle: samforge.Bundle, scenes: list[Path], tmp_path: Path
 ) -> None:
-    report = feature_report(
+    report = feature_pictures(
         tiny_bundle, scenes, tmp_path / "pca.png", PictureSettings(shared=True), runs=1
     )
     assert (report.part, report.output) == ("vision", "fpn_2")

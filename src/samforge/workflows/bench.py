@@ -11,7 +11,7 @@ import numpy as np
 
 from samforge.assembly import session_from_bundle, tokenizer_from_bundle
 from samforge.backends import backend_from_name
-from samforge.core.bundle import Bundle
+from samforge.core.bundle import Bundle, open_bundle
 from samforge.core.errors import SettingError
 from samforge.core.images import RgbImage
 from samforge.core.session import Session
@@ -28,6 +28,7 @@ from samforge.measure import (
 )
 from samforge.models import tiny
 from samforge.workflows.memory import Weight, weigh
+from samforge.workflows.watching import Done, Note, unread, unseen
 
 WHOLE, TEXT = "whole", "text"
 """What is measured of a bundle: the way from images to masks, and encoding the phrases."""
@@ -80,6 +81,8 @@ class BenchRow:
 
 
 Key: TypeAlias = tuple[Case, str]
+DEFAULT_BUDGET = Budget(warm_up=3, iterations=30)
+"""How long, where nobody says."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -102,9 +105,56 @@ class BenchPlan:
     """Whether to measure memory too, for which each bundle is loaded once more."""
 
 
-def bench(
-    plan: BenchPlan, *, done: Callable[[], None], note: Callable[[str], None]
+def bench(  # noqa: PLR0913  every size and limit has a default
+    bundles: Sequence[str | Path | Bundle],
+    *,
+    batch: Sequence[int] = (1,),
+    prompts: Sequence[int] = (1,),
+    budget: Budget = DEFAULT_BUDGET,
+    image: RgbImage | None = None,
+    threads: int | None = None,
+    memory: bool = True,
+    done: Done = unseen,
+    note: Note = unread,
 ) -> tuple[BenchRow, ...]:
+    """Measure bundles in turn: latency, throughput, memory, size and speed-up.
+
+    Args:
+        bundles: Folders, or bundles that are open. Speed-ups are against the first in fp32, or the
+            first.
+        batch: Images in a call; each size is measured.
+        prompts: Phrases asked of an image; each number is measured.
+        budget: How long.
+        image: Input, or None for drawn scenes (tiny) or noise (others).
+        threads: Processor threads, or None for each runtime's own choice.
+        memory: Whether to measure memory too, for which each bundle is loaded once more.
+        done: Called after each round.
+        note: Told what could not be measured.
+
+    Returns:
+        For each size, a row for each bundle.
+
+    Raises:
+        BundleError: A folder is no bundle, or is damaged.
+        ShapeError: A bundle was built for other sizes.
+    """
+    opened = tuple(one if isinstance(one, Bundle) else open_bundle(one) for one in bundles)
+    if not opened:
+        raise SettingError("bench got no bundle. Name at least one.")
+    cases = tuple(Case(batch=one, prompts=other) for one in batch for other in prompts)
+    plan = BenchPlan(
+        bundles=opened,
+        cases=cases,
+        budget=budget,
+        baseline=baseline_among(opened),
+        image=image,
+        threads=threads,
+        memory=memory,
+    )
+    return rows_of(plan, done=done, note=note)
+
+
+def rows_of(plan: BenchPlan, *, done: Done, note: Note) -> tuple[BenchRow, ...]:
     """Measure bundles in turn, in one process, and their memory in processes of their own.
 
     Args:

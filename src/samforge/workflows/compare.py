@@ -1,13 +1,13 @@
-"""Measures bundles on labelled data: the work behind ``samforge compare``."""
+"""Measures bundles on labelled data, and each against the first."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from samforge.assembly import load
-from samforge.core.bundle import Bundle
+from samforge.core.bundle import Bundle, open_bundle
 from samforge.core.errors import FidelityError, SettingError
 from samforge.core.native import Report, error_of_item
 from samforge.core.recipe import Gates, Recipe
@@ -18,8 +18,9 @@ from samforge.measure import (
     check_predictions,
     measure_segmenter,
 )
-from samforge.workflows.labelled_data import LabelledData
+from samforge.workflows.labelled_data import LabelledData, data_from_text
 from samforge.workflows.vocabulary import known_words
+from samforge.workflows.watching import Done, unseen
 
 BOXES_PART = "detector_boxes"
 """The part that takes exemplar boxes."""
@@ -47,11 +48,11 @@ class BundleAccuracy:
     """How far cgF1 fell against the reference; None for the reference itself, or without one."""
 
 
-def compare_bundles(
-    bundles: Sequence[Bundle],
-    data: LabelledData,
+def compare(
+    bundles: Sequence[str | Path | Bundle],
+    data: str | LabelledData = "scenes:1000",
     *,
-    done: Callable[[], None],
+    done: Done = unseen,
     report: Report | None = None,
 ) -> tuple[BundleAccuracy, ...]:
     """Measure every bundle on the same data, the others against the first.
@@ -60,14 +61,25 @@ def compare_bundles(
     lengths, so memory grows neither with bundles nor much with images.
 
     Args:
-        bundles: Opened and checked; ``require_words`` has passed.
-        data: Gone through once for each bundle.
+        bundles: Folders, or bundles that are open; the first says what is right.
+        data: ``scenes:N``, ``coco:FILE.json``, or what ``data_from_text`` made of one. Gone through
+            once for each bundle.
         done: Called after each image.
         report: Takes images that cannot be measured; they count for nobody, and the others go on.
             None raises at the first.
+
+    Raises:
+        SettingError: There is no bundle or no such data, or a model does not know its phrases.
+        BundleError: A folder is no bundle, or is damaged.
     """
+    if not bundles:
+        raise SettingError("compare got no bundle. Name at least one.")
+    data = data_from_text(data, report=report) if isinstance(data, str) else data
+    opened = [one if isinstance(one, Bundle) else open_bundle(one) for one in bundles]
+    for bundle in opened:
+        require_words(bundle, data)
     answers: dict[tuple[int, int], PackedDetections] = {}
-    first, *others = bundles
+    first, *others = opened
     if not others:
         return (accuracy_of(first, data, done=done, report=report),)
     rows = [accuracy_of(first, data, record=answers, done=done, report=report)]
@@ -85,7 +97,7 @@ def accuracy_of(  # noqa: PLR0913  what is measured, against what, and who is to
     record: MutableMapping[tuple[int, int], PackedDetections] | None = None,
     reference: BundleAccuracy | None = None,
     answers: Mapping[tuple[int, int], PackedDetections] | None = None,
-    done: Callable[[], None],
+    done: Done = unseen,
     report: Report | None = None,
 ) -> BundleAccuracy:
     """Measure one bundle.

@@ -1,4 +1,4 @@
-"""Shows on drawn scenes what the tiny model finds: the work behind ``samforge demo``."""
+"""Builds the tiny model and shows on drawn scenes what it finds."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+from samforge.assembly import load
 from samforge.core.bundle import Bundle, open_bundle
 from samforge.core.errors import FidelityError, SamforgeError
 from samforge.core.files import sha256_of, writable_folder
 from samforge.core.images import RgbImage
+from samforge.core.outputs import require_own
+from samforge.core.own_folder import require_outside_bundles
 from samforge.core.recipe import Recipe
 from samforge.core.timing import StageTime, Timings
 from samforge.core.version import __version__
@@ -18,8 +21,13 @@ from samforge.draw import grid
 from samforge.measure import SegmenterAccuracy
 from samforge.media import write_png
 from samforge.models import tiny
+from samforge.pipeline import build
 from samforge.runtime import Segmenter
+from samforge.steps.run import Progress
+from samforge.workflows.compare import BundleAccuracy, accuracy_of
+from samforge.workflows.labelled_data import data_from_text
 from samforge.workflows.predict import READABLE_PX, overlay_of
+from samforge.workflows.watching import Done, unseen
 
 RECIPE = Recipe(model="tiny")
 """What the demo builds."""
@@ -64,6 +72,68 @@ class Showing:
     """Scenes shown."""
     stages: tuple[StageTime, ...]
     """Where the time went, summed over the scenes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Demonstration:
+    """What the demo showed."""
+
+    bundle: Bundle
+    """The tiny model's."""
+    reused: bool
+    """Whether an earlier run had built it."""
+    showing: Showing
+    """The pictures."""
+    measured: BundleAccuracy
+    """How right it is on held-out scenes."""
+
+
+def demo(
+    out: str | Path,
+    *,
+    bundle: Bundle | None = None,
+    reused: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    done: Done = unseen,
+) -> Demonstration:
+    """Build the tiny bundle, prove it, segment drawn scenes and show them; no network, no GPU.
+
+    Args:
+        out: Folder for ``bundle/``, ``demo.png`` and ``overlays/``.
+        bundle: One that is built already; None builds it, or takes over that of an earlier run.
+        reused: Whether ``bundle`` is that of an earlier run.
+        overwrite: Whether pictures that samforge did not write may be replaced.
+        progress: Told about each step of the build.
+        done: Called after each of ``SCENES + EVALUATED`` scenes.
+
+    Raises:
+        OutputError: A file cannot be written, or is in the way.
+        FidelityError: A gate does not hold.
+    """
+    out = Path(out)
+    check_pictures(out, overwrite=overwrite)
+    out = writable_folder(out)
+    if bundle is None:
+        bundle, _ = finished_bundle(out / "bundle", RECIPE)
+        reused = bundle is not None
+        bundle = bundle or build(RECIPE, out=out / "bundle", progress=progress)
+    showing = show_scenes(load(bundle), out, done=done)
+    measured = accuracy_of(bundle, data_from_text(f"scenes:{EVALUATED}"), done=done)
+    return Demonstration(bundle=bundle, reused=reused, showing=showing, measured=measured)
+
+
+def check_pictures(out: Path, *, overwrite: bool) -> None:
+    """Refuse, before anything is built, to write into a bundle or over a user's file.
+
+    Raises:
+        OutputError: With what is in the way.
+    """
+    require_outside_bundles(out, "--out")
+    pictures = [out / "demo.png", *out.glob("overlays/scene-*-prompt-*.png")]
+    for picture in pictures:
+        require_outside_bundles(picture, "--out")
+    require_own(pictures, overwrite=overwrite)
 
 
 def finished_bundle(path: Path, recipe: Recipe) -> tuple[Bundle | None, str]:

@@ -72,13 +72,13 @@ class FeatureReport:
     """The picture."""
 
 
-def feature_report(
+def feature_pictures(
     bundle: Bundle,
     files: Sequence[Path],
     out: Path,
-    settings: PictureSettings,
+    settings: PictureSettings | None = None,
     *,
-    runs: int,
+    runs: int = 5,
     threads: int | None = None,
 ) -> FeatureReport:
     """Run the image encoder of a bundle on files, draw the picture and time it.
@@ -94,6 +94,7 @@ def feature_report(
             f"{bundle.root} has no part {' or '.join(PARTS)}, which give features. It holds "
             f"{', '.join(bundle.manifest.parts)}."
         )
+    settings = settings or PictureSettings()
     out = writable_folder(out.parent) / out.name
     session = session_from_bundle(bundle, part, threads=threads)
     try:

@@ -1,4 +1,4 @@
-"""Looks into a bundle, a damaged one too: the work behind ``samforge inspect``."""
+"""Looks into a bundle, a damaged one too."""
 
 from __future__ import annotations
 
@@ -61,14 +61,14 @@ class BundleReport:
         return payload
 
 
-def report_from_bundle(path: Path, *, digest: str | None = None) -> BundleReport:
+def inspect(path: str | Path, *, digest: str | None = None) -> BundleReport:
     """Read a bundle and hash its files.
 
     Raises:
         ForeignBundle: It is no bundle.
         DamagedBundle: Its manifest cannot be used; damage of other files is in the report.
     """
-    root = path.resolve()
+    root = Path(path).resolve()
     try:
         bundle = open_bundle(root, digest=digest)
     except DamagedBundle as error:

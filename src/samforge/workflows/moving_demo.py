@@ -9,7 +9,7 @@ from pathlib import Path
 from samforge.media import VideoWriter
 from samforge.models import tiny
 from samforge.runtime import Segmenter, Thresholds
-from samforge.workflows.video import Film, FilmResult, film
+from samforge.workflows.video import VideoPlan, VideoResult, segment_video_file
 
 FRAMES = 20
 """Frames of the clip: two seconds."""
@@ -18,7 +18,7 @@ _RATE, _PX, _CLIP = 10, 360, 0
 
 def show_clip(
     segmenter: Segmenter, out: Path, *, title: str, done: Callable[[], None]
-) -> FilmResult:
+) -> VideoResult:
     """Draw a clip of moving shapes, and write it with what one colour and one shape find.
 
     Args:
@@ -37,7 +37,7 @@ def show_clip(
         for number, scene in enumerate(scenes):
             writer.write(scene.image, Fraction(number, _RATE))
     first = scenes[0]
-    plan = Film(
+    plan = VideoPlan(
         video=clip,
         out=out / "clip.overlay.mp4",
         # The fourth shape is of another colour than the first three.
@@ -45,4 +45,4 @@ def show_clip(
         thresholds=Thresholds(),
         title=title,
     )
-    return film(segmenter, plan, done=done)
+    return segment_video_file(segmenter, plan, done=done)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from samforge.draw import draw_exemplars, overlay
 from samforge.media import read_image, write_png
 from samforge.runtime import Segmenter, Thresholds
 from samforge.workflows.inputs import COCO_SUFFIX, OVERLAY_SUFFIX, stems_for
+from samforge.workflows.watching import Done, unseen
 
 READABLE_PX = 640
 """Overlays of smaller images are enlarged to about this side, so that the tags are readable."""
@@ -137,7 +138,7 @@ def predict_files(
     prompts: Prompts,
     out: Path,
     *,
-    done: Callable[[], None],
+    done: Done = unseen,
 ) -> Predictions:
     """Segment every image and write its results; one that fails does not stop the others.
 

@@ -1,4 +1,4 @@
-"""Runs a bundle against its own proof, here: the work behind ``samforge verify``."""
+"""Runs a bundle against its own proof, here."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Verification:
     """The bundle's digest now: what it remembers is part of it."""
 
 
-def verify_here(path: Path, *, digest: str | None = None) -> Verification:
+def verify(path: str | Path, *, digest: str | None = None) -> Verification:
     """Run every part of a bundle on its proof's inputs, hold the gate, and remember that it held.
 
     A part that cannot be loaded or run does not end the others: all that fail are named.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from array import array
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +17,7 @@ from samforge.media import VideoFrame, VideoInfo, VideoReader, VideoWriter
 from samforge.runtime import SegmentedFrame, Segmenter, Thresholds, segment_video
 from samforge.workflows.coco_stream import CocoStream
 from samforge.workflows.interrupts import interrupts_held
+from samforge.workflows.watching import Done, unseen
 
 PACE_FRAMES = 15
 """The readout shows means over as many frames, so that its figures can be read."""
@@ -28,7 +28,7 @@ Shot = SegmentedFrame[VideoFrame]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Film:
+class VideoPlan:
     """What to make of which video."""
 
     video: Path
@@ -83,7 +83,7 @@ class FrameFailure:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class FilmResult:
+class VideoResult:
     """What came of a run."""
 
     frames: int
@@ -114,7 +114,9 @@ class FilmResult:
     """What the user should know of the file written."""
 
 
-def film(segmenter: Segmenter, plan: Film, *, done: Callable[[], None]) -> FilmResult:
+def segment_video_file(
+    segmenter: Segmenter, plan: VideoPlan, *, done: Done = unseen
+) -> VideoResult:
     """Segment a video and write what was found over it.
 
     A frame that cannot be segmented is written as it is, and named; the others go on.
@@ -160,7 +162,7 @@ def film(segmenter: Segmenter, plan: Film, *, done: Callable[[], None]) -> FilmR
 class Recording:
     """The files that are written, and the readout drawn into them."""
 
-    def __init__(self, plan: Film, info: VideoInfo) -> None:
+    def __init__(self, plan: VideoPlan, info: VideoInfo) -> None:
         """Begin the COCO file; the video begins with its first frame, which says how large it is.
 
         Raises:
@@ -287,7 +289,7 @@ class Tally:
 
     def result(
         self, recording: Recording, reader: VideoReader, interrupted: bool, seconds: float
-    ) -> FilmResult:
+    ) -> VideoResult:
         """Put the figures together."""
         writer = recording.writer
         assert writer is not None  # noqa: S101  a video without frames is an error before this
@@ -299,7 +301,7 @@ class Tally:
             )
             for stage, values in self._stages.items()
         )
-        return FilmResult(
+        return VideoResult(
             frames=writer.frames,
             size_hw=writer.coded_hw,
             info=reader.info,

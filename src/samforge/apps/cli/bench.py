@@ -82,8 +82,7 @@ def bench(  # noqa: PLR0913  every argument is an option that a user types
     All bundles are loaded at once and run round by round, so that ratios are fair.
     """
     from samforge.measure import Budget
-    from samforge.workflows.bench import BenchPlan, Case, baseline_among
-    from samforge.workflows.bench import bench as measured
+    from samforge.workflows.bench import BenchPlan, Case, baseline_among, rows_of
 
     if markdown and as_json:
         raise SettingError("--markdown and --json are two forms of one result. Give one of them.")
@@ -106,7 +105,7 @@ def bench(  # noqa: PLR0913  every argument is an option that a user types
     )
     total = None if iterations is None else warm_up + iterations
     with progress_bar("rounds", total, as_json=as_json) as done:
-        rows = measured(plan, done=done, note=print_note)
+        rows = rows_of(plan, done=done, note=print_note)
     conditions = _conditions(plan, rows, image)
     if as_json:
         base = rows[plan.baseline].bundle

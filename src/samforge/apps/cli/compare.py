@@ -97,11 +97,10 @@ def compare(  # noqa: PLR0913, PLR0917  every argument is an option that a user 
     """
     from samforge.workflows.compare import (
         Problems,
-        compare_bundles,
         failed_gates,
         require_reference,
-        require_words,
     )
+    from samforge.workflows.compare import compare as compared
     from samforge.workflows.labelled_data import DataOptions, data_from_text
 
     problems = Problems()
@@ -109,12 +108,10 @@ def compare(  # noqa: PLR0913, PLR0917  every argument is an option that a user 
     source = data_from_text(data, options, report=problems)
     paths = [*([reference] if reference else []), *(p for p in bundles if p != reference)]
     opened = opened_bundles(paths, digest)
-    for bundle in opened:
-        require_words(bundle, source)
     if gate:
         require_reference(opened)
     with progress_bar(source.name, source.count * len(opened), as_json=as_json) as done:
-        rows = compare_bundles(opened, source, done=done, report=problems)
+        rows = compared(opened, source, done=done, report=problems)
     failed = failed_gates(opened, rows) if gate else ()
     if as_json:
         _print_json(source.name, seed, rows, failed if gate else None, problems.all)

@@ -12,7 +12,7 @@ import samforge
 from samforge.apps.cli.build import build_with_progress
 from samforge.apps.cli.compare import print_accuracy
 from samforge.apps.cli.output import JsonOption, print_json, print_line, print_note, shown_path
-from samforge.apps.cli.places import OverwriteOption, check_outputs
+from samforge.apps.cli.places import OverwriteOption
 from samforge.apps.cli.progress import progress_bar
 from samforge.apps.cli.stages import print_stages
 from samforge.apps.cli.steps import print_steps
@@ -34,30 +34,25 @@ def demo(
 
     Fails when the model does not find what is there.
     """
-    from samforge.core.own_folder import require_outside_bundles
-    from samforge.workflows.compare import accuracy_of
-    from samforge.workflows.demo import EVALUATED, SCENES, require_accuracy, show_scenes
-    from samforge.workflows.labelled_data import data_from_text
+    from samforge.workflows.demo import EVALUATED, SCENES, check_pictures, require_accuracy
+    from samforge.workflows.demo import demo as demonstrated
 
     start = time.perf_counter()
-    require_outside_bundles(out, "--out")
-    pictures = [out / "demo.png", *out.glob("overlays/scene-*-prompt-*.png")]
-    check_outputs(pictures, overwrite=overwrite)
+    check_pictures(out, overwrite=overwrite)
     out = writable_folder(out)
-    bundle, resumed = _bundle(out / "bundle", as_json=as_json)
-    data = data_from_text(f"scenes:{EVALUATED}")
-    with progress_bar("segmenting demo scenes", SCENES, as_json=as_json) as done:
-        showing = show_scenes(samforge.load(bundle), out, done=done)
-    with progress_bar("measuring accuracy", data.count, as_json=as_json) as done:
-        measured = accuracy_of(bundle, data, done=done)
+    bundle, reused = _bundle(out / "bundle", as_json=as_json)
+    with progress_bar("segmenting scenes", SCENES + EVALUATED, as_json=as_json) as done:
+        shown = demonstrated(out, bundle=bundle, reused=reused, overwrite=overwrite, done=done)
     if not as_json:
-        _print(bundle, resumed, showing, measured)
-    require_accuracy(measured.accuracy)
+        _print(bundle, reused, shown.showing, shown.measured)
+    require_accuracy(shown.measured.accuracy)
     seconds = round(time.perf_counter() - start, 1)
     if as_json:
-        print_json("demo", _payload(bundle, resumed, showing, measured) | {"seconds": seconds})
+        payload = _payload(bundle, reused, shown.showing, shown.measured)
+        print_json("demo", payload | {"seconds": seconds})
         return
-    print_line(f"Done in {seconds:.0f} s. Open this picture: {showing.picture}", style="green")
+    picture = shown.showing.picture
+    print_line(f"Done in {seconds:.0f} s. Open this picture: {picture}", style="green")
 
 
 def _bundle(path: Path, *, as_json: bool) -> tuple[samforge.Bundle, bool]:

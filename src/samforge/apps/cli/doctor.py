@@ -10,18 +10,16 @@ import typer
 import samforge
 from samforge.apps.cli.output import JsonOption, print_json, print_line, print_table
 from samforge.core.targets import TARGETS
-from samforge.workflows.machine import Machine, this_machine
+from samforge.workflows.environment import environment
+from samforge.workflows.machine import Machine
 from samforge.workflows.runtimes import (
     PackageReport,
     RuntimeReport,
-    packages_here,
-    runtimes_here,
 )
 
 if TYPE_CHECKING:
     from samforge.pipeline import Choice
 
-BASE_RUNTIME = next(target.module for target in TARGETS.values() if target.extra is None)
 MISSING = 3
 """Exit status when even the base runtime is not usable, the same as of a ``MissingExtra``."""
 
@@ -36,24 +34,23 @@ def doctor(
     as_json: JsonOption = False,
 ) -> None:
     """Show which runtimes, processors and versions are usable here, and what installs the rest."""
-    machine, runtimes, packages = this_machine(), runtimes_here(), packages_here()
+    here = environment()
     choices = _choices() if measure else ()
-    usable = any(runtime.usable for runtime in runtimes if runtime.name == BASE_RUNTIME)
     if as_json:
         payload = {
-            "samforge": samforge.__version__,
-            "machine": machine,
-            "runtimes": runtimes,
-            "packages": packages,
+            "samforge": here.samforge,
+            "machine": here.machine,
+            "runtimes": here.runtimes,
+            "packages": here.packages,
             **({"processor_choices": choices} if measure else {}),
         }
-        print_json("doctor", payload, ok=usable)
+        print_json("doctor", payload, ok=here.usable)
     else:
-        _print_machine(machine)
-        _print_runtimes(runtimes, packages)
+        _print_machine(here.machine)
+        _print_runtimes(here.runtimes, here.packages)
         if measure:
             _print_choices(choices)
-    if not usable:
+    if not here.usable:
         raise typer.Exit(MISSING)
 
 

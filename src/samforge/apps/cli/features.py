@@ -62,7 +62,7 @@ def features(  # noqa: PLR0913  every argument is an option that a user types
     The first principal component tells the foreground; the foreground's own three components are
     its red, green and blue. Works with the backbone of dinov3 and the vision part of sam3.
     """
-    from samforge.workflows.features import PictureSettings, feature_report
+    from samforge.workflows.features import PictureSettings, feature_pictures
 
     check_outputs([out], overwrite=overwrite)
     opened = samforge.open_bundle(bundle, digest=digest)
@@ -72,7 +72,7 @@ def features(  # noqa: PLR0913  every argument is an option that a user types
     if unusable:
         raise unusable[0][1]
     settings = PictureSettings(shared=shared, threshold=threshold, output=output)
-    report = feature_report(opened, files, out, settings, runs=runs, threads=threads)
+    report = feature_pictures(opened, files, out, settings, runs=runs, threads=threads)
     if as_json:
         payload: dict[str, Any] = {
             "bundle": opened.root,

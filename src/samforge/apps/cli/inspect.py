@@ -57,9 +57,9 @@ def inspect(
     if digest is not None and not path.is_dir():
         raise SettingError(f"--digest is that of a bundle, and {path} is no folder.")
     if path.is_dir():
-        from samforge.workflows.inspect import report_from_bundle
+        from samforge.workflows.inspect import inspect as inspected
 
-        report = report_from_bundle(path, digest=digest)
+        report = inspected(path, digest=digest)
         if as_json:
             print_json("inspect", report.payload(), ok=report.problem is None)
         else:

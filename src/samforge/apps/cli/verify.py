@@ -23,9 +23,9 @@ def verify(
     Engines are built for GPUs that the builder need not have. This runs every part on inputs that
     the bundle carries, compares with the fp32 outputs beside them, and fails where they differ.
     """
-    from samforge.workflows.verify import verify_here
+    from samforge.workflows.verify import verify as verified
 
-    found = verify_here(bundle, digest=digest)
+    found = verified(bundle, digest=digest)
     if as_json:
         print_json("verify", {"verification": found})
         return

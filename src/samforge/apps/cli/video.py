@@ -23,7 +23,7 @@ from samforge.core.files import writable_folder
 from samforge.workflows.interrupts import termination_interrupts
 
 if TYPE_CHECKING:
-    from samforge.workflows.video import Film, FilmResult
+    from samforge.workflows.video import VideoPlan, VideoResult
 
 MOST_NAMED = 10
 """Frames that failed are named one by one up to here; --json names all."""
@@ -74,9 +74,9 @@ def video(  # noqa: PLR0913  every argument is an option that a user types
     done so far.
     """
     from samforge.runtime import Thresholds
-    from samforge.workflows.video import Film
+    from samforge.workflows.video import VideoPlan
 
-    plan = Film(
+    plan = VideoPlan(
         video=source,
         out=out.absolute(),
         coco=coco.absolute() if coco is not None else None,
@@ -110,7 +110,7 @@ def _phrases(text: list[str] | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(text))
 
 
-def _check_files(plan: Film, *, overwrite: bool) -> None:
+def _check_files(plan: VideoPlan, *, overwrite: bool) -> None:
     """Find what is wrong with the files before a model is loaded.
 
     Raises:
@@ -141,11 +141,13 @@ def _check_files(plan: Film, *, overwrite: bool) -> None:
         writable_folder(path.parent)
 
 
-def _run(bundle: samforge.Bundle, plan: Film, *, threads: int | None, as_json: bool) -> FilmResult:
+def _run(
+    bundle: samforge.Bundle, plan: VideoPlan, *, threads: int | None, as_json: bool
+) -> VideoResult:
     from dataclasses import replace
 
     from samforge.media import VideoReader
-    from samforge.workflows.video import film
+    from samforge.workflows.video import segment_video_file
 
     manifest = bundle.manifest
     if manifest.recipe.get("random_weights"):
@@ -156,10 +158,10 @@ def _run(bundle: samforge.Bundle, plan: Film, *, threads: int | None, as_json: b
     with VideoReader(plan.video) as reader:
         total = plan.expected(reader.info)
     with progress_bar("frames", total, as_json=as_json) as done, termination_interrupts():
-        return film(segmenter, plan, done=done)
+        return segment_video_file(segmenter, plan, done=done)
 
 
-def _print_json(bundle: samforge.Bundle, plan: Film, result: FilmResult) -> None:
+def _print_json(bundle: samforge.Bundle, plan: VideoPlan, result: VideoResult) -> None:
     payload: dict[str, Any] = {
         "bundle": bundle.root,
         "video": plan.video,
@@ -198,7 +200,7 @@ def _print_json(bundle: samforge.Bundle, plan: Film, result: FilmResult) -> None
     print_json("video", payload, ok=result.problem is None and not result.failures)
 
 
-def _print(plan: Film, result: FilmResult) -> None:
+def _print(plan: VideoPlan, result: VideoResult) -> None:
     frames = result.frames
     print_table(
         f"{plan.video.name}: {frames} frames",
