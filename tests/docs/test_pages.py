@@ -178,6 +178,20 @@ def test_the_table_of_processors_is_the_measured_one() -> None:
         assert f"{result['ratios'][ratio]:.2f} times as fast" in " ".join(page.split())
 
 
+def test_the_table_of_references_is_the_measured_one() -> None:
+    page = (ROOT / "docs/what-equals-what.md").read_text(encoding="utf-8")
+    rows = json.loads((ROOT / "benchmarks/results/references.json").read_text())["rows"]
+    figures = ("text_f1", "mask_iou_with_the_truth", "presence", "boxes_f1", "cgf1")
+    meta, stock = (
+        [f"{rows[one][figure]:.4f}" for figure in figures] for one in ("meta", "transformers")
+    )
+    own = rows["transformers"]
+    assert _rows(page, "computed as") == [
+        ["Meta's code does", *meta, f"all {own['reference_objects']:,}"],
+        ["transformers does", *stock, f"{own['pairs']:,} of {own['objects']:,} found"],
+    ]
+
+
 def test_the_table_of_floors_is_the_measured_one() -> None:
     page = (ROOT / "README.md").read_text(encoding="utf-8")
     result = json.loads((ROOT / "benchmarks/results/floors.json").read_text())
