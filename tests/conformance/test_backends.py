@@ -395,6 +395,6 @@ def test_onnx_runtime_finds_its_tensors_by_name(subject: Subject) -> None:
 
 def test_an_unknown_backend_lists_the_known() -> None:
     with pytest.raises(
-        SettingError, match=r"no target 'tpu'\. Targets: onnxruntime, openvino, torch"
+        SettingError, match=r"no target 'tpu'\. Targets: onnxruntime, openvino, tensorrt"
     ):
         backend_from_name("tpu")

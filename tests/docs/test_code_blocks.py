@@ -25,6 +25,9 @@ NOT_RUN = {
     'bundle = samforge.build("tiny", target="onnxruntime", precision="fp32", out="build/tiny")': (
         "the session's fixture makes this very call, which takes about a minute"
     ),
+    'bundle = samforge.build("tiny", parts=("grounding",), until="export", out="build/one")': (
+        "a minute: tests/unit/test_export.py exports the part"
+    ),
     "estimator = SAM3DBodyEstimator(model, config)": (
         "upstream's checkout and gated weights; tests/unit/test_sam3d_body.py has a stand-in"
     ),

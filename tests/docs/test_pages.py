@@ -86,7 +86,7 @@ def test_every_key_of_a_manifest_is_described() -> None:
 
 
 def test_the_parts_are_those_of_the_bundle(tiny_bundle: samforge.Bundle) -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs/parts.md").read_text(encoding="utf-8")
     described = {row[0].strip("`"): (row[1], row[2]) for row in _rows(text, "part")}
     from samforge.models.sam3.parts import DEFAULT_PARTS, PARTS
 
@@ -115,11 +115,10 @@ def test_the_card_carries_the_measured_figures() -> None:
     assert result["about"]["weights"] == tiny.weights_digest(), "measured on other weights"
     accuracy = result["bundles"][0]["accuracy"]
     assert (result["data"], accuracy["images"]) == ("scenes:1000", 1000)
-    for page in (CARD, ROOT / "README.md"):
-        text = page.read_text(encoding="utf-8").replace("**", "")
-        for prompts in ("text", "boxes"):
-            figures = [accuracy[prompts][key] for key in ("f1", "mean_iou", "presence")]
-            assert " | ".join(f"{figure:.4f}" for figure in figures) in text
+    text = CARD.read_text(encoding="utf-8").replace("**", "")
+    for prompts in ("text", "boxes"):
+        figures = [accuracy[prompts][key] for key in ("f1", "mean_iou", "presence")]
+        assert " | ".join(f"{figure:.4f}" for figure in figures) in text
 
 
 def test_the_tiny_model_keeps_its_floors() -> None:
@@ -178,6 +177,24 @@ def test_the_table_of_processors_is_the_measured_one() -> None:
         assert f"{result['ratios'][ratio]:.2f} times as fast" in " ".join(page.split())
 
 
+def test_the_figures_of_the_first_page_are_measured() -> None:
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    cells = " ".join(" ".join(row) for row in _rows(page, "what | measured | on"))
+    results = ROOT / "benchmarks/results"
+    floors = json.loads((results / "floors.json").read_text())["rows"]
+    references = json.loads((results / "references.json").read_text())["rows"]
+    bench = json.loads((results / "tiny_bench.json").read_text())["rows"]
+    own = floors["tiny"]["int8"]
+    assert f"{own['pairs']:,} of {own['reference_objects']:,}" in cells
+    outliers = floors["tiny-stressed"]
+    assert f"{outliers['int8']['pairs']:,}; min-max" in cells
+    assert f"steps: {outliers['naive int8']['pairs']}" in cells
+    wrong, right = references["transformers"]["cgf1"], references["meta"]["cgf1"]
+    assert f"{wrong:.3f} instead of {right:.3f}" in cells
+    (quicker,) = (row["speed_up"] for row in bench if row["bundle"] == "tiny-int8")
+    assert f"{quicker:.2f} times" in cells
+
+
 def test_the_table_of_references_is_the_measured_one() -> None:
     page = (ROOT / "docs/what-equals-what.md").read_text(encoding="utf-8")
     rows = json.loads((ROOT / "benchmarks/results/references.json").read_text())["rows"]
@@ -193,7 +210,7 @@ def test_the_table_of_references_is_the_measured_one() -> None:
 
 
 def test_the_table_of_floors_is_the_measured_one() -> None:
-    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs/quantization.md").read_text(encoding="utf-8")
     result = json.loads((ROOT / "benchmarks/results/floors.json").read_text())
     wanted = []
     for model, rows in result["rows"].items():

@@ -28,7 +28,7 @@ from samforge.measure import measure_segmenter
 from samforge.media import write_png
 from samforge.models import tiny
 from samforge.models.tiny.held_out import scene_prompts
-from samforge.workflows.compare import compare_bundles
+from samforge.workflows.compare import compare
 from samforge.workflows.labelled_data import DataOptions, data_from_text
 
 Capture = pytest.CaptureFixture[str]
@@ -124,7 +124,7 @@ def test_every_bundle_runs_once(tiny_bundle: samforge.Bundle) -> None:
         runs.append(None)
         return data.images()
 
-    rows = compare_bundles([tiny_bundle] * 3, replace(data, images=images), done=lambda: None)
+    rows = compare([tiny_bundle] * 3, replace(data, images=images), done=lambda: None)
     assert len(runs) == 3
     assert [row.reference for row in rows] == [True, False, False]
     assert [row.accuracy.fidelity is None for row in rows] == [True, False, False]

@@ -235,6 +235,7 @@ def test_fp8_takes_the_large_linears_only(lowered: Callable[..., Any]) -> None:
     assert not any(path.endswith("o_proj") for path, form in layers if form == "fp8")
 
 
+@pytest.mark.slow
 def test_every_constant_moves_to_the_device(
     part: Callable[..., Any], exported_file: Callable[[str], Path]
 ) -> None:

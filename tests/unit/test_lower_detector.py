@@ -253,6 +253,11 @@ def test_the_detector_is_the_same_through_its_own_kernels(detector: Callable[...
     # At least the MLPs of two layers of the encoder and two of the decoder: ReLUs that stay follow
     # GroupNorm or a float32 linear, or are part of the reference of the bias without Triton.
     assert 4 <= operators.count("aten._addmm_activation.default") < 10
+
+
+@pytest.mark.slow
+def test_the_bias_over_a_grid_is_as_good_as_the_explicit_one(detector: Callable[..., Any]) -> None:
+    worst, _ = detector(Lowering())
     explicit, _ = detector(Lowering(position_bias="explicit"))
     assert worst < explicit * 1.5
 

@@ -31,7 +31,8 @@ from samforge.runtime import Thresholds
 bundle, folder = pathlib.Path({bundle!r}), pathlib.Path({folder!r})
 report = samforge.inspect(bundle)
 rows = samforge.compare([bundle, samforge.open_bundle(bundle)], "scenes:1")
-speeds = samforge.bench([bundle], batch=(1, 2), budget=Budget(warm_up=0, iterations=1), memory=False)
+budget = Budget(warm_up=0, iterations=1)
+speeds = samforge.bench([bundle], batch=(1, 2), budget=budget, memory=False)
 segmenter = samforge.load(bundle)
 thresholds = Thresholds(score=0.5, mask=0.5)
 prompts = samforge.Prompts(text=("red circle",), thresholds=thresholds)
@@ -106,4 +107,4 @@ def test_the_machine_is_described() -> None:
     here = samforge.environment()
     assert here.usable
     assert here.samforge == samforge.__version__
-    assert [one.name for one in here.runtimes][0] == "onnxruntime"
+    assert here.runtimes[0].name == "onnxruntime"
