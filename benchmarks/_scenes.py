@@ -12,7 +12,7 @@ import samforge
 from samforge import Recipe
 from samforge.measure import PackedDetections, SegmenterAccuracy, measure_segmenter
 from samforge.measure.asking import Key
-from samforge.measure.segmentation import Tally
+from samforge.measure.segmentation import AccuracyTally
 from samforge.models import tiny
 
 SHARE = 25
@@ -38,7 +38,7 @@ def measured(
     """Ask every bundle every question of the scenes; the first says what is right for the rest."""
     starts = range(0, scenes, SHARE)
     shares = [pool.submit(_share, bundles, one, min(SHARE, scenes - one)) for one in starts]
-    sums = {row: Tally() for row in bundles}
+    sums = {row: AccuracyTally() for row in bundles}
     for share in shares:
         for row, part in share.result().items():
             sums[row].images += part.images
@@ -46,15 +46,15 @@ def measured(
     return {row: tally.accuracy() for row, tally in sums.items()}
 
 
-def _share(bundles: Mapping[str, Path], first: int, count: int) -> dict[str, Tally]:
+def _share(bundles: Mapping[str, Path], first: int, count: int) -> dict[str, AccuracyTally]:
     """Some of the scenes; figures of all shares add up."""
     answers: dict[Key, PackedDetections] = {}
-    found: dict[str, Tally] = {}
+    found: dict[str, AccuracyTally] = {}
     for row, path in bundles.items():
         bundle = samforge.open_bundle(path)
         # torch has one number of threads for the whole process.
         threads = None if bundle.manifest.target == "torch" else 1
-        tally = Tally()
+        tally = AccuracyTally()
         measure_segmenter(
             samforge.load(bundle, threads=threads),
             tiny.labelled_scenes(count, first=first),
@@ -63,6 +63,6 @@ def _share(bundles: Mapping[str, Path], first: int, count: int) -> dict[str, Tal
             tally=tally,
         )
         # Times of processes side by side say nothing.
-        found[row] = Tally(answered=tally.answered, images=tally.images)
+        found[row] = AccuracyTally(answered=tally.answered, images=tally.images)
     print(f"scenes {first} to {first + count - 1}: {', '.join(bundles)}", flush=True)
     return found

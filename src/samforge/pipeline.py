@@ -24,12 +24,12 @@ from samforge.core.targets import stop_of, target_from_name
 from samforge.models.family import Model
 from samforge.models.loading import model_from_name
 from samforge.steps.assets import write_tokenizer_and_license
+from samforge.steps.context import BuildContext
 from samforge.steps.plan import stages
 from samforge.steps.processor import Choice, processor_choices
 from samforge.steps.publish import manifest_of, origin_of, published_files
 from samforge.steps.report import report_of
 from samforge.steps.run import Progress, Run
-from samforge.steps.workshop import Workshop
 
 __all__ = ["Choice", "build", "build_for_processor", "processor_choices"]
 
@@ -90,14 +90,14 @@ def _built(
         require_outside_bundles(recipe.engine.timing_cache, "the timing cache")
     require_space(out, _needed_bytes(checkpoint))
     with Staging.open(out) as staging:
-        shop = Workshop(
+        context = BuildContext(
             recipe=recipe, model=checkpoint, root=staging.root, parts=parts, until=until
         )
         origin = origin_of(checkpoint)
-        run = Run(shop=shop, staging=staging, origin=origin, progress=progress)
+        run = Run(context=context, staging=staging, origin=origin, progress=progress)
         records = run.all(planned, jobs=jobs)
-        manifest = manifest_of(shop, planned, records, origin)
-        extra = (*write_tokenizer_and_license(shop), report_of(shop, manifest))
+        manifest = manifest_of(context, planned, records, origin)
+        extra = (*write_tokenizer_and_license(context), report_of(context, manifest))
         return open_bundle(staging.publish(manifest, published_files(manifest, records, extra)))
 
 

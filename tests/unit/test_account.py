@@ -26,7 +26,7 @@ from samforge.steps.account import (
     quantized_weights,
     settled,
 )
-from samforge.steps.workshop import Workshop
+from samforge.steps.context import BuildContext
 from samforge.transform.account import Entry, account_for, counted, scale_bounds
 from samforge.transform.export import exported_from_file
 from samforge.transform.fuse import fuse
@@ -153,9 +153,9 @@ def test_the_scale_that_a_row_was_rounded_with_lies_within_its_bounds() -> None:
 
 
 @pytest.fixture
-def shop(small_folder: Path, tmp_path: Path) -> Workshop:
+def context(small_folder: Path, tmp_path: Path) -> BuildContext:
     recipe = Recipe(model=str(small_folder), target="onnxruntime", precision="fp32")
-    return Workshop(
+    return BuildContext(
         recipe=recipe, model=model_from_name(str(small_folder)), root=tmp_path, parts=("text",)
     )
 
@@ -179,14 +179,17 @@ def test_every_tensor_of_the_checkpoint_is_in_the_export(
 
 
 def test_an_export_that_lost_a_row_is_refused(
-    part: Callable[..., Any], checkpoint: Callable[..., Any], exported_file: Any, shop: Workshop
+    part: Callable[..., Any],
+    checkpoint: Callable[..., Any],
+    exported_file: Any,
+    context: BuildContext,
 ) -> None:
     program = exported_from_file(exported_file("text"))
     program.state_dict["token_embedding.weight"].data[7] = 0
     found = exported_weights(checkpoint("small").source, part("text"), program)
     with pytest.raises(FidelityError, match=r"export of text: 1 of \d+ .*token_embedding\.weight"):
-        settled(shop, "export", "text", found)
-    assert not (shop.root / "report").exists()
+        settled(context, "export", "text", found)
+    assert not (context.root / "report").exists()
 
 
 def test_fusions_are_named_for_what_they_change(exported_file: Any) -> None:
@@ -285,11 +288,11 @@ def test_constants_of_a_graph_are_those_that_it_reads(onnx_file: Any, tmp_path: 
     assert "token_embedding.weight" in stored_in_onnx(ir.load(tmp_path / "more.onnx"))
 
 
-def test_the_account_is_written_down(shop: Workshop) -> None:
+def test_the_account_is_written_down(context: BuildContext) -> None:
     found = [Entry(name="a", form="equal", place="a"), Entry(name="b", form="scales")]
-    report, figures = settled(shop, "fuse", "text", found)
+    report, figures = settled(context, "fuse", "text", found)
     assert figures == {"weights": 2, "forms": {"equal": 1, "scales": 1}}
-    assert '"form": "scales"' in (shop.root / report).read_text()
+    assert '"form": "scales"' in (context.root / report).read_text()
 
 
 def quantized(*, scale: float = 0.1, quantize: bool = True) -> ir.Model:

@@ -21,8 +21,8 @@ from samforge.models.tiny.scenes import draw_scene
 from samforge.runtime import PhraseTokenizer, Segmenter, image_bchw_from_rgb
 from samforge.runtime.device import DeviceSegmenter, Resizer
 from samforge.runtime.device.admission import admitted_reference
-from samforge.runtime.device.collector import Collector, Question
 from samforge.runtime.device.masks import index_on_device, masks_to_host
+from samforge.runtime.device.reader import Question, ResultReader
 from samforge.runtime.device.resize import resize_weights, taps_from_weights
 from samforge.runtime.device.results import (
     admitted,
@@ -200,7 +200,7 @@ def test_masks_begun_ahead_are_the_same(segmenters: Any, threshold: float) -> No
         assert (
             (begun is None) if not steady or counts[-1] > 16 else (len(begun.masks) == counts[-1])
         )
-        (found,) = ahead._collector.detections(pending)
+        (found,) = ahead._reader.detections(pending)
         assert_same(found, host.predict(image, text=PHRASES, threshold=threshold))
         counts.append(len(found))
         # Nothing keeps the memory of more than twice the masks that were found.
@@ -319,7 +319,7 @@ def test_scores_boxes_and_masks() -> None:
 
 
 def test_masks_that_cannot_be_made_fail_one_call() -> None:
-    collector = Collector(CPU, None, "meta")
+    collector = ResultReader(CPU, None, "meta")
     question = Question(phrases=("cat",), sizes_hw=((4, 4),), thresholds=Thresholds())
     masks_of_one, scores_of_two = torch.zeros(1, 1, 1, 4, 4), torch.ones(1, 1, 2, 5)
     collector.pending(masks_of_one, scores_of_two, question)

@@ -29,9 +29,9 @@ from samforge.core.session import Array, InspectableSession, PartSpec, Tensors, 
 from samforge.measure.report_data import EngineRow
 from samforge.models.family import Model
 from samforge.steps import engine as step
+from samforge.steps.context import BuildContext
 from samforge.steps.engine import UNTOLD, engine_part
 from samforge.steps.report import engine_rows
-from samforge.steps.workshop import Workshop
 from samforge.transform.onnx.planned import computation_from_onnx
 
 ATTENTIONS = """<ir_version: 10, opset_import: ["" : 20]>
@@ -165,10 +165,10 @@ class Library:
 
 
 @pytest.fixture
-def shop(tmp_path: Path) -> Workshop:
+def context(tmp_path: Path) -> BuildContext:
     """A folder with the graph and one sample of its inputs and outputs."""
     model = SimpleNamespace(image=ImageSpec(size=1008), text=None, spec=lambda _: SPEC)
-    mine = Workshop(
+    mine = BuildContext(
         recipe=Recipe(target="tensorrt", precision="fp16"),
         model=cast(Model, model),
         root=tmp_path,
@@ -185,21 +185,21 @@ def shop(tmp_path: Path) -> Workshop:
 
 
 @pytest.fixture
-def library(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> Library:
-    with np.load(shop.path(shop.samples("vision")[0])) as sample:
+def library(context: BuildContext, monkeypatch: pytest.MonkeyPatch) -> Library:
+    with np.load(context.path(context.samples("vision")[0])) as sample:
         made = Library(wanted={"y": sample["y"]})
     monkeypatch.setattr(step, "backend_from_name", lambda _: made)
     return made
 
 
 def test_every_form_is_held_against_the_plan_of_its_own_graph(
-    shop: Workshop, library: Library
+    context: BuildContext, library: Library
 ) -> None:
     library.wrong = ("fused", "unfused-windows", "unfused")
-    made = engine_part(shop, "vision")
+    made = engine_part(context, "vision")
     plans = {form: (one.attentions, dict(one.gemms)) for form, one in library.built.items()}
     assert plans == PLANS
-    assert library.graphs["fused"] == shop.path(shop.onnx("vision"))
+    assert library.graphs["fused"] == context.path(context.onnx("vision"))
     for form, graph in library.graphs.items():
         assert computation_from_onnx(ir.load(graph)) == library.built[form]
     assert made.figures[0]["form"] == "float"
@@ -207,24 +207,24 @@ def test_every_form_is_held_against_the_plan_of_its_own_graph(
     assert library.closed == [True] * 4
 
 
-def test_every_engine_says_what_it_is(shop: Workshop, library: Library) -> None:
+def test_every_engine_says_what_it_is(context: BuildContext, library: Library) -> None:
     library.wrong = ("fused",)
-    engine_part(shop, "vision")
+    engine_part(context, "vision")
     first, second = (json.loads(facts or "") for facts in library.facts)
     assert first == second
     assert (first["part"], first["target"], first["precision"]) == ("vision", "tensorrt", "fp16")
     assert [tensor["name"] for tensor in first["outputs"]] == [one.name for one in SPEC.outputs]
 
 
-def test_a_build_begins_with_the_form_of_its_gpu(shop: Workshop, library: Library) -> None:
+def test_a_build_begins_with_the_form_of_its_gpu(context: BuildContext, library: Library) -> None:
     library.first = "unfused"
-    assert engine_part(shop, "vision").figures[0]["form"] == "unfused"
+    assert engine_part(context, "vision").figures[0]["form"] == "unfused"
     assert (list(library.built), library.asked) == (["unfused"], [()])
 
 
-def test_without_a_gpu_nothing_is_run(shop: Workshop, library: Library) -> None:
+def test_without_a_gpu_nothing_is_run(context: BuildContext, library: Library) -> None:
     library.gpu = False
-    made = engine_part(shop, "vision")
+    made = engine_part(context, "vision")
     assert made.figures[0]["computes"] == "not readable here"
     assert library.closed == []
     assert made.notes == (
@@ -232,12 +232,12 @@ def test_without_a_gpu_nothing_is_run(shop: Workshop, library: Library) -> None:
     )
 
 
-def test_the_inspector_is_believed_where_it_tells(shop: Workshop, library: Library) -> None:
+def test_the_inspector_is_believed_where_it_tells(context: BuildContext, library: Library) -> None:
     told = Computation(source="the engine inspector", gemms={}, convolutions={}, attentions=2)
     library.told = {"fused": told}
-    made = engine_part(shop, "vision")
+    made = engine_part(context, "vision")
     assert (made.figures[0]["computes"], made.notes) == ("2 fused attentions", ())
-    report = json.loads(shop.path("report/vision/engine.json").read_text())
+    report = json.loads(context.path("report/vision/engine.json").read_text())
     assert report["computation"]["source"] == "the engine inspector"
     assert report["engine"] == "parts/vision/vision.engine"  # a staging folder is gone by then
     assert report["stamp"] == "parts/vision/vision.engine.json"
@@ -261,10 +261,10 @@ def test_the_inspector_is_believed_where_it_tells(shop: Workshop, library: Libra
 
 @pytest.mark.parametrize("silent", [True, False])
 def test_an_inspector_that_tells_nothing_is_mentioned(
-    silent: bool, shop: Workshop, library: Library
+    silent: bool, context: BuildContext, library: Library
 ) -> None:
     library.silent, library.told = silent, {"fused": None}
-    made = engine_part(shop, "vision")
+    made = engine_part(context, "vision")
     assert (made.figures[0]["computes"], made.notes) == ("not readable here", (UNTOLD,))
 
 
@@ -281,21 +281,21 @@ def test_an_engine_that_computes_otherwise_is_an_error(
     gemms: dict[str, int],
     attentions: int,
     message: str,
-    shop: Workshop,
+    context: BuildContext,
     library: Library,
 ) -> None:
     library.first = first
     found = Computation(source="the inspector", gemms=gemms, convolutions={}, attentions=attentions)
     library.told = {first: found}
     with pytest.raises(EngineError) as caught:
-        engine_part(shop, "vision")
+        engine_part(context, "vision")
     text = str(caught.value)
     assert text.startswith(f"What tensorrt made of vision, attention {first}, does not compute")
     assert message in text
     assert "Read from the inspector." in text
     assert list(library.built) == [first]  # no safer form can put this right
     assert library.closed == [True]
-    assert not shop.path("report/vision/engine.json").exists()
+    assert not context.path("report/vision/engine.json").exists()
 
 
 def test_more_fusion_is_a_difference_only_where_it_was_taken_apart() -> None:

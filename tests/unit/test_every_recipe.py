@@ -23,10 +23,10 @@ from samforge.core.recipe import Recipe
 from samforge.core.targets import PRECISIONS, STOPS, TARGETS, Target, stop_of
 from samforge.models.loading import model_from_name
 from samforge.steps import convert, flavours
+from samforge.steps.context import BuildContext
 from samforge.steps.options import options_of
 from samforge.steps.plan import AFTER, stages, steps_of
 from samforge.steps.run import Run
-from samforge.steps.workshop import Workshop
 from samforge.transform.fuse import FUSIONS
 
 ROOT = Path(__file__).parents[2]
@@ -65,11 +65,11 @@ def described(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def describe(recipe: Recipe, until: str | None) -> dict[str, Any]:
         parts = ("vision", "detector")
-        shop = Workshop(recipe=recipe, model=model, root=Path(), parts=parts, until=until)
-        runs_on = shop.runs_on  # refuses what no build passes
+        context = BuildContext(recipe=recipe, model=model, root=Path(), parts=parts, until=until)
+        runs_on = context.runs_on  # refuses what no build passes
         planned = stages(recipe, parts, until=until)
         origin = {"parents": {"weights": "0" * 64}, "versions": VERSIONS}
-        run = Run(shop=shop, staging=None, origin=origin)  # type: ignore[arg-type]
+        run = Run(context=context, staging=None, origin=origin)  # type: ignore[arg-type]
         run._set_keys(planned)
         called.clear()
         if any("onnx/" in str(step) for step in steps_of(planned)):
@@ -77,12 +77,12 @@ def described(monkeypatch: pytest.MonkeyPatch) -> Any:
         return {
             "steps": {str(step): run.keys[step][:12] for step in steps_of(planned)},
             "runs on": runs_on.name,
-            "artifact": shop.artifact("vision"),
+            "artifact": context.artifact("vision"),
             "options": options_of(recipe, runs_on),
-            "checked by": convert.checker_of(shop).name,
+            "checked by": convert.checker_of(context).name,
             "proof for other machines": runs_on.elsewhere,
             "form of the graph": list(called),
-            "samples": len(shop.sample_sizes("detector")),
+            "samples": len(context.sample_sizes("detector")),
         }
 
     return describe

@@ -281,14 +281,14 @@ def test_windows_are_made_once_between_global_layers(
 
 
 def test_window_order_alone_is_exact(windowed: tuple[Part, ExportedProgram]) -> None:
-    from samforge.transform.fuse.draft import Draft
+    from samforge.transform.fuse.editor import GraphEditor
 
     part, program = windowed
-    draft = Draft(program)
+    editor = GraphEditor(program)
     for fusion in FUSIONS:
         if fusion.exact:
-            fusion.apply(draft)
-    exact = draft.program()
+            fusion.apply(editor)
+    exact = editor.program()
     assert operators(exact)[aten.permute.default] < operators(program)[aten.permute.default]
     for batch in (1, 2, 3):
         inputs = example_inputs(part.spec, {"batch": batch}, vocabulary=300, eos_id=299, seed=batch)

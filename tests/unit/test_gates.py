@@ -20,16 +20,16 @@ from samforge.core.errors import FidelityError
 from samforge.core.labelled import LabelledImage, Question
 from samforge.core.recipe import Gates, Recipe
 from samforge.models.loading import model_from_name
+from samforge.steps.context import BuildContext
 from samforge.steps.images import Gallery, odd_images, verification_images
 from samforge.steps.verify import Verified, check_verified, proven
-from samforge.steps.workshop import Workshop
 
 FIRST, MOST = 16, 32
 """Scenes that verification begins with, and those that the world has."""
 
 
-def shop(root: Path, **settings: Any) -> Workshop:
-    return Workshop(
+def context(root: Path, **settings: Any) -> BuildContext:
+    return BuildContext(
         recipe=Recipe(**{"precision": "int8", **settings}),
         model=model_from_name("tiny"),
         root=root,
@@ -56,13 +56,13 @@ class Stage:
 
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Stage:
-    mine = shop(tmp_path_factory.mktemp("world"))
+    mine = context(tmp_path_factory.mktemp("world"))
     scenes, odd = tuple(verification_images(mine, 0, MOST)), tuple(odd_images(mine))
     return Stage(world=World(images=[*scenes, *odd]), scenes=scenes, odd=odd)
 
 
 def held(
-    mine: Workshop,
+    mine: BuildContext,
     stage: Stage,
     fault: Fault | None,
     *,
@@ -196,7 +196,7 @@ FAULTS: dict[str, tuple[Fault, str]] = {
 def test_a_good_bundle_holds_every_gate_and_says_on_what_evidence(
     stage: Stage, tmp_path: Path
 ) -> None:
-    verified, notes = held(shop(tmp_path), stage, None)
+    verified, notes = held(context(tmp_path), stage, None)
     verdict = verified.verdict
     assert verdict.held
     assert notes == ()
@@ -221,12 +221,12 @@ def test_a_good_bundle_holds_every_gate_and_says_on_what_evidence(
 def test_a_planted_fault_is_refused_by_its_gate(name: str, stage: Stage, tmp_path: Path) -> None:
     fault, gate = FAULTS[name]
     with pytest.raises(FidelityError, match=rf"{gate}(:| does not hold)"):
-        held(shop(tmp_path), stage, fault)
+        held(context(tmp_path), stage, fault)
 
 
 @pytest.mark.parametrize("name", ["all boxes zero", "logits plus 1", "NaN for a black picture"])
 def test_fp32_is_held_to_pictures_too(name: str, stage: Stage, tmp_path: Path) -> None:
-    mine = shop(tmp_path, precision="fp32")
+    mine = context(tmp_path, precision="fp32")
     assert held(mine, stage, None, noise=0.001)[0].verdict.held
     fault, gate = FAULTS[name]
     with pytest.raises(FidelityError, match=rf"{gate}(:| does not hold)"):
@@ -238,12 +238,12 @@ def test_fp32_is_held_to_pictures_too(name: str, stage: Stage, tmp_path: Path) -
 def test_what_fp32_answers_must_be_finite_too(stage: Stage, tmp_path: Path) -> None:
     spoilt = actors(stage.world, fault=on("vision", "fpn_0", _nan_for_black))
     with pytest.raises(FidelityError, match=r"gate finite.*fpn_0 of vision has NaN"):
-        proven(shop(tmp_path), stage.gallery(), spoilt, actors(stage.world))
+        proven(context(tmp_path), stage.gallery(), spoilt, actors(stage.world))
 
 
 def test_more_pictures_are_taken_until_the_gates_can_tell(stage: Stage, tmp_path: Path) -> None:
     gallery = stage.gallery(first=2)
-    verified, _ = held(shop(tmp_path), stage, None, gallery=gallery)
+    verified, _ = held(context(tmp_path), stage, None, gallery=gallery)
     # Two pictures are no evidence, four are none; eight hold 60 objects and more.
     assert verified.verdict.evidence.images == 8
 
@@ -253,7 +253,7 @@ def test_too_few_pictures_are_refused_with_the_number_that_would_do(
 ) -> None:
     gallery = stage.gallery(first=2, most=3)
     with pytest.raises(FidelityError, match=r"too little to tell\. Weak evidence") as caught:
-        held(shop(tmp_path), stage, None, gallery=gallery)
+        held(context(tmp_path), stage, None, gallery=gallery)
     assert "3 pictures, at least 8 are needed" in str(caught.value)
     assert re.search(r"About \d+ pictures like these would be enough", str(caught.value))
     assert "--weak-evidence publishes all the same" in str(caught.value)
@@ -262,7 +262,7 @@ def test_too_few_pictures_are_refused_with_the_number_that_would_do(
 def test_weak_evidence_is_published_where_a_recipe_asks_for_it(
     stage: Stage, tmp_path: Path
 ) -> None:
-    mine = shop(tmp_path, gates=Gates(weak_evidence=True))
+    mine = context(tmp_path, gates=Gates(weak_evidence=True))
     gallery = stage.gallery(first=2, most=3)
     verified, (note,) = held(mine, stage, None, gallery=gallery)
     assert not verified.verdict.held
@@ -273,7 +273,7 @@ def test_weak_evidence_is_published_where_a_recipe_asks_for_it(
 
 def test_fp32_without_pictures_is_published_on_weak_evidence(stage: Stage, tmp_path: Path) -> None:
     gallery = stage.gallery(first=2, most=3)
-    mine = shop(tmp_path, precision="fp32")
+    mine = context(tmp_path, precision="fp32")
     _, (note,) = held(mine, stage, None, noise=0.001, gallery=gallery)
     assert note.startswith("Weak evidence (3 pictures, ")
     with pytest.raises(FidelityError, match="box_iou: "):
@@ -296,15 +296,15 @@ def test_a_loss_that_the_first_pictures_do_not_hold_is_found(stage: Stage, tmp_p
 
     fault = on("detector", "presence_logit", change)
     once = replace(gallery, most=FIRST)
-    opened, _ = held(shop(tmp_path, gates=Gates(**OPEN)), stage, fault, gallery=once)
+    opened, _ = held(context(tmp_path, gates=Gates(**OPEN)), stage, fault, gallery=once)
     found = next(one.interval for one in opened.verdict.judged if one.gate == "cgf1_alike")
     assert found.low < found.value < 1.0
     gates = Gates(**OPEN | {"cgf1_alike": (found.low + found.value) / 2})
     with pytest.raises(FidelityError, match=r"too little to tell.*cgf1_alike: "):
-        held(shop(tmp_path, gates=gates), stage, fault, gallery=once)
+        held(context(tmp_path, gates=gates), stage, fault, gallery=once)
     seen.clear()
     with pytest.raises(FidelityError, match=r"does not hold its gates.*cgf1_alike: "):
-        held(shop(tmp_path, gates=gates), stage, fault, gallery=gallery)
+        held(context(tmp_path, gates=gates), stage, fault, gallery=gallery)
     assert seen == [(0, FIRST), (0, FIRST), (FIRST, FIRST), (FIRST, FIRST)]
 
 
@@ -325,5 +325,5 @@ def test_one_phrase_is_no_evidence_of_presence(stage: Stage, tmp_path: Path) -> 
     )
     gallery = replace(stage.gallery(), some=lambda a, n: scenes[a : a + n], most=FIRST)
     with pytest.raises(FidelityError, match=r"0 phrases that are not there, at least 8") as caught:
-        held(shop(tmp_path, model="checkpoint"), stage, None, gallery=gallery)
+        held(context(tmp_path, model="checkpoint"), stage, None, gallery=gallery)
     assert "8 phrases that are absent" in str(caught.value)

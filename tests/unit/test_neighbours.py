@@ -156,8 +156,8 @@ def test_a_fork_lets_go(tmp_path: Path, model: Path, runtime: str, what: str) ->
 def test_a_fork_ends_a_stream(tmp_path: Path) -> None:
     code = """
 import os, sys, time
-from samforge.runtime._ahead import RunAhead
-stream = RunAhead(iter(range(10**9)), ahead=2, name="read")
+from samforge.runtime.prefetch import Prefetcher
+stream = Prefetcher(iter(range(10**9)), ahead=2, name="read")
 next(stream)
 stream._line._changed.acquire()  # as a thread that the child does not have may hold it
 child = os.fork()

@@ -15,6 +15,7 @@ from samforge.core.recipe import Engine, Recipe
 from samforge.core.session import PartSpec, TensorSpec
 from samforge.core.targets import TARGETS
 from samforge.models.loading import model_from_name
+from samforge.steps.context import BuildContext, check_gate
 from samforge.steps.convert import compared_with_samples
 from samforge.steps.samples import (
     LARGE_SIZES,
@@ -26,7 +27,6 @@ from samforge.steps.samples import (
     sweep_of,
     told_apart,
 )
-from samforge.steps.workshop import Workshop, check_gate
 
 BOXES = PartSpec(
     name="detector_boxes",
@@ -103,8 +103,8 @@ def test_the_same_seed_gives_the_same_samples() -> None:
 
 
 @pytest.fixture
-def shop(tmp_path: Path, small_folder: Path) -> Workshop:
-    return Workshop(
+def context(tmp_path: Path, small_folder: Path) -> BuildContext:
+    return BuildContext(
         recipe=Recipe(model=str(small_folder), target="onnxruntime", precision="fp32"),
         model=model_from_name(str(small_folder)),
         root=tmp_path,
@@ -158,30 +158,30 @@ def first_for_late_ones(model: ir.Model, start: int) -> None:
 
 @pytest.mark.parametrize("start", [1, 2, 3, 4, 7])
 def test_phrases_answered_like_the_first(
-    start: int, shop: Workshop, part: Any, onnx_file: Any
+    start: int, context: BuildContext, part: Any, onnx_file: Any
 ) -> None:
     own = part("text")
-    for path, sizes in zip(shop.samples("text"), shop.sample_sizes("text"), strict=True):
-        inputs = sample_inputs(shop.model, "text", sizes, sum(sizes.values()))
+    for path, sizes in zip(context.samples("text"), context.sample_sizes("text"), strict=True):
+        inputs = sample_inputs(context.model, "text", sizes, sum(sizes.values()))
         arrays = {k: v.numpy() for k, v in {**inputs, **own(inputs)}.items()}
-        np.savez(shop.path(path), **arrays)
+        np.savez(context.path(path), **arrays)
     model = ir.load(onnx_file("text"))
     first_for_late_ones(model, start)
-    ir.save(model, shop.path("text.onnx"))
-    figures = compared_with_samples(shop, "text", shop.path("text.onnx"))
+    ir.save(model, context.path("text.onnx"))
+    figures = compared_with_samples(context, "text", context.path("text.onnx"))
     with pytest.raises(FidelityError, match=r"onnx of text at prompts \d+: text_features differs"):
         check_gate("onnx", "text", figures, "onnx_max_abs", 1e-4)
 
 
-def test_activations_that_are_clipped(shop: Workshop, part: Any, onnx_file: Any) -> None:
+def test_activations_that_are_clipped(context: BuildContext, part: Any, onnx_file: Any) -> None:
     own = part("text")
-    for path, sizes in zip(shop.samples("text"), shop.sample_sizes("text"), strict=True):
-        inputs = sample_inputs(shop.model, "text", sizes, 3)
-        np.savez(shop.path(path), **{k: v.numpy() for k, v in {**inputs, **own(inputs)}.items()})
+    for path, sizes in zip(context.samples("text"), context.sample_sizes("text"), strict=True):
+        inputs = sample_inputs(context.model, "text", sizes, 3)
+        np.savez(context.path(path), **{k: v.numpy() for k, v in {**inputs, **own(inputs)}.items()})
     model = ir.load(onnx_file("text"))
     clip_text(model)
-    ir.save(model, shop.path("text.onnx"))
-    figures = compared_with_samples(shop, "text", shop.path("text.onnx"))
+    ir.save(model, context.path("text.onnx"))
+    figures = compared_with_samples(context, "text", context.path("text.onnx"))
     with pytest.raises(FidelityError, match="text_features differs"):
         check_gate("onnx", "text", figures, "onnx_max_abs", 1e-4)
     assert prod(len(group) for group in figures.values()) >= 1

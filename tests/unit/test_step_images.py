@@ -12,12 +12,14 @@ from samforge.core.recipe import Calibration, Recipe
 from samforge.media import write_png
 from samforge.models.loading import model_from_name
 from samforge.models.tiny import draw_scene
+from samforge.steps.context import BuildContext
 from samforge.steps.images import calibration_images, verification_images, verified_on_others
-from samforge.steps.workshop import Workshop
 
 
-def shop(root: Path, calibration: Calibration, model: str = "tiny", **recipe: object) -> Workshop:
-    return Workshop(
+def context(
+    root: Path, calibration: Calibration, model: str = "tiny", **recipe: object
+) -> BuildContext:
+    return BuildContext(
         recipe=Recipe(model=model, precision="int8", calibration=calibration, **recipe),
         model=model_from_name("tiny"),
         root=root,
@@ -33,7 +35,7 @@ def folder_of(path: Path, count: int) -> Path:
 
 
 def test_the_tiny_model_is_calibrated_on_scenes_it_is_not_measured_on(tmp_path: Path) -> None:
-    mine = shop(tmp_path, Calibration(samples=3))
+    mine = context(tmp_path, Calibration(samples=3))
     seen = [one.image_rgb for one in calibration_images(mine)]
     assert len(seen) == 3
     assert all(np.array_equal(a, draw_scene(n, split="train").image) for n, a in enumerate(seen))
@@ -44,7 +46,7 @@ def test_the_tiny_model_is_calibrated_on_scenes_it_is_not_measured_on(tmp_path: 
 
 def test_a_folder_is_shared_between_calibration_and_verification(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "images", 9)
-    mine = shop(tmp_path, Calibration(source=folder, samples=4, prompts=("star",)))
+    mine = context(tmp_path, Calibration(source=folder, samples=4, prompts=("star",)))
     seen = [one.name for one in calibration_images(mine)]
     kept = [one.name for one in verification_images(mine)]
     assert seen == ["00.png", "02.png", "05.png", "07.png"]
@@ -58,7 +60,7 @@ def test_a_folder_is_shared_between_calibration_and_verification(tmp_path: Path)
 
 def test_too_few_images_serve_both_and_say_so(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "images", 3)
-    mine = shop(tmp_path, Calibration(source=folder, samples=3, prompts=("star",)))
+    mine = context(tmp_path, Calibration(source=folder, samples=3, prompts=("star",)))
     assert [one.name for one in calibration_images(mine)] == ["00.png", "01.png", "02.png"]
     assert not verified_on_others(mine)
 
@@ -67,20 +69,20 @@ def test_one_grey_image_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "images"
     folder.mkdir()
     write_png(folder / "grey.png", np.full((32, 32, 3), 128, np.uint8))
-    mine = shop(tmp_path, Calibration(source=folder, prompts=("star",)))
+    mine = context(tmp_path, Calibration(source=folder, prompts=("star",)))
     with pytest.raises(SettingError, match="of one colour: there is no range to measure"):
         list(calibration_images(mine))
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
-    mine = shop(tmp_path, Calibration(source=tmp_path / "none", prompts=("star",)))
+    mine = context(tmp_path, Calibration(source=tmp_path / "none", prompts=("star",)))
     with pytest.raises(ImageError, match="none holds 0 files and no image among them"):
         list(calibration_images(mine))
 
 
 def test_a_source_that_is_not_there_is_named(tmp_path: Path) -> None:
-    mine = shop(tmp_path, Calibration(source=tmp_path / "gone", prompts=("star",)))
+    mine = context(tmp_path, Calibration(source=tmp_path / "gone", prompts=("star",)))
     with pytest.raises(ImageError, match="gone does not exist"):
         list(calibration_images(mine))
 
@@ -88,25 +90,25 @@ def test_a_source_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_an_unreadable_image_is_named(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "images", 1)
     (folder / "00.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    mine = shop(tmp_path, Calibration(source=folder, prompts=("star",)))
+    mine = context(tmp_path, Calibration(source=folder, prompts=("star",)))
     with pytest.raises(ImageError, match=r"00\.png"):
         list(calibration_images(mine))
 
 
 def test_other_models_need_images(tmp_path: Path) -> None:
-    mine = shop(tmp_path, Calibration(), model="checkpoint")
+    mine = context(tmp_path, Calibration(), model="checkpoint")
     with pytest.raises(SettingError, match="--calibration DIR --prompt person"):
         list(calibration_images(mine))
 
 
 def test_phrases_come_with_the_images(tmp_path: Path) -> None:
-    mine = shop(tmp_path, Calibration(source=folder_of(tmp_path / "images", 1)))
+    mine = context(tmp_path, Calibration(source=folder_of(tmp_path / "images", 1)))
     with pytest.raises(SettingError, match=r"calibration\.prompts is empty"):
         list(calibration_images(mine))
 
 
 def test_random_weights_see_noise(tmp_path: Path) -> None:
-    mine = shop(tmp_path, Calibration(samples=2), model="checkpoint", random_weights=True)
+    mine = context(tmp_path, Calibration(samples=2), model="checkpoint", random_weights=True)
     first, second = calibration_images(mine)
     assert first.image_rgb.shape == (224, 224, 3)
     assert 120 < first.image_rgb.mean() < 135

@@ -10,7 +10,7 @@ from typing import Any, cast
 from samforge.steps.verify import noisiest_layers
 
 
-def shop(root: Path, parts: tuple[str, ...]) -> Any:
+def context_of(root: Path, parts: tuple[str, ...]) -> Any:
     return SimpleNamespace(parts=parts, path=lambda relative: root / relative)
 
 
@@ -20,7 +20,7 @@ def test_the_noisiest_layers_of_all_parts_are_named(tmp_path: Path) -> None:
         folder.mkdir(parents=True)
         rows = [{"path": f"layer.{i}", "sqnr_db": value} for i, value in enumerate(values)]
         (folder / "quantization.json").write_text(json.dumps({"layers": rows}))
-    assert noisiest_layers(shop(tmp_path, ("vision", "text", "detector"))) == (
+    assert noisiest_layers(context_of(tmp_path, ("vision", "text", "detector"))) == (
         " The noisiest layers, by signal to noise behind each: detector/layer.1 (9.0 dB), "
         "vision/layer.1 (12.2 dB), vision/layer.2 (18.0 dB), detector/layer.3 (25.0 dB), "
         "vision/layer.0 (30.0 dB)."
@@ -28,4 +28,4 @@ def test_the_noisiest_layers_of_all_parts_are_named(tmp_path: Path) -> None:
 
 
 def test_other_precisions_name_none(tmp_path: Path) -> None:
-    assert noisiest_layers(shop(tmp_path, cast(tuple[str, ...], ("vision",)))) == ""
+    assert noisiest_layers(context_of(tmp_path, cast(tuple[str, ...], ("vision",)))) == ""

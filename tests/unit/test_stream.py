@@ -17,7 +17,7 @@ import samforge
 from samforge.core.errors import PromptError, SettingError, ShapeError
 from samforge.core.timing import Timings
 from samforge.runtime import Segmenter, Thresholds
-from samforge.runtime._ahead import RunAhead
+from samforge.runtime.prefetch import Prefetcher
 from samforge.runtime.stream import segment_video
 
 Rgb = npt.NDArray[np.uint8]
@@ -174,7 +174,7 @@ def test_run_ahead_is_an_iterator_with_a_bound() -> None:
             made.append(i)
             yield i
 
-    line = RunAhead(items(), ahead=3, name="test")
+    line = Prefetcher(items(), ahead=3, name="test")
     deadline = time.monotonic() + 2
     while len(made) < 4 and time.monotonic() < deadline:
         gate.acquire(timeout=0.005)
@@ -187,7 +187,7 @@ def test_run_ahead_is_an_iterator_with_a_bound() -> None:
 
 
 def test_closing_early_drops_what_waits(tmp_path: Path) -> None:
-    line = RunAhead(iter(range(10)), ahead=2, name="test")
+    line = Prefetcher(iter(range(10)), ahead=2, name="test")
     assert next(line) == 0
     line.close()
     line.close()

@@ -15,12 +15,13 @@ from samforge.core.recipe import Calibration, Recipe
 from samforge.core.timing import Timings
 from samforge.measure.asking import ask
 from samforge.measure.packed import pack
-from samforge.measure.segmentation import Tally, measure_segmenter, tally_from_answers
+from samforge.measure.segmentation import AccuracyTally, measure_segmenter, tally_from_answers
 from samforge.measure.witness import Witness, save_witness, witness_from_file
 from samforge.media import write_png
 from samforge.models.loading import model_from_name
 from samforge.models.tiny import draw_scene, vocabulary
 from samforge.steps.calibrate import SEEN, Remembering, segmenter_of
+from samforge.steps.context import BuildContext
 from samforge.steps.images import (
     calibration_images,
     most_pictures,
@@ -28,12 +29,11 @@ from samforge.steps.images import (
     verification_images,
 )
 from samforge.steps.phrases import COMMON, more_phrases, phrases_of_picture
-from samforge.steps.workshop import Workshop
 from samforge.transform.quantize.sensitivity import GroupDamage, choose_kept
 
 
-def shop(root: Path, **settings: Any) -> Workshop:
-    return Workshop(
+def context(root: Path, **settings: Any) -> BuildContext:
+    return BuildContext(
         recipe=Recipe(**{"precision": "int8", **settings}),
         model=model_from_name("tiny"),
         root=root,
@@ -42,9 +42,9 @@ def shop(root: Path, **settings: Any) -> Workshop:
 
 
 def test_answers_and_readings_of_fp32_come_back_whole(tmp_path: Path) -> None:
-    mine = shop(tmp_path)
+    mine = context(tmp_path)
     images = list(verification_images(mine, 0, 2))
-    witness, tally = Witness(), Tally()
+    witness, tally = Witness(), AccuracyTally()
     load = actors(World(images=images))
     answers = {
         one.key: pack(one.found)
@@ -67,7 +67,7 @@ def test_answers_and_readings_of_fp32_come_back_whole(tmp_path: Path) -> None:
 
 
 def test_the_encoder_runs_once_for_a_picture(tmp_path: Path) -> None:
-    mine = shop(tmp_path)
+    mine = context(tmp_path)
     images = list(verification_images(mine, 0, 3))
     loaded = []
 
@@ -76,7 +76,7 @@ def test_the_encoder_runs_once_for_a_picture(tmp_path: Path) -> None:
         return actors(World(images=images))()["vision"]
 
     def results(most: int | None) -> list[Any]:
-        session = Remembering(spec=SPECS["vision"], shop=mine, load=load, most=most)
+        session = Remembering(spec=SPECS["vision"], context=mine, load=load, most=most)
         sessions = {**actors(World(images=images))(), "vision": session}
         segmenter = segmenter_of(mine, sessions)
         return [segmenter.encode(one.image_rgb).features["fpn_0"] for one in images]
@@ -90,7 +90,7 @@ def test_the_encoder_runs_once_for_a_picture(tmp_path: Path) -> None:
 
 
 def test_trials_ask_absent_phrases_of_calibrations_own_images(tmp_path: Path) -> None:
-    mine = shop(tmp_path)
+    mine = context(tmp_path)
     first, second = trial_images(mine, 0, 2)
     own = list(calibration_images(mine))
     assert np.array_equal(second.image_rgb, own[1].image_rgb)
@@ -106,7 +106,7 @@ def test_verification_asks_other_phrases_than_calibration_of_a_folder(tmp_path: 
     folder.mkdir()
     for number in range(12):
         write_png(folder / f"{number:02d}.png", draw_scene(number, split="demo").image)
-    mine = shop(tmp_path, calibration=Calibration(source=folder, samples=4, prompts=("star",)))
+    mine = context(tmp_path, calibration=Calibration(source=folder, samples=4, prompts=("star",)))
     one, other = list(verification_images(mine))[:2]
     asked = [[q.text for q in image.questions if q.boxes_xyxy is None] for image in (one, other)]
     assert [len(texts) for texts in asked] == [7, 7]
@@ -125,7 +125,7 @@ def test_every_picture_is_asked_the_next_phrases(tmp_path: Path) -> None:
     assert phrases_of_picture(COMMON, 1, 3) == COMMON[3:6]
     assert phrases_of_picture(("a", "b"), 5, 3) == ("b", "a")
     assert phrases_of_picture((), 5, 3) == ()
-    assert "star" not in more_phrases(shop(tmp_path, calibration=Calibration(prompts=("star",))))
+    assert "star" not in more_phrases(context(tmp_path, calibration=Calibration(prompts=("star",))))
 
 
 TABLE = tuple(

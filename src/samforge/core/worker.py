@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 
-from samforge.core.noise import quiet_third_parties
+from samforge.core.quiet_loggers import quiet_third_parties
 
 
 def begin() -> None:

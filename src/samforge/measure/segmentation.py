@@ -67,7 +67,7 @@ class Answered:
 
 
 @dataclass(kw_only=True, slots=True)
-class Tally:
+class AccuracyTally:
     """What is counted while the questions are asked; several runs can add to one."""
 
     answered: list[Answered] = field(default_factory=list)
@@ -117,9 +117,9 @@ class Tally:
 
 def tally_from_answers(
     images: Iterable[LabelledImage], answers: Mapping[Key, PackedDetections]
-) -> Tally:
+) -> AccuracyTally:
     """Count answers that were recorded, in the order in which :func:`ask` gives them."""
-    tally = Tally()
+    tally = AccuracyTally()
     for number, image in enumerate(images):
         tally.images += 1
         keyed = [((number, place), one) for place, one in enumerate(image.questions)]
@@ -139,7 +139,7 @@ def measure_segmenter(  # noqa: PLR0913  what is measured, against what, and who
     record: MutableMapping[Key, PackedDetections] | None = None,
     done: Callable[[], None] | None = None,
     failed: Callable[[str, Exception], None] | None = None,
-    tally: Tally | None = None,
+    tally: AccuracyTally | None = None,
 ) -> SegmenterAccuracy:
     """Ask a segmenter every question and compare its masks with the answers.
 
@@ -156,7 +156,7 @@ def measure_segmenter(  # noqa: PLR0913  what is measured, against what, and who
     Raises:
         SettingError: There is no image, or boxes are asked of a segmenter that takes none.
     """
-    tally = Tally() if tally is None else tally
+    tally = AccuracyTally() if tally is None else tally
     before = tally.images
 
     def counted() -> None:

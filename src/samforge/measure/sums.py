@@ -20,7 +20,7 @@ from samforge.measure.witness import Reading, Witness, saturated
 
 if TYPE_CHECKING:
     from samforge.measure.predictions import AnswerFidelity
-    from samforge.measure.segmentation import Tally
+    from samforge.measure.segmentation import AccuracyTally
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 
@@ -74,7 +74,9 @@ class Evidence:
 
 
 def sums_from_tallies(
-    reference: Tally, measured: Tally, witnesses: tuple[Witness, Witness] | None = None
+    reference: AccuracyTally,
+    measured: AccuracyTally,
+    witnesses: tuple[Witness, Witness] | None = None,
 ) -> Floats:
     """Sum both up, image by image.
 

@@ -17,8 +17,8 @@ from samforge.core.errors import SamforgeError, ShapeError
 from samforge.core.images import RgbImage
 from samforge.core.native import error_of_item
 from samforge.core.timing import Timings
-from samforge.runtime._ahead import RunAhead
 from samforge.runtime.postprocess import Thresholds
+from samforge.runtime.prefetch import Prefetcher
 from samforge.runtime.prompts import phrases_from_text
 from samforge.runtime.segmenter import Segmenter
 
@@ -60,7 +60,7 @@ def segment_video(
     thresholds: Thresholds | None = None,
     ahead: int = 2,
     isolate: bool = False,
-) -> RunAhead[SegmentedFrame[AnyFrame]]:
+) -> Prefetcher[SegmentedFrame[AnyFrame]]:
     """Find what phrases name in each frame of a stream, one frame at a time.
 
     Two threads work at once, beside the caller's: one reads ``frames``, one segments. Phrases are
@@ -90,9 +90,9 @@ def segment_video(
     """
     phrases = phrases_from_text(text, has_boxes=False)
     thresholds = thresholds or Thresholds()
-    read = RunAhead(_timed(frames), ahead=ahead, name="read")
+    read = Prefetcher(_timed(frames), ahead=ahead, name="read")
     segmented = _segmented(segmenter, read, phrases, thresholds, isolate=isolate)
-    return RunAhead(segmented, ahead=ahead, name="segment")
+    return Prefetcher(segmented, ahead=ahead, name="segment")
 
 
 def _timed(frames: Iterable[AnyFrame]) -> Iterator[tuple[AnyFrame, Timings]]:
@@ -142,7 +142,7 @@ def _copy(frame: AnyFrame) -> AnyFrame:
 
 def _segmented(
     segmenter: Segmenter,
-    read: RunAhead[tuple[AnyFrame, Timings]],
+    read: Prefetcher[tuple[AnyFrame, Timings]],
     phrases: Sequence[str],
     thresholds: Thresholds,
     *,

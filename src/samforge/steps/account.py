@@ -24,7 +24,7 @@ from samforge.core.errors import FidelityError
 from samforge.core.files import atomic_write_json
 from samforge.models.part import Part
 from samforge.models.sources import WeightSource
-from samforge.steps.workshop import Workshop
+from samforge.steps.context import BuildContext
 from samforge.transform.account import (
     CASTS,
     EQUAL,
@@ -40,7 +40,7 @@ from samforge.transform.account import (
 )
 from samforge.transform.fuse import FusedProgram
 from samforge.transform.fuse.constants import constant_nodes
-from samforge.transform.fuse.draft import Draft
+from samforge.transform.fuse.editor import GraphEditor
 from samforge.transform.onnx.e4m3 import LARGEST, WEIGHT_STEPS
 from samforge.transform.onnx.half import SMALLEST_SCALE
 from samforge.transform.onnx.stored import integer_biases, stored_in_onnx
@@ -197,26 +197,28 @@ def _rounds_to(array: Array, integers: Array, steps: Array) -> bool:
 
 def read_by_constants_alone(program: ExportedProgram) -> frozenset[str]:
     """Names of tensors that a graph reads only to compute what is the same in every run."""
-    draft = Draft(program)
-    constant = constant_nodes(draft)
+    editor = GraphEditor(program)
+    constant = constant_nodes(editor)
     nodes = [
-        node for node in draft.graph.find_nodes(op="placeholder") if draft.tensor(node) is not None
+        node
+        for node in editor.graph.find_nodes(op="placeholder")
+        if editor.tensor(node) is not None
     ]
     return frozenset(
-        draft.name(node)
+        editor.name(node)
         for node in nodes
         if node.users and all(one in constant for one in node.users)
     )
 
 
-def tables_of(shop: Workshop, part: str) -> frozenset[str]:
+def tables_of(context: BuildContext, part: str) -> frozenset[str]:
     """Names of a fused part's tensors that come from settings: rotary angles, orders of tokens."""
-    account = json.loads(shop.path(_file("fuse", part)).read_text(encoding="utf-8"))
+    account = json.loads(context.path(_file("fuse", part)).read_text(encoding="utf-8"))
     return frozenset(account["tables"])
 
 
 def settled(
-    shop: Workshop,
+    context: BuildContext,
     step: str,
     part: str,
     entries: Sequence[Entry],
@@ -226,7 +228,7 @@ def settled(
     """Write the account down and make sure that it is complete.
 
     Args:
-        shop: The build.
+        context: The build.
         step: Whose account it is.
         part: Of which part.
         entries: What was found.
@@ -250,7 +252,7 @@ def settled(
     rows = [{"name": one.name, "form": one.form, "place": one.place} for one in entries]
     counts = counted(entries)
     atomic_write_json(
-        shop.path(report),
+        context.path(report),
         {"part": part, "forms": counts, "tables": sorted(tables), "weights": rows},
     )
     return report, {"weights": len(entries), "forms": counts}

@@ -26,9 +26,9 @@ from samforge.measure.packed import PackedDetections, pack, packed_from_dict
 from samforge.measure.witness import Witness, save_witness
 from samforge.media import read_image
 from samforge.runtime import Segmenter, image_bchw_from_rgb
+from samforge.steps.context import BuildContext, StepOutput
 from samforge.steps.images import DRAWN, calibration_images, first_tried, trial_images
 from samforge.steps.phrases import tokenizer_of
-from samforge.steps.workshop import Made, Workshop
 from samforge.transform.export import exported_from_file
 from samforge.transform.quantize import check_skips, names_from_program
 
@@ -43,32 +43,36 @@ SEEN = f"{FOLDER}/seen"
 SEGMENTING = ("vision", "text", "detector", "detector_boxes")
 
 
-def calibrate_parts(shop: Workshop) -> Made:
+def calibrate_parts(context: BuildContext) -> StepOutput:
     """Run the float parts on the calibration's images and keep what each was fed.
 
     The detector is fed what vision and text make of real images and phrases: random features would
     set other ranges. One sample is in memory at a time.
     """
-    _check_skips(shop)
-    shutil.rmtree(shop.root / FOLDER, ignore_errors=True)  # of a build with other settings
-    made = _segmented(shop) if "text" in shop.parts else _images_only(shop)
+    _check_skips(context)
+    shutil.rmtree(context.root / FOLDER, ignore_errors=True)  # of a build with other settings
+    made = _segmented(context) if "text" in context.parts else _images_only(context)
     outputs = tuple(path for paths in made.values() for path in paths)
     counts = ({"part": part, "samples": len(paths)} for part, paths in made.items() if part)
-    return Made(outputs=outputs, figures=tuple(counts))
+    return StepOutput(outputs=outputs, figures=tuple(counts))
 
 
-def _check_skips(shop: Workshop) -> None:
+def _check_skips(context: BuildContext) -> None:
     """A pattern that matches nothing is a typing error: say so before an hour of work."""
-    settings = shop.recipe.quantization
+    settings = context.recipe.quantization
     if settings.skip or settings.smooth_skip or settings.skip_operators:
-        programs = {part: exported_from_file(shop.path(shop.fused(part))) for part in shop.parts}
+        programs = {
+            part: exported_from_file(context.path(context.fused(part))) for part in context.parts
+        }
         names = {part: names_from_program(program) for part, program in programs.items()}
         check_skips(settings, names)
 
 
-def calibration_samples(shop: Workshop, part: str) -> Callable[[], Iterable[Mapping[str, Tensor]]]:
+def calibration_samples(
+    context: BuildContext, part: str
+) -> Callable[[], Iterable[Mapping[str, Tensor]]]:
     """What a part was fed, a fresh run through it with every call."""
-    paths = sorted(shop.path(_folder(part)).glob("*.npz"))
+    paths = sorted(context.path(_folder(part)).glob("*.npz"))
 
     def run() -> Iterator[dict[str, Tensor]]:
         for path in paths:
@@ -78,116 +82,122 @@ def calibration_samples(shop: Workshop, part: str) -> Callable[[], Iterable[Mapp
     return run
 
 
-def calibration_answers(shop: Workshop) -> dict[tuple[int, int], PackedDetections]:
+def calibration_answers(context: BuildContext) -> dict[tuple[int, int], PackedDetections]:
     """What the float parts found in :func:`trial_images`, by image and question."""
-    table = json.loads(shop.path(ANSWERS).read_text(encoding="utf-8"))
+    table = json.loads(context.path(ANSWERS).read_text(encoding="utf-8"))
     return {(one["key"][0], one["key"][1]): packed_from_dict(one["answer"]) for one in table}
 
 
-def float_sessions(shop: Workshop, parts: Iterable[str] | None = None) -> dict[str, Session]:
+def float_sessions(context: BuildContext, parts: Iterable[str] | None = None) -> dict[str, Session]:
     """The exported parts, run by PyTorch: what everything is compared with.
 
     Args:
-        shop: Of the build.
+        context: Of the build.
         parts: Those to load; None loads all.
     """
     backend = backend_from_name(TORCH.name)
     return {
-        part: backend.session_from_artifact(shop.path(shop.exported(part)), shop.spec(part))
-        for part in (shop.parts if parts is None else parts)
+        part: backend.session_from_artifact(
+            context.path(context.exported(part)), context.spec(part)
+        )
+        for part in (context.parts if parts is None else parts)
     }
 
 
-def segmenter_of(shop: Workshop, sessions: Mapping[str, Session]) -> Segmenter:
+def segmenter_of(context: BuildContext, sessions: Mapping[str, Session]) -> Segmenter:
     """A segmenter over sessions of this build."""
-    text = shop.model.text
+    text = context.model.text
     missing = [part for part in SEGMENTING[:3] if part not in sessions]
     if text is None or missing:
         raise SettingError(
-            f"{shop.recipe.precision} measures the detector on what vision and text make of real "
-            f"images: {', '.join(missing)} must be built with it. Leave --part out."
+            f"{context.recipe.precision} measures the detector on what vision and text make of "
+            f"real images: {', '.join(missing)} must be built with it. Leave --part out."
         )
     # An engine takes no more phrases in one call than it was built for.
     return Segmenter(
         sessions,
-        shop.model.image,
-        tokenizer_of(shop),
+        context.model.image,
+        tokenizer_of(context),
         read_image,
-        prompt_batch=shop.recipe.engine.prompts if shop.target.engine else None,
-        reference=shop.recipe.reference,
+        prompt_batch=context.recipe.engine.prompts if context.target.engine else None,
+        reference=context.recipe.reference,
     )
 
 
-def _segmented(shop: Workshop) -> dict[str, list[str]]:
-    floating: dict[str, Session] = dict(float_sessions(shop))
+def _segmented(context: BuildContext) -> dict[str, list[str]]:
+    floating: dict[str, Session] = dict(float_sessions(context))
     vision = floating["vision"]
     floating["vision"] = Remembering(
-        spec=vision.spec, shop=shop, load=lambda: vision, most=first_tried(shop)
+        spec=vision.spec, context=context, load=lambda: vision, most=first_tried(context)
     )
-    sessions = {part: Recording(session=session, shop=shop) for part, session in floating.items()}
+    sessions = {
+        part: Recording(session=session, context=context) for part, session in floating.items()
+    }
     found: dict[str, int] = {}
     boxes = "detector_boxes" in sessions
     asking = ask(
-        segmenter_of(shop, sessions), calibration_images(shop), timings=Timings(), boxes=boxes
+        segmenter_of(context, sessions), calibration_images(context), timings=Timings(), boxes=boxes
     )
     for asked in asking:
         if asked.question.boxes_xyxy is None and asked.question.text is not None:
             phrase = asked.question.text
             found[phrase] = found.get(phrase, 0) + len(asked.found)
-    _require_found(shop, found)
-    if not shop.recipe.random_weights and shop.recipe.quantization.mixed:
-        _ask_for_trials(shop, floating, boxes=boxes)
+    _require_found(context, found)
+    if not context.recipe.random_weights and context.recipe.quantization.mixed:
+        _ask_for_trials(context, floating, boxes=boxes)
     for session in sessions.values():
         session.close()
-    return {part: session.written for part, session in sessions.items()} | {"": _kept(shop)}
+    return {part: session.written for part, session in sessions.items()} | {"": _kept(context)}
 
 
-def _ask_for_trials(shop: Workshop, sessions: Mapping[str, Session], *, boxes: bool) -> None:
+def _ask_for_trials(context: BuildContext, sessions: Mapping[str, Session], *, boxes: bool) -> None:
     """Keep what fp32 says of the images on which groups of layers are chosen."""
     witness = Witness()
-    segmenter = segmenter_of(shop, witness.sessions(sessions))
-    images = trial_images(shop, 0, first_tried(shop))
+    segmenter = segmenter_of(context, witness.sessions(sessions))
+    images = trial_images(context, 0, first_tried(context))
     answers = [
         {"key": asked.key, "answer": pack(asked.found).to_dict()}
         for asked in ask(segmenter, images, timings=Timings(), boxes=boxes)
     ]
-    atomic_write_json(shop.path(ANSWERS), answers)
-    save_witness(shop.path(WITNESS), witness)
+    atomic_write_json(context.path(ANSWERS), answers)
+    save_witness(context.path(WITNESS), witness)
 
 
-def _kept(shop: Workshop) -> list[str]:
-    files = (shop.root / SEEN).glob("*.npz")
-    own = [shop.root / name for name in (ANSWERS, WITNESS)]
+def _kept(context: BuildContext) -> list[str]:
+    files = (context.root / SEEN).glob("*.npz")
+    own = [context.root / name for name in (ANSWERS, WITNESS)]
     return [
-        path.relative_to(shop.root).as_posix() for path in (*own, *sorted(files)) if path.is_file()
+        path.relative_to(context.root).as_posix()
+        for path in (*own, *sorted(files))
+        if path.is_file()
     ]
 
 
-def _images_only(shop: Workshop) -> dict[str, list[str]]:
+def _images_only(context: BuildContext) -> dict[str, list[str]]:
     """Of parts that take images and nothing else."""
-    unknown = [part for part in shop.parts if len(shop.spec(part).inputs) > 1]
+    unknown = [part for part in context.parts if len(context.spec(part).inputs) > 1]
     if unknown:
         raise SettingError(
             f"{', '.join(unknown)} cannot be calibrated without the part text. Leave --part out."
         )
-    written: dict[str, list[str]] = {part: [] for part in shop.parts}
-    for index, labelled in enumerate(calibration_images(shop)):
-        tensors = {"images": image_bchw_from_rgb(labelled.image_rgb, shop.model.image)}
-        for part in shop.parts:
-            written[part].append(_write(shop, part, index, tensors))
+    written: dict[str, list[str]] = {part: [] for part in context.parts}
+    for index, labelled in enumerate(calibration_images(context)):
+        tensors = {"images": image_bchw_from_rgb(labelled.image_rgb, context.model.image)}
+        for part in context.parts:
+            written[part].append(_write(context, part, index, tensors))
     return written
 
 
-def _require_found(shop: Workshop, found: Mapping[str, int]) -> None:
+def _require_found(context: BuildContext, found: Mapping[str, int]) -> None:
     """Ranges of the detector mean little where it has nothing to find."""
-    if shop.recipe.random_weights or shop.recipe.model in DRAWN:
+    if context.recipe.random_weights or context.recipe.model in DRAWN:
         return
     absent = [phrase for phrase, count in found.items() if not count]
     if absent:
         raise SettingError(
             f"No calibration image holds {' or '.join(map(repr, absent))}, as far as the model "
             f"sees: nothing scores above 0.5. Give phrases that occur in "
-            f"{shop.recipe.calibration.source}, or images with them."
+            f"{context.recipe.calibration.source}, or images with them."
         )
 
 
@@ -197,7 +207,7 @@ class Remembering:
 
     spec: PartSpec
     """Interface of the part."""
-    shop: Workshop
+    context: BuildContext
     """Where results are kept."""
     load: Callable[[], Session]
     """Loads what does the work, where there is any to do."""
@@ -217,7 +227,7 @@ class Remembering:
         digest = hashlib.sha256()
         for name in sorted(tensors):
             digest.update(np.ascontiguousarray(tensors[name]).tobytes())
-        path = self.shop.path(f"{SEEN}/{digest.hexdigest()}.npz")
+        path = self.context.path(f"{SEEN}/{digest.hexdigest()}.npz")
         if path.is_file():
             with np.load(path) as kept:
                 return {name: kept[name] for name in kept.files}
@@ -245,7 +255,7 @@ class Recording(AroundSession):
 
     session: Session
     """Does the work."""
-    shop: Workshop
+    context: BuildContext
     """Where to write."""
     written: list[str] = field(default_factory=list)
     """Files so far."""
@@ -253,14 +263,14 @@ class Recording(AroundSession):
     def run(self, tensors: Tensors) -> dict[str, Array]:
         """Run the part, and keep its inputs."""
         part = self.spec.name
-        self.written.append(_write(self.shop, part, len(self.written), tensors))
+        self.written.append(_write(self.context, part, len(self.written), tensors))
         return self.session.run(tensors)
 
 
-def _write(shop: Workshop, part: str, index: int, tensors: Tensors) -> str:
+def _write(context: BuildContext, part: str, index: int, tensors: Tensors) -> str:
     relative = f"{_folder(part)}/{index:04d}.npz"
     named: dict[str, Any] = dict(tensors)
-    np.savez(shop.path(relative), **named)
+    np.savez(context.path(relative), **named)
     return relative
 
 

@@ -9,42 +9,42 @@ import torch
 from samforge.backends.inductor.backend import package_from_exported
 from samforge.core.targets import QUANTIZED
 from samforge.measure.fidelity import rows
+from samforge.steps.context import BuildContext, StepOutput
 from samforge.steps.convert import compared_with_samples
 from samforge.steps.facts import facts_of
-from samforge.steps.workshop import Made, Workshop
 from samforge.transform.export import exported_from_file
 from samforge.transform.lower import HALF_PARTS, Lowering, lower
 
 
-def compile_part(shop: Workshop, name: str) -> Made:
+def compile_part(context: BuildContext, name: str) -> StepOutput:
     """Lower a part to the recipe's precision, compile it and compare it with the part.
 
     Raises:
         ExportError: The compiler failed.
         OutOfMemory: The GPU has no room for it.
     """
-    precision, spec = shop.recipe.precision, shop.spec(name)
+    precision, spec = context.recipe.precision, context.spec(name)
     scales: dict[str, float] = {}
     if precision in QUANTIZED and name not in HALF_PARTS:
-        program = exported_from_file(shop.path(shop.smoothed(name)))
-        scales = json.loads(shop.path(shop.scales(name)).read_text(encoding="utf-8"))
+        program = exported_from_file(context.path(context.smoothed(name)))
+        scales = json.loads(context.path(context.scales(name)).read_text(encoding="utf-8"))
     else:
-        program = exported_from_file(shop.path(shop.fused(name)))
+        program = exported_from_file(context.path(context.fused(name)))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda":
         settings = Lowering.for_gpu(precision, scales)
     else:
         settings = Lowering(precision=precision, scales=scales)
     lowered = lower(program, spec, settings=settings, device=device)
-    artifact = shop.artifact(name)
+    artifact = context.artifact(name)
     record = package_from_exported(
         lowered.program,
         spec,
-        shop.path(artifact),
+        context.path(artifact),
         precision=precision,
-        facts=facts_of(shop, name),
+        facts=facts_of(context, name),
     )
-    figures = compared_with_samples(shop, name, shop.path(artifact))
-    return Made(
+    figures = compared_with_samples(context, name, context.path(artifact))
+    return StepOutput(
         outputs=(artifact,), figures=rows(figures), notes=(f"{name} runs on {record.processor}.",)
     )

@@ -22,8 +22,8 @@ from samforge.core.files import atomic_write_json
 from samforge.core.session import InspectableSession, Session
 from samforge.measure import feature_cosine_limit
 from samforge.measure.fidelity import compare_outputs
+from samforge.steps.context import BuildContext, StepOutput
 from samforge.steps.facts import facts_of
-from samforge.steps.workshop import Made, Workshop
 from samforge.transform.onnx.attention_forms import forms_of, reform_attention
 from samforge.transform.onnx.convert import release_model, save_onnx
 from samforge.transform.onnx.planned import computation_from_onnx
@@ -46,7 +46,7 @@ class _Built:
     """What the build made."""
 
 
-def engine_part(shop: Workshop, name: str) -> Made:
+def engine_part(context: BuildContext, name: str) -> StepOutput:
     """Build a part's engine, and a safer one where it does not compute what fp32 does.
 
     Without a GPU that can run it, the form to begin with is kept and the bundle says that nothing
@@ -57,15 +57,15 @@ def engine_part(shop: Workshop, name: str) -> Made:
             reading or by the inspector's on the GPU.
         FidelityError: No form of attention holds on this GPU.
     """
-    backend = cast(TensorRTBackend, backend_from_name(shop.recipe.target))
-    settings = replace(_settings(shop), facts=facts_of(shop, name))
+    backend = cast(TensorRTBackend, backend_from_name(context.recipe.target))
+    settings = replace(_settings(context), facts=facts_of(context, name))
 
     def build(form: str) -> _Built:
-        onnx, planned = _reformed(shop, name, form)
+        onnx, planned = _reformed(context, name, form)
         report = backend.engine_from_onnx(
             onnx,
-            shop.path(shop.artifact(name)),
-            shop.spec(name),
+            context.path(context.artifact(name)),
+            context.spec(name),
             settings,
             form=form,
             planned=planned,
@@ -73,14 +73,14 @@ def engine_part(shop: Workshop, name: str) -> Made:
         return _Built(form=form, planned=planned, report=report)
 
     def verify(built: _Built) -> Verdict | None:
-        return _verdict(shop, name, built) if backend.version() is not None else None
+        return _verdict(context, name, built) if backend.version() is not None else None
 
     first = backend.first_form(settings.compute_capabilities)
-    ladder = safest_form(build, verify, forms=_forms(shop, name), first=first)
-    return _made(shop, name, ladder)
+    ladder = safest_form(build, verify, forms=_forms(context, name), first=first)
+    return _made(context, name, ladder)
 
 
-def _made(shop: Workshop, name: str, ladder: Ladder[_Built]) -> Made:
+def _made(context: BuildContext, name: str, ladder: Ladder[_Built]) -> StepOutput:
     """Write the summary of the engine that was chosen."""
     built, verdict = ladder.chosen.built.report, ladder.chosen.verdict
     computation, notes = built.computation, ladder.notes
@@ -88,28 +88,30 @@ def _made(shop: Workshop, name: str, ladder: Ladder[_Built]) -> Made:
         computation = verdict.computation
     elif verdict is not None:
         notes += (UNTOLD,)
-    stamp = _relative(shop, built.stamp)
+    stamp = _relative(context, built.stamp)
     # Paths as they are in the bundle: the staging folder is gone by then.
     report = replace(
         built,
-        engine=Path(shop.artifact(name)),
+        engine=Path(context.artifact(name)),
         stamp=Path(stamp),
-        command=built.command.replace(f"{shop.root}/", ""),
+        command=built.command.replace(f"{context.root}/", ""),
         computation=computation,
     )
     summary = f"report/{name}/engine.json"
-    atomic_write_json(shop.path(summary), report)
+    atomic_write_json(context.path(summary), report)
     figures = {
         "part": name,
         "form": ladder.chosen.form,
         "computes": str(computation) if computation else "not readable here",
         "trtexec": report.command,
     }
-    return Made(outputs=(shop.artifact(name), stamp, summary), figures=(figures,), notes=notes)
+    return StepOutput(
+        outputs=(context.artifact(name), stamp, summary), figures=(figures,), notes=notes
+    )
 
 
-def _settings(shop: Workshop) -> EngineSettings:
-    recipe, engine = shop.recipe, shop.recipe.engine
+def _settings(context: BuildContext) -> EngineSettings:
+    recipe, engine = context.recipe, context.recipe.engine
     return EngineSettings(
         precision=recipe.precision,
         compute_capabilities=recipe.compute_capabilities,
@@ -124,45 +126,47 @@ def _settings(shop: Workshop) -> EngineSettings:
     )
 
 
-def _forms(shop: Workshop, name: str) -> tuple[str, ...]:
+def _forms(context: BuildContext, name: str) -> tuple[str, ...]:
     """Forms of attention that differ for the part's graph."""
-    model = ir.load(shop.path(shop.onnx(name)))
+    model = ir.load(context.path(context.onnx(name)))
     forms = forms_of(model)
     release_model(model)
     return forms
 
 
-def _reformed(shop: Workshop, name: str, form: str) -> tuple[Path, Computation]:
+def _reformed(context: BuildContext, name: str, form: str) -> tuple[Path, Computation]:
     """The graph with its attention in a form, and what it plans in that form."""
-    source = shop.path(shop.onnx(name))
+    source = context.path(context.onnx(name))
     model = reform_attention(ir.load(source), form)
     planned = computation_from_onnx(model)
     if form == UNTOUCHED:
         release_model(model)
         return source, planned
-    target = shop.path(f"work/{name}/{form}.onnx")
+    target = context.path(f"work/{name}/{form}.onnx")
     save_onnx(model, target)
     return target, planned
 
 
-def _verdict(shop: Workshop, name: str, built: _Built) -> Verdict:
+def _verdict(context: BuildContext, name: str, built: _Built) -> Verdict:
     """Run the engine on the part's samples, and hold its inspector against the plan.
 
     Raises:
         EngineError: The inspector tells other formats, or other fusions, than planned.
     """
-    artifact = shop.path(shop.artifact(name))
-    session = backend_from_name(shop.recipe.target).session_from_artifact(artifact, shop.spec(name))
+    artifact = context.path(context.artifact(name))
+    session = backend_from_name(context.recipe.target).session_from_artifact(
+        artifact, context.spec(name)
+    )
     try:
-        cosines, times = _compared(shop, name, session)
+        cosines, times = _compared(context, name, session)
         # After the runs: formats of layers with dynamic shapes are known by then.
         found = session.computation() if isinstance(session, InspectableSession) else None
     finally:
         session.close()
     if found is not None:
-        made = f"{shop.recipe.target} made of {name}, attention {built.form},"
+        made = f"{context.recipe.target} made of {name}, attention {built.form},"
         check_computation(made, built.planned, found, apart=built.form != UNTOUCHED)
-    limit = feature_cosine_limit(shop.recipe.precision, shop.recipe.gates)
+    limit = feature_cosine_limit(context.recipe.precision, context.recipe.gates)
     return Verdict(
         holds=min(cosines) >= limit,
         figures=f"cosine {min(cosines):.4f}, the gate is {limit:g}",
@@ -171,13 +175,15 @@ def _verdict(shop: Workshop, name: str, built: _Built) -> Verdict:
     )
 
 
-def _compared(shop: Workshop, name: str, session: Session) -> tuple[list[float], list[float]]:
+def _compared(
+    context: BuildContext, name: str, session: Session
+) -> tuple[list[float], list[float]]:
     """Cosine of every output to fp32's, and milliseconds of every timed call."""
     cosines, times = [], []
-    for path in shop.samples(name):
-        with np.load(shop.path(path)) as sample:
-            inputs = {tensor.name: sample[tensor.name] for tensor in shop.spec(name).inputs}
-            wanted = {tensor.name: sample[tensor.name] for tensor in shop.spec(name).outputs}
+    for path in context.samples(name):
+        with np.load(context.path(path)) as sample:
+            inputs = {tensor.name: sample[tensor.name] for tensor in context.spec(name).inputs}
+            wanted = {tensor.name: sample[tensor.name] for tensor in context.spec(name).outputs}
         cosines += [figure.cosine for figure in compare_outputs(wanted, session.run(inputs))]
         for _ in range(TIMED):
             start = time.perf_counter()
@@ -186,5 +192,5 @@ def _compared(shop: Workshop, name: str, session: Session) -> tuple[list[float],
     return cosines, times
 
 
-def _relative(shop: Workshop, path: Path) -> str:
-    return path.resolve().relative_to(shop.root.resolve()).as_posix()
+def _relative(context: BuildContext, path: Path) -> str:
+    return path.resolve().relative_to(context.root.resolve()).as_posix()

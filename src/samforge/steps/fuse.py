@@ -13,33 +13,35 @@ from samforge.core.files import atomic_write_json
 from samforge.core.session import TensorSpec
 from samforge.measure.fidelity import compare_outputs, rows
 from samforge.steps.account import digests_of, fused_weights, settled
-from samforge.steps.workshop import Made, Workshop, arrays, check_gate
+from samforge.steps.context import BuildContext, StepOutput, arrays, check_gate
 from samforge.transform.export import exported_from_file, release, runs_of_exported, save_exported
 from samforge.transform.fuse import fuse
 
 
-def fuse_part(shop: Workshop, name: str) -> Made:
+def fuse_part(context: BuildContext, name: str) -> StepOutput:
     """Fuse a part for the recipe's target and compare it with the part in eager mode."""
-    spec = shop.spec(name)
-    exported = exported_from_file(shop.path(shop.exported(name)))
+    spec = context.spec(name)
+    exported = exported_from_file(context.path(context.exported(name)))
     before = digests_of(exported)
-    fused = fuse(exported, target=shop.recipe.target, consume=True)
-    artifact, report = shop.fused(name), f"report/{name}/fusions.json"
-    save_exported(fused.program, shop.path(artifact))
-    samples = [shop.path(path) for path in shop.samples(name)]
+    fused = fuse(exported, target=context.recipe.target, consume=True)
+    artifact, report = context.fused(name), f"report/{name}/fusions.json"
+    save_exported(fused.program, context.path(artifact))
+    samples = [context.path(path) for path in context.samples(name)]
     answers = runs_of_exported(fused.program, spec, (_read(path, spec.inputs) for path in samples))
     figures = {
         words: compare_outputs(arrays(_read(path, spec.outputs)), arrays(answer))
-        for words, path, answer in zip(shop.sizes_in_words(name), samples, answers, strict=True)
+        for words, path, answer in zip(context.sizes_in_words(name), samples, answers, strict=True)
     }
     account, counts = settled(
-        shop, "fuse", name, fused_weights(before, fused), tables=fused.program.constants
+        context, "fuse", name, fused_weights(before, fused), tables=fused.program.constants
     )
     release([*fused.program.state_dict.values(), *fused.program.constants.values()])
-    limit = shop.recipe.gates.fuse_max_abs
+    limit = context.recipe.gates.fuse_max_abs
     gates = check_gate("fuse", name, figures, "fuse_max_abs", limit)
-    atomic_write_json(shop.path(report), {"part": name, "fusions": fused.results})
-    return Made(outputs=(artifact, report, account), figures=(*rows(figures), counts), gates=gates)
+    atomic_write_json(context.path(report), {"part": name, "fusions": fused.results})
+    return StepOutput(
+        outputs=(artifact, report, account), figures=(*rows(figures), counts), gates=gates
+    )
 
 
 def _read(path: Path, tensors: Iterable[TensorSpec]) -> dict[str, Tensor]:

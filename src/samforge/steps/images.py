@@ -19,8 +19,8 @@ from samforge.core.native import error_of_item
 from samforge.core.paths import checked_path
 from samforge.media import list_images, read_image
 from samforge.models import tiny
+from samforge.steps.context import SMALL_IMAGE, BuildContext
 from samforge.steps.phrases import more_phrases, phrases_of_picture
-from samforge.steps.workshop import SMALL_IMAGE, Workshop
 
 DRAWN = ("tiny", "tiny-stressed")
 """Models that know drawn scenes: no images of the user's are needed."""
@@ -63,17 +63,17 @@ class Gallery:
     """How many there are, or as many as are looked at."""
 
 
-def gallery_of(shop: Workshop) -> Gallery:
+def gallery_of(context: BuildContext) -> Gallery:
     """Of a build."""
     return Gallery(
-        odd=partial(odd_images, shop),
-        some=partial(verification_images, shop),
-        first=first_pictures(shop),
-        most=most_pictures(shop),
+        odd=partial(odd_images, context),
+        some=partial(verification_images, context),
+        first=first_pictures(context),
+        most=most_pictures(context),
     )
 
 
-def calibration_images(shop: Workshop) -> Iterator[LabelledImage]:
+def calibration_images(context: BuildContext) -> Iterator[LabelledImage]:
     """The images that set the ranges, one at a time.
 
     Drawn scenes come from the training split. Of a folder or a video every second image is left
@@ -83,29 +83,29 @@ def calibration_images(shop: Workshop) -> Iterator[LabelledImage]:
         SettingError: There is no source, it holds no images, or they hold nothing to measure.
         ImageError: An image cannot be read.
     """
-    calibration = shop.recipe.calibration
+    calibration = context.recipe.calibration
     if calibration.source is None:
-        if shop.recipe.model in DRAWN:
-            yield from _scenes(shop, calibration.samples, split="train")
-        elif shop.recipe.random_weights:
-            yield from _noise(shop, calibration.samples)
+        if context.recipe.model in DRAWN:
+            yield from _scenes(context, calibration.samples, split="train")
+        elif context.recipe.random_weights:
+            yield from _noise(context, calibration.samples)
         else:
             raise SettingError(
-                f"{shop.recipe.precision} needs images to measure ranges on. Name a folder of "
+                f"{context.recipe.precision} needs images to measure ranges on. Name a folder of "
                 "images or a video of yours, and phrases that occur in them: "
                 "--calibration DIR --prompt person."
             )
         return
-    if shop.model.text is not None and not calibration.prompts:
+    if context.model.text is not None and not calibration.prompts:
         raise SettingError(
             "calibration.prompts is empty. Name phrases that occur in the images of "
             f"{calibration.source}: the detector's ranges depend on them (--prompt person)."
         )
     flat = count = 0
-    for name, image in _pictures(shop, _chosen(shop, even=True)):
+    for name, image in _pictures(context, _chosen(context, even=True)):
         count += 1
         flat += int(image.min() == image.max())
-        yield _asked(shop, name, image)
+        yield _asked(context, name, image)
     if flat == count:
         raise SettingError(
             f"Every image of {calibration.source} is of one colour: there is no range to measure. "
@@ -113,16 +113,16 @@ def calibration_images(shop: Workshop) -> Iterator[LabelledImage]:
         )
 
 
-def trial_images(shop: Workshop, first: int, count: int) -> Iterator[LabelledImage]:
+def trial_images(context: BuildContext, first: int, count: int) -> Iterator[LabelledImage]:
     """Images on which groups are chosen: the calibration's, asked what verification asks of others.
 
     Args:
-        shop: Of the build.
+        context: Of the build.
         first: Number of the first one.
         count: How many.
     """
-    calibration, phrases = shop.recipe.calibration, more_phrases(shop)
-    if calibration.source is None and shop.recipe.model in DRAWN:
+    calibration, phrases = context.recipe.calibration, more_phrases(context)
+    if calibration.source is None and context.recipe.model in DRAWN:
         # More scenes than calibration has: as many as it takes to tell.
         yield from tiny.labelled_scenes(
             count,
@@ -131,28 +131,28 @@ def trial_images(shop: Workshop, first: int, count: int) -> Iterator[LabelledIma
             more_phrases=MORE_PHRASES,
         )
         return
-    own = islice(calibration_images(shop), first, first + count)
+    own = islice(calibration_images(context), first, first + count)
     for number, image in enumerate(own, first):
         more = phrases_of_picture(phrases, number)
-        yield _asked(shop, image.name, image.image_rgb, more=more)
+        yield _asked(context, image.name, image.image_rgb, more=more)
 
 
-def first_tried(shop: Workshop) -> int:
+def first_tried(context: BuildContext) -> int:
     """How many images groups are chosen on, to begin with."""
-    return TRIED_OF_LARGE if shop.model.image.size > SMALL_IMAGE else TRIED_IMAGES
+    return TRIED_OF_LARGE if context.model.image.size > SMALL_IMAGE else TRIED_IMAGES
 
 
-def most_tried(shop: Workshop) -> int:
+def most_tried(context: BuildContext) -> int:
     """How many images there are to choose groups on, or as many as are looked at."""
-    if shop.model.image.size > SMALL_IMAGE:
-        return min(TRIED_OF_LARGE * 2, shop.recipe.calibration.samples)
-    if shop.recipe.calibration.source is None:
+    if context.model.image.size > SMALL_IMAGE:
+        return min(TRIED_OF_LARGE * 2, context.recipe.calibration.samples)
+    if context.recipe.calibration.source is None:
         return MOST_TRIED
-    return len(_chosen(shop, even=True))
+    return len(_chosen(context, even=True))
 
 
 def verification_images(
-    shop: Workshop, first: int = 0, count: int | None = None
+    context: BuildContext, first: int = 0, count: int | None = None
 ) -> Iterator[LabelledImage]:
     """Images that calibration has not seen, with labels where they are known.
 
@@ -160,16 +160,16 @@ def verification_images(
     the calibration's own, and :func:`verified_on_others` says so.
 
     Args:
-        shop: Of the build.
+        context: Of the build.
         first: Number of the first one.
         count: How many; None takes :func:`first_pictures`.
     """
-    last = first + (first_pictures(shop) if count is None else count)
-    recipe, phrases = shop.recipe, more_phrases(shop)
+    last = first + (first_pictures(context) if count is None else count)
+    recipe, phrases = context.recipe, more_phrases(context)
     if recipe.calibration.source is not None:
-        chosen = _to_verify(shop)[first:last]
-        for number, (name, image) in enumerate(_pictures(shop, chosen), first):
-            yield _asked(shop, name, image, more=phrases_of_picture(phrases, number))
+        chosen = _to_verify(context)[first:last]
+        for number, (name, image) in enumerate(_pictures(context, chosen), first):
+            yield _asked(context, name, image, more=phrases_of_picture(phrases, number))
     elif recipe.model in DRAWN:
         yield from tiny.labelled_scenes(
             last - first,
@@ -178,34 +178,36 @@ def verification_images(
             more_phrases=MORE_PHRASES,
         )
     elif recipe.random_weights:
-        yield from _noise(shop, last - first)
+        yield from _noise(context, last - first)
     else:
         # Any model that finds things in pictures finds something in these: fp32 says what.
         for number in range(first, last):
-            image = tiny.draw_scene(number, split="held-out", size=_drawn_size(shop)).image
-            yield _asked(shop, f"scene {number}", image, more=phrases_of_picture(phrases, number))
+            image = tiny.draw_scene(number, split="held-out", size=_drawn_size(context)).image
+            yield _asked(
+                context, f"scene {number}", image, more=phrases_of_picture(phrases, number)
+            )
 
 
-def first_pictures(shop: Workshop) -> int:
+def first_pictures(context: BuildContext) -> int:
     """How many pictures verification begins with."""
-    if shop.recipe.calibration.source is not None:
-        return len(_chosen(shop, even=False))
-    few = shop.recipe.precision == "fp32" or shop.model.image.size > SMALL_IMAGE
+    if context.recipe.calibration.source is not None:
+        return len(_chosen(context, even=False))
+    few = context.recipe.precision == "fp32" or context.model.image.size > SMALL_IMAGE
     return FEW_SCENES if few else VERIFIED_SCENES
 
 
-def most_pictures(shop: Workshop) -> int:
+def most_pictures(context: BuildContext) -> int:
     """How many there are for verification, or as many as it looks at."""
-    most = MOST_OF_LARGE if shop.model.image.size > SMALL_IMAGE else MOST_PICTURES
-    if shop.recipe.calibration.source is None:
+    most = MOST_OF_LARGE if context.model.image.size > SMALL_IMAGE else MOST_PICTURES
+    if context.recipe.calibration.source is None:
         return most
-    return min(most, len(_to_verify(shop)))
+    return min(most, len(_to_verify(context)))
 
 
-def odd_images(shop: Workshop) -> Iterator[LabelledImage]:
+def odd_images(context: BuildContext) -> Iterator[LabelledImage]:
     """Black, white, saturated, of one colour, noise: what cameras give and no data set holds."""
-    side = min(shop.model.image.size, ODD_SIDE)
-    phrases = (*shop.recipe.calibration.prompts[:1], *more_phrases(shop)[:2])
+    side = min(context.model.image.size, ODD_SIDE)
+    phrases = (*context.recipe.calibration.prompts[:1], *more_phrases(context)[:2])
     noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
     colours = {"black": (0, 0, 0), "white": (255, 255, 255), "of one colour": (30, 144, 90)}
     flat = {name: np.full((side, side, 3), colour, np.uint8) for name, colour in colours.items()}
@@ -213,44 +215,44 @@ def odd_images(shop: Workshop) -> Iterator[LabelledImage]:
     saturated = np.where(noise[:: side // 8, :: side // 8] > 127, 255, 0).astype(np.uint8)
     blocks = saturated.repeat(side // 8, 0).repeat(side // 8, 1)[:side, :side]
     for name, image in {**flat, "saturated": blocks, "noise": noise}.items():
-        yield _asked(shop, name, image, phrases=phrases)
+        yield _asked(context, name, image, phrases=phrases)
 
 
-def verified_on_others(shop: Workshop) -> bool:
+def verified_on_others(context: BuildContext) -> bool:
     """Whether verification has images of its own."""
-    if shop.recipe.calibration.source is None:
+    if context.recipe.calibration.source is None:
         return True
-    return not set(_chosen(shop, even=True)) & set(_chosen(shop, even=False))
+    return not set(_chosen(context, even=True)) & set(_chosen(context, even=False))
 
 
-def _to_verify(shop: Workshop) -> tuple[int, ...]:
+def _to_verify(context: BuildContext) -> tuple[int, ...]:
     """Numbers of the images for verification: first as many as calibration has, then the others."""
-    first, seen = _chosen(shop, even=False), set(_chosen(shop, even=True))
-    others = np.setdiff1d(np.arange(_count(shop)), [*first, *seen])
-    np.random.default_rng(shop.recipe.calibration.seed).shuffle(others)
+    first, seen = _chosen(context, even=False), set(_chosen(context, even=True))
+    others = np.setdiff1d(np.arange(_count(context)), [*first, *seen])
+    np.random.default_rng(context.recipe.calibration.seed).shuffle(others)
     return (*first, *others.tolist())
 
 
-def _drawn_size(shop: Workshop) -> int:
-    return min(shop.model.image.size, 2 * tiny.SIZE)
+def _drawn_size(context: BuildContext) -> int:
+    return min(context.model.image.size, 2 * tiny.SIZE)
 
 
-def _scenes(shop: Workshop, count: int, *, split: str) -> Iterator[LabelledImage]:
-    first = shop.recipe.calibration.seed * count
+def _scenes(context: BuildContext, count: int, *, split: str) -> Iterator[LabelledImage]:
+    first = context.recipe.calibration.seed * count
     return tiny.labelled_scenes(count, first=first, split=split)
 
 
-def _noise(shop: Workshop, count: int) -> Iterator[LabelledImage]:
+def _noise(context: BuildContext, count: int) -> Iterator[LabelledImage]:
     """Random pixels for random weights: ranges of the right order, without meaning."""
-    rng = np.random.default_rng(shop.recipe.calibration.seed)
-    size = shop.model.image.size
+    rng = np.random.default_rng(context.recipe.calibration.seed)
+    size = context.model.image.size
     for index in range(count):
         image = rng.integers(0, 256, (size, size, 3), dtype=np.uint8)
-        yield _asked(shop, f"noise {index}", image)
+        yield _asked(context, f"noise {index}", image)
 
 
 def _asked(
-    shop: Workshop,
+    context: BuildContext,
     name: str,
     image_rgb: RgbImage,
     *,
@@ -262,17 +264,17 @@ def _asked(
     middle = np.array([[width / 4, height / 4, width * 3 / 4, height * 3 / 4]], np.float32)
     nothing = np.zeros((0, height, width), np.bool_)
     if phrases is None:
-        phrases = shop.recipe.calibration.prompts or ("object",)
+        phrases = context.recipe.calibration.prompts or ("object",)
     asked = dict.fromkeys((*phrases, *more))
     questions = [Question(text=phrase, masks=nothing) for phrase in asked]
-    if shop.model.text is None:
+    if context.model.text is None:
         questions = []
     box = Question(text=None, boxes_xyxy=middle, box_labels=np.array([1]), masks=nothing)
     return LabelledImage(name=name, image_rgb=image_rgb, questions=(*questions, box))
 
 
-def _pictures(shop: Workshop, chosen: Sequence[int]) -> Iterator[tuple[str, RgbImage]]:
-    source = _source(shop)
+def _pictures(context: BuildContext, chosen: Sequence[int]) -> Iterator[tuple[str, RgbImage]]:
+    source = _source(context)
     if source.is_dir():
         files = list_images(source)
         yield from _readable(source, [files[index] for index in chosen])
@@ -316,9 +318,9 @@ def _readable(source: Path, files: list[Path]) -> Iterator[tuple[str, RgbImage]]
     )
 
 
-def _chosen(shop: Workshop, *, even: bool) -> tuple[int, ...]:
+def _chosen(context: BuildContext, *, even: bool) -> tuple[int, ...]:
     """Numbers of the images to read: evenly spaced, from a start that the seed decides."""
-    calibration, total = shop.recipe.calibration, _count(shop)
+    calibration, total = context.recipe.calibration, _count(context)
     samples = min(calibration.samples, total)
     wanted = 2 * samples if total >= 2 * samples else samples
     spaced = np.linspace(0, total - 1, wanted).round().astype(int) if wanted > 1 else np.array([0])
@@ -328,8 +330,8 @@ def _chosen(shop: Workshop, *, even: bool) -> tuple[int, ...]:
     return tuple(spaced[first::2].tolist() if even else spaced[1 - first :: 2].tolist())
 
 
-def _count(shop: Workshop) -> int:
-    source = _source(shop)
+def _count(context: BuildContext) -> int:
+    source = _source(context)
     if source.is_dir():
         return len(list_images(source))
     from samforge.media.video import VideoReader
@@ -339,8 +341,8 @@ def _count(shop: Workshop) -> int:
         return reader.info.frames or sum(1 for _ in reader.frames())
 
 
-def _source(shop: Workshop) -> Path:
-    source = shop.recipe.calibration.source
+def _source(context: BuildContext) -> Path:
+    source = context.recipe.calibration.source
     if source is None or not checked_path(source, ImageError).exists():
         raise ImageError(f"{source} does not exist. Give a folder of images, or a video.")
     return source

@@ -13,7 +13,7 @@ from samforge.core.errors import SettingError
 from samforge.models import tiny
 from samforge.runtime import PhraseTokenizer
 from samforge.steps.assets import TOKENIZER_NAME, write_tokenizer_and_license
-from samforge.steps.workshop import Workshop
+from samforge.steps.context import BuildContext
 
 MORE = 6
 """Phrases asked of every picture beyond the recipe's; other ones of the next picture."""
@@ -25,14 +25,14 @@ COMMON = (
 """Frequent in pictures of all kinds, and some that are rare in most."""
 
 
-def more_phrases(shop: Workshop) -> tuple[str, ...]:
+def more_phrases(context: BuildContext) -> tuple[str, ...]:
     """All phrases to choose from beyond the recipe's: those that the model can read whole."""
-    if shop.model.text is None:
+    if context.model.text is None:
         return ()
-    tokenizer = tokenizer_of(shop)
+    tokenizer = tokenizer_of(context)
     known = frozenset(tokenizer.known_words)
-    own = shop.recipe.calibration.prompts
-    drawn = shop.recipe.calibration.source is None or bool(known)
+    own = context.recipe.calibration.prompts
+    drawn = context.recipe.calibration.source is None or bool(known)
     return tuple(
         phrase
         for phrase in (tiny.vocabulary() if drawn else COMMON)
@@ -55,17 +55,17 @@ def phrases_of_picture(phrases: Sequence[str], picture: int, count: int = MORE) 
     return tuple(phrases[(start + index) % every] for index in range(min(count, every)))
 
 
-def tokenizer_of(shop: Workshop) -> PhraseTokenizer:
+def tokenizer_of(context: BuildContext) -> PhraseTokenizer:
     """What turns phrases into tokens in this build.
 
     Raises:
         SettingError: The model reads no text.
     """
-    text = shop.model.text
+    text = context.model.text
     if text is None:
-        raise SettingError(f"{shop.model.family} reads no phrases.")
-    if not shop.path(TOKENIZER_NAME).is_file():
-        write_tokenizer_and_license(shop)
+        raise SettingError(f"{context.model.family} reads no phrases.")
+    if not context.path(TOKENIZER_NAME).is_file():
+        write_tokenizer_and_license(context)
     return PhraseTokenizer(
-        shop.path(TOKENIZER_NAME), text.context, text.eos_id, reference=shop.recipe.reference
+        context.path(TOKENIZER_NAME), text.context, text.eos_id, reference=context.recipe.reference
     )

@@ -10,17 +10,17 @@ from samforge.core.recipe import Recipe
 from samforge.core.targets import QUANTIZED, Target, stop_of, target_from_name
 from samforge.steps.calibrate import calibrate_parts
 from samforge.steps.compile import compile_part
+from samforge.steps.context import BuildContext, StepOutput
 from samforge.steps.convert import convert_part
 from samforge.steps.engine import engine_part
 from samforge.steps.export import export_part
 from samforge.steps.fuse import fuse_part
 from samforge.steps.quantize import quantize_part
 from samforge.steps.verify import verify_bundle
-from samforge.steps.workshop import Made, Workshop
 from samforge.transform.lower import HALF_PARTS
 
-PartStep: TypeAlias = Callable[[Workshop, str], Made]
-BundleStep: TypeAlias = Callable[[Workshop], Made]
+PartStep: TypeAlias = Callable[[BuildContext, str], StepOutput]
+BundleStep: TypeAlias = Callable[[BuildContext], StepOutput]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,9 +13,9 @@ from samforge.core.targets import TARGETS
 from samforge.core.version import __version__
 from samforge.models.family import Model
 from samforge.steps.assets import LICENSE_NAME, TOKENIZER_NAME
+from samforge.steps.context import BuildContext
 from samforge.steps.options import options_of
 from samforge.steps.plan import Stage
-from samforge.steps.workshop import Workshop
 
 PACKAGES = (
     *("numpy", "torchao", "transformers", "onnx", "onnxscript", "onnx-ir"),
@@ -34,22 +34,22 @@ def origin_of(model: Model) -> dict[str, dict[str, str]]:
 
 
 def manifest_of(
-    shop: Workshop,
+    context: BuildContext,
     planned: Sequence[Stage],
     records: Mapping[str, StepRecord],
     origin: Mapping[str, Mapping[str, str]],
 ) -> Manifest:
     """Everything known about the bundle but the hashes of its files."""
-    text = shop.model.text
+    text = context.model.text
     return Manifest(
         schema_version=SCHEMA_VERSION,
         samforge=__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        family=shop.model.family,
-        model=shop.recipe.model,
-        reference=shop.recipe.reference,
-        recipe=shop.recipe.to_dict(),
-        image=shop.model.image,
+        family=context.model.family,
+        model=context.recipe.model,
+        reference=context.recipe.reference,
+        recipe=context.recipe.to_dict(),
+        image=context.model.image,
         text=None
         if text is None
         else TextSpec(
@@ -58,8 +58,8 @@ def manifest_of(
             tokenizer=TOKENIZER_NAME,
             synthetic=text.tokenizer is None,
         ),
-        target=shop.runtime,
-        parts=_entries(shop, planned, records),
+        target=context.runtime,
+        parts=_entries(context, planned, records),
         files={},
         parents=origin["parents"],
         versions=origin["versions"],
@@ -83,7 +83,7 @@ def published_files(
 
 
 def _entries(
-    shop: Workshop, planned: Sequence[Stage], records: Mapping[str, StepRecord]
+    context: BuildContext, planned: Sequence[Stage], records: Mapping[str, StepRecord]
 ) -> dict[str, PartEntry]:
     """What runs each part: the artifact of the last step that made one."""
     entries = {}
@@ -93,10 +93,10 @@ def _entries(
                 made = [path for path in records[str(step)].outputs if path.startswith("parts/")]
                 if step.part is not None and made:
                     entries[step.part] = PartEntry(
-                        spec=shop.spec(step.part),
+                        spec=context.spec(step.part),
                         artifact=made[0],
                         side_files=tuple(made[1:]),
-                        options=options_of(shop.recipe, shop.runs_on),
+                        options=options_of(context.recipe, context.runs_on),
                     )
     return entries
 

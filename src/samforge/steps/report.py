@@ -22,22 +22,22 @@ from samforge.measure.report_data import (
     ReportData,
 )
 from samforge.steps.assets import LICENSE_NAME
+from samforge.steps.context import BuildContext
 from samforge.steps.pictures import FOLDER, pictures_from_folder
 from samforge.steps.verify import REPORT, Verified
-from samforge.steps.workshop import Workshop
 
 PAGE = "report/report.html"
 
 Reached = Callable[[StepResult], float]
 
 
-def report_of(shop: Workshop, manifest: Manifest) -> str:
+def report_of(context: BuildContext, manifest: Manifest) -> str:
     """Write the page from the manifest and what the steps wrote.
 
     Returns:
         The file, relative to the staging folder.
     """
-    verified = _verified(shop.root / REPORT)
+    verified = _verified(context.root / REPORT)
     measured = None if verified is None else verified.measured
     labelled = verified is not None and verified.labelled
     data = ReportData(
@@ -45,32 +45,32 @@ def report_of(shop: Workshop, manifest: Manifest) -> str:
         family=manifest.family,
         reference=manifest.reference,
         target=manifest.target,
-        precision=shop.recipe.precision,
+        precision=context.recipe.precision,
         image_size=manifest.image.size,
         created=manifest.created,
         samforge=manifest.samforge,
         steps=manifest.steps,
         gates=tuple(gate_rows(manifest.steps)),
-        parts=tuple(_parts(shop, manifest)),
+        parts=tuple(_parts(context, manifest)),
         versions=manifest.versions,
         weights_license=manifest.weights_license,
-        license_text=shop.path(LICENSE_NAME).read_text(encoding="utf-8"),
-        random_weights=shop.recipe.random_weights,
+        license_text=context.path(LICENSE_NAME).read_text(encoding="utf-8"),
+        random_weights=context.recipe.random_weights,
         fidelity=None if measured is None else measured.fidelity,
         fidelity_data="" if verified is None else verified.verdict.in_words(),
         accuracy=measured if labelled else None,
         reference_name="fp32 in PyTorch",
         reference_accuracy=verified.reference if verified is not None and labelled else None,
-        layers=tuple(_layers(shop)),
-        groups=tuple(_groups(shop)),
-        fusions=tuple(_fusions(shop)),
-        engines=tuple(engine_rows(_reports(shop, "engine.json"))),
-        overlays=pictures_from_folder(shop.root / FOLDER),
-        prompts=shop.recipe.calibration.prompts,
+        layers=tuple(_layers(context)),
+        groups=tuple(_groups(context)),
+        fusions=tuple(_fusions(context)),
+        engines=tuple(engine_rows(_reports(context, "engine.json"))),
+        overlays=pictures_from_folder(context.root / FOLDER),
+        prompts=context.recipe.calibration.prompts,
         recipe=manifest.recipe,
         notes=tuple(dict.fromkeys(note for step in manifest.steps for note in step.notes)),
     )
-    write_report(data, shop.path(PAGE))
+    write_report(data, context.path(PAGE))
     return PAGE
 
 
@@ -132,14 +132,14 @@ def _worst(step: StepResult, figure: str, choose: Callable[[list[float]], float]
     return choose([float(row[figure]) for row in step.fidelity if row.get(figure) is not None])
 
 
-def _parts(shop: Workshop, manifest: Manifest) -> Iterator[PartRow]:
+def _parts(context: BuildContext, manifest: Manifest) -> Iterator[PartRow]:
     for name, entry in manifest.parts.items():
         files = (entry.artifact, *entry.side_files)
-        exported = shop.root / shop.exported(name)
+        exported = context.root / context.exported(name)
         yield PartRow(
             name=name,
             artifact=entry.artifact,
-            bytes=sum(shop.path(file).stat().st_size for file in files),
+            bytes=sum(context.path(file).stat().st_size for file in files),
             reference_bytes=exported.stat().st_size if exported.is_file() else None,
             precisions=_precisions(manifest, name),
         )
@@ -152,9 +152,9 @@ def _precisions(manifest: Manifest, part: str) -> dict[str, int] | None:
     return {"int8": counts[0]} if counts else None
 
 
-def _reports(shop: Workshop, file: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    for part in shop.parts:
-        path = shop.root / "report" / part / file
+def _reports(context: BuildContext, file: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for part in context.parts:
+        path = context.root / "report" / part / file
         if path.is_file():
             yield part, json.loads(path.read_text(encoding="utf-8"))
 
@@ -176,8 +176,8 @@ def engine_rows(reports: Iterable[tuple[str, Mapping[str, Any]]]) -> Iterator[En
         )
 
 
-def _fusions(shop: Workshop) -> Iterator[FusionRow]:
-    for part, report in _reports(shop, "fusions.json"):
+def _fusions(context: BuildContext) -> Iterator[FusionRow]:
+    for part, report in _reports(context, "fusions.json"):
         for row in report["fusions"]:
             if row["fired"] or row["left"]:
                 yield FusionRow(
@@ -185,14 +185,14 @@ def _fusions(shop: Workshop) -> Iterator[FusionRow]:
                 )
 
 
-def _groups(shop: Workshop) -> Iterator[GroupRow]:
-    for part, report in _reports(shop, "quantization.json"):
+def _groups(context: BuildContext) -> Iterator[GroupRow]:
+    for part, report in _reports(context, "quantization.json"):
         for row in report["report"]["groups"]:
             yield value_from_json(GroupRow, {"part": part, **row})
 
 
-def _layers(shop: Workshop) -> Iterator[LayerRow]:
-    for part, report in _reports(shop, "quantization.json"):
+def _layers(context: BuildContext) -> Iterator[LayerRow]:
+    for part, report in _reports(context, "quantization.json"):
         for row in report["layers"]:
             kept = {group["group"] for group in report["report"]["groups"] if group["kept"]}
             yield LayerRow(

@@ -11,14 +11,14 @@ from samforge.core.labelled import LabelledImage
 from samforge.core.session import Session
 from samforge.measure import PackedDetections, Verdict, Witness, measure_segmenter
 from samforge.measure.feature_maps import worst_cosine, worst_gain
-from samforge.measure.segmentation import Tally
+from samforge.measure.segmentation import AccuracyTally
 from samforge.measure.sums import sums_from_tallies
 from samforge.measure.verdict import LABELLED, ON_PICTURES, verdict_from_sums
 from samforge.steps.calibrate import segmenter_of
+from samforge.steps.context import BuildContext
 from samforge.steps.images import Images
 from samforge.steps.options import options_of
 from samforge.steps.pictures import Answers
-from samforge.steps.workshop import Workshop
 
 Sessions: TypeAlias = Callable[[], Mapping[str, Session]]
 """Loads the parts of one side."""
@@ -28,7 +28,7 @@ Sessions: TypeAlias = Callable[[], Mapping[str, Session]]
 class Seen:
     """What one side answered, and what its parts gave meanwhile."""
 
-    tally: Tally = field(default_factory=Tally)
+    tally: AccuracyTally = field(default_factory=AccuracyTally)
     """The answers."""
     witness: Witness = field(default_factory=Witness)
     """The parts' own outputs."""
@@ -43,14 +43,14 @@ class Both:
     measured: Seen = field(default_factory=Seen)
     """What was built."""
 
-    def verdict(self, shop: Workshop, *, labelled: bool, features: bool = True) -> Verdict:
+    def verdict(self, context: BuildContext, *, labelled: bool, features: bool = True) -> Verdict:
         """Hold the gates of the recipe to what was answered so far."""
         witnesses = (self.reference.witness, self.measured.witness)
         return verdict_from_sums(
             sums_from_tallies(self.reference.tally, self.measured.tally, witnesses),
             LABELLED if labelled else ON_PICTURES,
-            shop.recipe.precision,
-            shop.recipe.gates,
+            context.recipe.precision,
+            context.recipe.gates,
             worst={
                 "feature_cosine": worst_cosine(*witnesses),
                 "channel_gain": worst_gain(*witnesses),
@@ -61,7 +61,7 @@ class Both:
 
 
 def asked(
-    shop: Workshop,
+    context: BuildContext,
     seen: Seen,
     sessions: Mapping[str, Session],
     images: Iterable[LabelledImage],
@@ -72,7 +72,7 @@ def asked(
     """Put questions to one side.
 
     Args:
-        shop: Of the build.
+        context: Of the build.
         seen: Takes what is answered.
         sessions: The parts.
         images: With their questions.
@@ -84,7 +84,7 @@ def asked(
     """
     answers: dict[tuple[int, int], PackedDetections] = {}
     measure_segmenter(
-        segmenter_of(shop, seen.witness.sessions(sessions)),
+        segmenter_of(context, seen.witness.sessions(sessions)),
         images,
         boxes="detector_boxes" in sessions if boxes is None else boxes,
         reference=reference,
@@ -95,12 +95,12 @@ def asked(
 
 
 def ask_both(
-    shop: Workshop, loads: tuple[Sessions, Sessions], batches: Sequence[tuple[Both, Images]]
+    context: BuildContext, loads: tuple[Sessions, Sessions], batches: Sequence[tuple[Both, Images]]
 ) -> tuple[Answers, Answers]:
     """Ask both sides the same; only one side's parts are in memory at a time.
 
     Args:
-        shop: Of the build.
+        context: Of the build.
         loads: Load the parts of each side.
         batches: Who takes the answers, and the pictures, made anew for each side.
 
@@ -113,19 +113,19 @@ def ask_both(
         for number, (both, images) in enumerate(batches):
             seen = both.measured if side else both.reference
             before = answers[0][number] if side else None
-            answers[side].append(asked(shop, seen, sessions, images(), before))
+            answers[side].append(asked(context, seen, sessions, images(), before))
         for session in sessions.values():
             session.close()
     return answers[0][-1], answers[1][-1]
 
 
-def built_sessions(shop: Workshop, parts: Iterable[str] | None = None) -> dict[str, Session]:
+def built_sessions(context: BuildContext, parts: Iterable[str] | None = None) -> dict[str, Session]:
     """The built parts, or some of them, run by the target."""
-    backend = backend_from_name(shop.runtime)
-    options = options_of(shop.recipe, shop.runs_on)
+    backend = backend_from_name(context.runtime)
+    options = options_of(context.recipe, context.runs_on)
     return {
         part: backend.session_from_artifact(
-            shop.path(shop.artifact(part)), shop.spec(part), options=options
+            context.path(context.artifact(part)), context.spec(part), options=options
         )
-        for part in (shop.parts if parts is None else parts)
+        for part in (context.parts if parts is None else parts)
     }

@@ -23,10 +23,10 @@ from samforge.core.manifest import StepResult
 from samforge.core.recipe import Recipe
 from samforge.core.staging import Staging, StepRecord, step_key
 from samforge.models.loading import model_from_name
+from samforge.steps.context import BuildContext, StepOutput
 from samforge.steps.plan import BundleStep, Chain, PartStep, Stage, Step, steps_of
-from samforge.steps.workshop import Made, Workshop
 
-_Answer: TypeAlias = tuple[Made, StepResult, list[str]]
+_Answer: TypeAlias = tuple[StepOutput, StepResult, list[str]]
 """What a worker sends back; the last are its warnings."""
 
 
@@ -46,7 +46,7 @@ class Progress(Protocol):
 class Run:
     """One build's steps while they run."""
 
-    shop: Workshop
+    context: BuildContext
     """What the steps work with."""
     staging: Staging
     """Remembers finished steps."""
@@ -82,7 +82,7 @@ class Run:
             for chain in todo:
                 for step in chain:
                     self._started(step, places)
-                    self._record(step, *_made(self.shop, step))
+                    self._record(step, *_made(self.context, step))
         return {str(step): self.records[step] for step in steps}
 
     def _set_keys(self, planned: Sequence[Stage]) -> None:
@@ -98,18 +98,18 @@ class Run:
             before = ends
 
     def _key(self, step: Step, before: Sequence[str]) -> str:
-        recipe = self.shop.recipe
+        recipe = self.context.recipe
         return step_key(
             str(step),
             inputs=self.origin["parents"],
             settings={
-                "model": self.shop.model.settings(),
+                "model": self.context.model.settings(),
                 "seed": recipe.seed,
                 "gates": recipe.gates,
                 "reference": recipe.reference,
                 "before": list(before),
                 **{name: getattr(recipe, name) for name in step.kind.settings},
-                **({"runtime": self.shop.runtime} if step.kind.stamped else {}),
+                **({"runtime": self.context.runtime} if step.kind.stamped else {}),
             },
             versions=self.origin["versions"],
         )
@@ -146,9 +146,9 @@ class Run:
         places: Mapping[Step, int],
     ) -> None:
         self._started(chain[0], places)
-        shop = self.shop
+        context = self.context
         future = pool.submit(
-            _made_elsewhere, shop.recipe, shop.root, shop.parts, shop.until, chain[0]
+            _made_elsewhere, context.recipe, context.root, context.parts, context.until, chain[0]
         )
         running[future] = chain
 
@@ -156,7 +156,7 @@ class Run:
         if self.progress:
             self.progress.started(step.kind.name, step.part or "", places[step], len(places))
 
-    def _record(self, step: Step, made: Made, result: StepResult) -> None:
+    def _record(self, step: Step, made: StepOutput, result: StepResult) -> None:
         record = self.staging.record(str(step), self.keys[step], made.outputs, result)
         self._finished(step, record)
 
@@ -166,19 +166,19 @@ class Run:
             self.progress.finished(record.result)
 
 
-def _made(shop: Workshop, step: Step) -> tuple[Made, StepResult]:
+def _made(context: BuildContext, step: Step) -> tuple[StepOutput, StepResult]:
     start = time.perf_counter()
     if step.part is None:
-        made = cast(BundleStep, step.kind.make)(shop)
+        made = cast(BundleStep, step.kind.make)(context)
     else:
-        made = cast(PartStep, step.kind.make)(shop, step.part)
+        made = cast(PartStep, step.kind.make)(context, step.part)
     gc.collect()
     result = StepResult(
         name=step.kind.name,
         part=step.part,
         seconds=round(time.perf_counter() - start, 3),
         bytes=sum(
-            shop.path(path).stat().st_size
+            context.path(path).stat().st_size
             for path in made.outputs
             if path.startswith("parts/")  # what only later steps read is not counted
         ),
@@ -192,8 +192,8 @@ def _made(shop: Workshop, step: Step) -> tuple[Made, StepResult]:
 
 
 @lru_cache(maxsize=1)
-def _workshop(recipe: Recipe, root: Path, parts: tuple[str, ...], until: str | None) -> Workshop:
-    """The workshop of a worker process; the model is found once, not once a step."""
+def _context(recipe: Recipe, root: Path, parts: tuple[str, ...], until: str | None) -> BuildContext:
+    """The context of a worker process; the model is found once, not once a step."""
     model = model_from_name(
         recipe.model,
         reference=recipe.reference,
@@ -202,7 +202,7 @@ def _workshop(recipe: Recipe, root: Path, parts: tuple[str, ...], until: str | N
         seed=recipe.seed,
         tokenizer=recipe.tokenizer,
     )
-    return Workshop(recipe=recipe, model=model, root=root, parts=parts, until=until)
+    return BuildContext(recipe=recipe, model=model, root=root, parts=parts, until=until)
 
 
 def _made_elsewhere(
@@ -210,12 +210,12 @@ def _made_elsewhere(
 ) -> _Answer:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", SamforgeWarning)
-        made, result = _made(_workshop(recipe, root, parts, until), step)
+        made, result = _made(_context(recipe, root, parts, until), step)
     ours = [str(one.message) for one in caught if issubclass(one.category, SamforgeWarning)]
     return made, result, ours
 
 
-def _result(future: Future[_Answer], step: Step) -> tuple[Made, StepResult]:
+def _result(future: Future[_Answer], step: Step) -> tuple[StepOutput, StepResult]:
     try:
         made, result, messages = future.result()
     except BrokenProcessPool as error:
@@ -231,8 +231,8 @@ def _result(future: Future[_Answer], step: Step) -> tuple[Made, StepResult]:
 @contextmanager
 def _pool(jobs: int) -> Iterator[ProcessPoolExecutor]:
     """Fresh processes; whatever ends this one ends them, running steps included."""
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=worker.begin)
+    spawn = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(jobs, mp_context=spawn, initializer=worker.begin)
     try:
         yield pool
     except BaseException:

@@ -12,31 +12,31 @@ from samforge.measure import Verdict
 from samforge.measure.segmentation import tally_from_answers
 from samforge.measure.witness import witness_from_file
 from samforge.steps.calibrate import WITNESS, Remembering, calibration_answers, float_sessions
+from samforge.steps.context import BuildContext
 from samforge.steps.images import DRAWN, first_tried, most_tried, trial_images
 from samforge.steps.pictures import Answers
 from samforge.steps.rounds import Both, Seen, asked
-from samforge.steps.workshop import Workshop
 from samforge.transform.quantize import Programs, e4m3_program
 
 
 class Trials:
     """Asks what verification asks, of calibration's own images."""
 
-    def __init__(self, shop: Workshop, programs: Programs) -> None:
+    def __init__(self, context: BuildContext, programs: Programs) -> None:
         """Load the other parts; fp32's answers to the first images are there.
 
         Args:
-            shop: Of the build.
+            context: Of the build.
             programs: Of the part that is tried.
         """
         part = programs.calibrated.part
-        self._shop, self._programs, self._part = shop, programs, part
+        self._context, self._programs, self._part = context, programs, part
         # Only phrases go through the detector without boxes: boxes would find no difference.
-        self._boxes = "detector_boxes" in shop.parts and part != "detector"
-        others = [name for name in shop.parts if name not in (part, "vision")]
+        self._boxes = "detector_boxes" in context.parts and part != "detector"
+        others = [name for name in context.parts if name not in (part, "vision")]
         if not self._boxes:
             others = [name for name in others if name != "detector_boxes"]
-        self._others: dict[str, Session] = dict(float_sessions(shop, others))
+        self._others: dict[str, Session] = dict(float_sessions(context, others))
         if part != "vision":
             self._others["vision"] = self._vision()
         self._answers: list[Answers] = []
@@ -48,21 +48,21 @@ class Trials:
         Args:
             kept: Names of the groups.
         """
-        shop = self._shop
-        labelled = shop.recipe.model in DRAWN and shop.recipe.calibration.source is None
-        session = trial_session(shop, self._programs, kept)
-        measured, most, number = Seen(), most_tried(shop), 0
+        context = self._context
+        labelled = context.recipe.model in DRAWN and context.recipe.calibration.source is None
+        session = trial_session(context, self._programs, kept)
+        measured, most, number = Seen(), most_tried(context), 0
         while True:
             first, count = self._batch(number, most)
             if number == len(self._answers):
                 self._ask_reference(first, count)
-            images = trial_images(shop, first, count)
+            images = trial_images(context, first, count)
             sessions = {**self._others, self._part: session}
-            asked(shop, measured, sessions, images, self._answers[number], boxes=self._boxes)
+            asked(context, measured, sessions, images, self._answers[number], boxes=self._boxes)
             both = Both(reference=self._first(measured.tally.images), measured=measured)
             # What the detector gives has no features.
             features = not self._part.startswith("detector")
-            verdict = both.verdict(shop, labelled=labelled, features=features)
+            verdict = both.verdict(context, labelled=labelled, features=features)
             number += 1
             if verdict.held or verdict.lost or first + count >= most:
                 session.close()
@@ -70,7 +70,7 @@ class Trials:
 
     def _batch(self, number: int, most: int) -> tuple[int, int]:
         """Number of the first image and how many: each batch as many as all before it."""
-        begin = first_tried(self._shop)
+        begin = first_tried(self._context)
         first = 0 if number == 0 else begin << (number - 1)
         return first, min(begin if number == 0 else first, most - first)
 
@@ -86,10 +86,10 @@ class Trials:
 
     def _ask_reference(self, first: int, count: int) -> None:
         """Ask fp32 about more images; the first were asked when it was calibrated."""
-        shop = self._shop
+        context = self._context
         if first == 0:
-            answers = calibration_answers(shop)
-            images = list(trial_images(shop, 0, count))
+            answers = calibration_answers(context)
+            images = list(trial_images(context, 0, count))
             if not self._boxes:
                 answers = {
                     key: one
@@ -98,7 +98,7 @@ class Trials:
                 }
             tally, witness = (
                 tally_from_answers(images, answers),
-                witness_from_file(shop.path(WITNESS)),
+                witness_from_file(context.path(WITNESS)),
             )
             if not self._boxes:
                 witness.readings = [one for one in witness.readings if one.part == "detector"]
@@ -107,27 +107,29 @@ class Trials:
             floating: Session = (
                 self._vision()
                 if self._part == "vision"
-                else float_sessions(shop, [self._part])[self._part]
+                else float_sessions(context, [self._part])[self._part]
             )
             sessions = {**self._others, self._part: floating}
-            more = trial_images(shop, first, count)
-            answers = asked(shop, self._reference, sessions, more, boxes=self._boxes)
+            more = trial_images(context, first, count)
+            answers = asked(context, self._reference, sessions, more, boxes=self._boxes)
             floating.close()
         self._answers.append(answers)
 
     def _vision(self) -> Remembering:
-        shop = self._shop
-        load = partial(float_sessions, shop, ["vision"])
-        return Remembering(spec=shop.spec("vision"), shop=shop, load=lambda: load()["vision"])
+        context = self._context
+        load = partial(float_sessions, context, ["vision"])
+        return Remembering(
+            spec=context.spec("vision"), context=context, load=lambda: load()["vision"]
+        )
 
 
-def trial_session(shop: Workshop, programs: Programs, kept: tuple[str, ...]) -> Session:
+def trial_session(context: BuildContext, programs: Programs, kept: tuple[str, ...]) -> Session:
     """The part with some groups kept, run by PyTorch."""
     part = programs.calibrated.part
-    program = computing(shop, programs.with_kept(kept), part)
-    return TorchSession(program, shop.spec(part), f"a trial of {part}")
+    program = computing(context, programs.with_kept(kept), part)
+    return TorchSession(program, context.spec(part), f"a trial of {part}")
 
 
-def computing(shop: Workshop, program: ExportedProgram, part: str) -> ExportedProgram:
+def computing(context: BuildContext, program: ExportedProgram, part: str) -> ExportedProgram:
     """The program in the number format of the recipe; Q/DQ is int8, other flavours follow it."""
-    return e4m3_program(program, part) if shop.recipe.precision == "fp8" else program
+    return e4m3_program(program, part) if context.recipe.precision == "fp8" else program

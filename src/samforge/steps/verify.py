@@ -30,6 +30,7 @@ from samforge.measure.fidelity import compare_outputs
 from samforge.measure.proof import write_proof
 from samforge.runtime import image_bchw_from_rgb
 from samforge.steps.calibrate import float_sessions
+from samforge.steps.context import BuildContext, StepOutput, arrays
 from samforge.steps.images import (
     DRAWN,
     Gallery,
@@ -42,7 +43,6 @@ from samforge.steps.images import (
 from samforge.steps.phrases import more_phrases, tokenizer_of
 from samforge.steps.pictures import FOLDER, Answers, write_pictures
 from samforge.steps.rounds import Both, Sessions, ask_both, built_sessions
-from samforge.steps.workshop import Made, Workshop, arrays
 
 REPORT = "report/verification.json"
 """What was compared, and the figures; written before the gates are asked."""
@@ -79,43 +79,44 @@ class Verified:
     """Pictures with nothing to find: black, white, …"""
 
 
-def verify_bundle(shop: Workshop) -> Made:
+def verify_bundle(context: BuildContext) -> StepOutput:
     """Ask the built parts and the float parts the same questions, and hold the gates.
 
     Raises:
         FidelityError: Masks, boxes or scores differ, objects are lost or made up, an output is not
             finite, or what was asked is too little to tell; the figures are kept.
     """
-    proof = _proof(shop) if shop.runs_on.elsewhere else ()
-    if backend_from_name(shop.runtime).version() is None:
-        return Made(outputs=proof, figures=(), notes=(NOT_VERIFIED,))
-    if shop.recipe.random_weights:
-        return Made(outputs=proof, figures=(), notes=(RANDOM,))
-    notes = () if verified_on_others(shop) else (SAME_IMAGES,)
-    if not {"vision", "text", "detector"} <= set(shop.parts):
-        return _features(shop, proof, notes)
+    proof = _proof(context) if context.runs_on.elsewhere else ()
+    if backend_from_name(context.runtime).version() is None:
+        return StepOutput(outputs=proof, figures=(), notes=(NOT_VERIFIED,))
+    if context.recipe.random_weights:
+        return StepOutput(outputs=proof, figures=(), notes=(RANDOM,))
+    notes = () if verified_on_others(context) else (SAME_IMAGES,)
+    if not {"vision", "text", "detector"} <= set(context.parts):
+        return _features(context, proof, notes)
     try:
-        load = (partial(float_sessions, shop), partial(built_sessions, shop))
-        verified, answers = proven(shop, gallery_of(shop), *load)
-        atomic_write_json(shop.path(REPORT), verified)
-        weak = check_verified(shop, verified)
+        load = (partial(float_sessions, context), partial(built_sessions, context))
+        verified, answers = proven(context, gallery_of(context), *load)
+        atomic_write_json(context.path(REPORT), verified)
+        weak = check_verified(context, verified)
     except FidelityError as error:
-        raise FidelityError(f"{error}{noisiest_layers(shop)}") from error
-    files = write_pictures(shop.root / FOLDER, verification_images(shop), *answers)
-    pictures = (file.relative_to(shop.root).as_posix() for file in files)
-    return Made(
+        raise FidelityError(f"{error}{noisiest_layers(context)}") from error
+    files = write_pictures(context.root / FOLDER, verification_images(context), *answers)
+    pictures = (file.relative_to(context.root).as_posix() for file in files)
+    return StepOutput(
         outputs=(REPORT, *proof, *pictures),
         figures=_figures(verified, weak=bool(weak)),
-        gates=verified.verdict.measured | odd_limits(shop.recipe.precision, shop.recipe.gates),
+        gates=verified.verdict.measured
+        | odd_limits(context.recipe.precision, context.recipe.gates),
         notes=(*notes, *weak),
     )
 
 
-def noisiest_layers(shop: Workshop) -> str:
+def noisiest_layers(context: BuildContext) -> str:
     """Words for a gate that failed: where quantization hurts most; empty in other precisions."""
     layers = []
-    for part in shop.parts:
-        report = shop.path(f"report/{part}/quantization.json")
+    for part in context.parts:
+        report = context.path(f"report/{part}/quantization.json")
         if report.is_file():
             rows = json.loads(report.read_text(encoding="utf-8"))["layers"]
             layers += [(float(row["sqnr_db"]), f"{part}/{row['path']}") for row in rows]
@@ -123,33 +124,33 @@ def noisiest_layers(shop: Workshop) -> str:
     return named and f" The noisiest layers, by signal to noise behind each: {named}."
 
 
-def _proof(shop: Workshop) -> tuple[str, ...]:
+def _proof(context: BuildContext) -> tuple[str, ...]:
     """Keep what fp32 makes of one image, so that any GPU can be held to it later."""
     inputs = {
         name: array
-        for part in shop.parts
-        for name, array in arrays(shop.inputs(part, ONE_OF_EACH, seed=1)).items()
-        if name not in _given(shop)
+        for part in context.parts
+        for name, array in arrays(context.inputs(part, ONE_OF_EACH, seed=1)).items()
+        if name not in _given(context)
     }
-    sessions = float_sessions(shop)
-    write_proof(shop.path(PROOF_NAME), sessions, inputs)
+    sessions = float_sessions(context)
+    write_proof(context.path(PROOF_NAME), sessions, inputs)
     for session in sessions.values():
         session.close()
     return (PROOF_NAME,)
 
 
-def _given(shop: Workshop) -> set[str]:
+def _given(context: BuildContext) -> set[str]:
     """Tensors that a part of the bundle gives."""
-    return {tensor.name for part in shop.parts for tensor in shop.spec(part).outputs}
+    return {tensor.name for part in context.parts for tensor in context.spec(part).outputs}
 
 
 def proven(
-    shop: Workshop, gallery: Gallery, reference: Sessions, measured: Sessions
+    context: BuildContext, gallery: Gallery, reference: Sessions, measured: Sessions
 ) -> tuple[Verified, tuple[Answers, Answers]]:
     """Ask both sides about as many pictures as it takes to tell.
 
     Args:
-        shop: Of the build.
+        context: Of the build.
         gallery: What to ask about.
         reference: Loads what says what is right.
         measured: Loads what is held to it.
@@ -161,15 +162,15 @@ def proven(
         FidelityError: An output is not finite.
     """
     both, odd = Both(), Both()
-    labelled = shop.recipe.model in DRAWN and shop.recipe.calibration.source is None
+    labelled = context.recipe.model in DRAWN and context.recipe.calibration.source is None
     batches: list[tuple[Both, Images]] = [(odd, gallery.odd)]
     done, count, shown = 0, gallery.first, None
     while True:
         images = partial(gallery.some, done, count)
-        answers = ask_both(shop, (reference, measured), [*batches, (both, images)])
+        answers = ask_both(context, (reference, measured), [*batches, (both, images)])
         shown = shown or answers
         batches.clear()
-        verdict = both.verdict(shop, labelled=labelled)
+        verdict = both.verdict(context, labelled=labelled)
         done, count = done + count, min(done + count, gallery.most - done - count)
         if verdict.held or verdict.lost or count <= 0:
             break
@@ -183,7 +184,7 @@ def proven(
     return verified, shown
 
 
-def check_verified(shop: Workshop, verified: Verified) -> tuple[str, ...]:
+def check_verified(context: BuildContext, verified: Verified) -> tuple[str, ...]:
     """Hold every gate.
 
     Returns:
@@ -192,8 +193,8 @@ def check_verified(shop: Workshop, verified: Verified) -> tuple[str, ...]:
     Raises:
         FidelityError: A gate does not hold, or nobody can tell.
     """
-    precision, gates = shop.recipe.precision, shop.recipe.gates
-    if precision == "fp32" and shop.recipe.calibration.source is None:
+    precision, gates = context.recipe.precision, context.recipe.gates
+    if precision == "fp32" and context.recipe.calibration.source is None:
         # Tensors were compared already, and a model of another field finds nothing in drawn scenes.
         gates = replace(gates, weak_evidence=True)
     odd = failed_odd(verified.odd, precision, gates)
@@ -217,20 +218,20 @@ def _figures(verified: Verified, *, weak: bool) -> tuple[dict[str, Any], ...]:
     return (figures, *map(asdict, verified.odd))
 
 
-def _features(shop: Workshop, proof: tuple[str, ...], notes: tuple[str, ...]) -> Made:
+def _features(context: BuildContext, proof: tuple[str, ...], notes: tuple[str, ...]) -> StepOutput:
     """Of parts that cannot segment by themselves: how close what they give is, picture by picture.
 
     Raises:
         FidelityError: It is not close enough, or not finite.
     """
-    parts = [part for part in shop.parts if {t.name for t in shop.spec(part).inputs} <= ALONE]
-    if left := [part for part in shop.parts if part not in parts]:
+    parts = [part for part in context.parts if {t.name for t in context.spec(part).inputs} <= ALONE]
+    if left := [part for part in context.parts if part not in parts]:
         notes = (*notes, NOT_ASKED.format(parts=", ".join(left)))
-    sides = (float_sessions(shop, parts), built_sessions(shop, parts))
+    sides = (float_sessions(context, parts), built_sessions(context, parts))
     rows: list[dict[str, Any]] = []
-    for name, odd, tensors in _inputs(shop):
+    for name, odd, tensors in _inputs(context):
         for part in parts:
-            own = {tensor.name: tensors[tensor.name] for tensor in shop.spec(part).inputs}
+            own = {tensor.name: tensors[tensor.name] for tensor in context.spec(part).inputs}
             wanted, found = (finite(part, name, side[part].run(own)) for side in sides)
             rows += [
                 {"part": part, "picture": name, "odd": odd, **one.to_dict()}
@@ -238,9 +239,9 @@ def _features(shop: Workshop, proof: tuple[str, ...], notes: tuple[str, ...]) ->
             ]
     for session in (*sides[0].values(), *sides[1].values()):
         session.close()
-    atomic_write_json(shop.path(REPORT), {"features": rows})
+    atomic_write_json(context.path(REPORT), {"features": rows})
     limits = {
-        gate: limit_of(gate, shop.recipe.precision, shop.recipe.gates)
+        gate: limit_of(gate, context.recipe.precision, context.recipe.gates)
         for gate in ("feature_cosine", "odd_cosine")
         if rows
     }
@@ -249,22 +250,26 @@ def _features(shop: Workshop, proof: tuple[str, ...], notes: tuple[str, ...]) ->
         low = min(own_rows, key=lambda row: row["cosine"])
         if not low["cosine"] >= limit:
             raise FidelityError(
-                f"Features of {shop.recipe.precision} against fp32: the cosine of {low['tensor']} "
-                f"of {low['part']} is {low['cosine']:.4f} for {low['picture']}, the gate {gate} is "
-                f"{limit:g}. Nothing was published.{noisiest_layers(shop)}"
+                f"Features of {context.recipe.precision} against fp32: the cosine of "
+                f"{low['tensor']} of {low['part']} is {low['cosine']:.4f} for {low['picture']}, the "
+                f"gate {gate} is {limit:g}. Nothing was published.{noisiest_layers(context)}"
             )
-    return Made(outputs=(REPORT, *proof), figures=_worst_rows(rows), gates=limits, notes=notes)
+    return StepOutput(
+        outputs=(REPORT, *proof), figures=_worst_rows(rows), gates=limits, notes=notes
+    )
 
 
-def _inputs(shop: Workshop) -> Iterator[tuple[str, bool, dict[str, Array]]]:
+def _inputs(context: BuildContext) -> Iterator[tuple[str, bool, dict[str, Array]]]:
     """Name of each picture, whether it holds nothing to find, and what parts take of it."""
     ids = {}
-    if shop.model.text is not None:
-        phrases = (*shop.recipe.calibration.prompts[:1], *more_phrases(shop)[:2])
-        ids = {"input_ids": tokenizer_of(shop).encode(phrases)}
-    for odd, images in ((False, verification_images(shop)), (True, odd_images(shop))):
+    if context.model.text is not None:
+        phrases = (*context.recipe.calibration.prompts[:1], *more_phrases(context)[:2])
+        ids = {"input_ids": tokenizer_of(context).encode(phrases)}
+    for odd, images in ((False, verification_images(context)), (True, odd_images(context))):
         for one in images:
-            image_bchw = np.ascontiguousarray(image_bchw_from_rgb(one.image_rgb, shop.model.image))
+            image_bchw = np.ascontiguousarray(
+                image_bchw_from_rgb(one.image_rgb, context.model.image)
+            )
             yield one.name, odd, {"images": image_bchw, **ids}
 
 

@@ -135,7 +135,7 @@ def segment_video_file(
         OutputError: A file cannot be written.
         KeyboardInterrupt: Before the first frame was written.
     """
-    tally = Tally()
+    tally = VideoTally()
     interrupted = False
     start = time.perf_counter()
     with VideoReader(plan.video) as reader:
@@ -249,7 +249,7 @@ class Pace:
 
 
 @dataclass(kw_only=True, slots=True)
-class Tally:
+class VideoTally:
     """Counts over the frames; a few bytes for each."""
 
     frames: int = 0

@@ -30,7 +30,7 @@ from samforge.apps.cli.predict import predict
 from samforge.apps.cli.verify import verify
 from samforge.apps.cli.video import video
 from samforge.core.native import error_from_system
-from samforge.core.noise import quiet_third_parties
+from samforge.core.quiet_loggers import quiet_third_parties
 from samforge.core.telemetry import decline_for_process
 
 app = typer.Typer(

@@ -13,9 +13,9 @@ from samforge.core.detections import Detections
 from samforge.core.errors import SettingError, ShapeError
 from samforge.core.images import ImageSource, ImageSpec, RgbImage
 from samforge.core.reference import META
-from samforge.runtime.device.collector import Collector, Pending, Question
 from samforge.runtime.device.graphs import Graphs
 from samforge.runtime.device.phrases import PhraseFeatures
+from samforge.runtime.device.reader import InFlight, Question, ResultReader
 from samforge.runtime.device.resize import Resizer
 from samforge.runtime.device.results import summary
 from samforge.runtime.device.session import DeviceSession
@@ -88,7 +88,7 @@ class DeviceSegmenter:
         self._upload = Uploader(self.device)
         # Memory apart: the next pictures are encoded before masks are made of the last detector's.
         self._vision_graphs, self._detector_graphs = (Graphs(self.device, graphs) for _ in "vd")
-        self._collector = Collector(self.device, masks_ahead, reference)
+        self._reader = ResultReader(self.device, masks_ahead, reference)
         self._static: dict[Any, dict[str, Tensor]] = {}
 
     @torch.inference_mode()
@@ -130,7 +130,7 @@ class DeviceSegmenter:
         thresholds = Thresholds(score=threshold, mask=mask_threshold)
         phrases = phrases_from_text(text, has_boxes=False)
         pending = self._launched(image, phrases, thresholds)
-        found = list(self._collector.detections(pending))
+        found = list(self._reader.detections(pending))
         return found if isinstance(image, (list, tuple)) else found[0]
 
     def _launched(
@@ -138,7 +138,7 @@ class DeviceSegmenter:
         image: ImageSource | Tensor | EncodedOnDevice | Sequence[ImageSource | Tensor],
         phrases: tuple[str, ...],
         thresholds: Thresholds,
-    ) -> Pending:
+    ) -> InFlight:
         """Start everything up to the scores."""
         if isinstance(image, EncodedOnDevice):
             features = self._features(1)
@@ -184,13 +184,13 @@ class DeviceSegmenter:
             raise SettingError(f"batch is {batch}. Give at least 1.")
         thresholds = Thresholds(score=threshold, mask=mask_threshold)
         phrases = phrases_from_text(text, has_boxes=False)
-        running: Pending | None = None
+        running: InFlight | None = None
         for pictures in _groups(self._pictures(images), batch):
             before, running = running, self._start(pictures, phrases, thresholds, alone=False)
             if before is not None:
-                yield from self._collector.detections(before)
+                yield from self._reader.detections(before)
         if running is not None:
-            yield from self._collector.detections(running)
+            yield from self._reader.detections(running)
 
     def _pictures(self, images: Iterable[ImageSource | Tensor]) -> Iterator[Tensor]:
         """Take each picture over before the next is asked for: it may come in the same memory."""
@@ -212,7 +212,7 @@ class DeviceSegmenter:
         thresholds: Thresholds,
         *,
         alone: bool = True,
-    ) -> Pending:
+    ) -> InFlight:
         self._vision(pictures)
         sizes = tuple((int(rgb.shape[0]), int(rgb.shape[1])) for rgb in pictures)
         question = Question(phrases=phrases, sizes_hw=sizes, thresholds=thresholds)
@@ -240,7 +240,7 @@ class DeviceSegmenter:
             self._vision([torch.zeros(side, side, 3, dtype=torch.uint8, device=self.device)])
         return self._static["features", batch]
 
-    def _detect(self, question: Question, *, alone: bool = True) -> Pending:
+    def _detect(self, question: Question, *, alone: bool = True) -> InFlight:
         """Run the detector on the static features; scores start on their way to the host."""
         batch, count = len(question.sizes_hw), len(question.phrases)
         detector = self._sessions["detector"]
@@ -257,9 +257,9 @@ class DeviceSegmenter:
             return {**outputs, "summary": summary(outputs)}
 
         where = features["fpn_0"].data_ptr()
-        self._collector.make_room()
+        self._reader.make_room()
         outputs = self._detector_graphs.run((batch, count, where), call)
-        return self._collector.pending(
+        return self._reader.pending(
             outputs["pred_masks"], outputs["summary"], question, alone=alone
         )
 

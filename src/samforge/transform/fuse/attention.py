@@ -20,10 +20,10 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from samforge.transform.fuse.draft import Draft
+from samforge.transform.fuse.editor import GraphEditor
 from samforge.transform.fuse.match import argument, aten, expressions, is_call, place, value_of
 from samforge.transform.fuse.noops import PERMUTES, order_of
-from samforge.transform.fuse.result import Fusion, Tally
+from samforge.transform.fuse.result import Fusion, FusionCount
 
 PRODUCTS = (aten.matmul.default, aten.bmm.default)
 SOFTMAX = (aten.softmax.int, aten._softmax.default)  # noqa: SLF001  # the operator's name
@@ -44,10 +44,10 @@ class Scores:
     """Added to the products."""
 
 
-def join_attention(draft: Draft) -> Tally:
+def join_attention(editor: GraphEditor) -> FusionCount:
     """Replace every chain that is attention and nothing more."""
-    tally = Tally()
-    for result in draft.calls(*PRODUCTS):
+    tally = FusionCount()
+    for result in editor.calls(*PRODUCTS):
         weights, value = result.args[:2]
         if not is_call(weights, *SOFTMAX) or not isinstance(value, fx.Node):
             continue
@@ -56,7 +56,7 @@ def join_attention(draft: Draft) -> Tally:
             tally.left.append(f"{place(result)}: {scores}")
             continue
         mask = () if scores.mask is None else (scores.mask,)
-        attention = draft.call(
+        attention = editor.call(
             aten.scaled_dot_product_attention.default,
             scores.query,
             scores.key,
@@ -65,9 +65,9 @@ def join_attention(draft: Draft) -> Tally:
             scale=scores.scale,
             like=result,
         )
-        draft.replace(result, attention)
+        editor.replace(result, attention)
         tally.fired += 1
-    draft.sweep()
+    editor.sweep()
     return tally
 
 

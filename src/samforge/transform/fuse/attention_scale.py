@@ -16,10 +16,10 @@ from __future__ import annotations
 from torch import fx
 
 from samforge.core.targets import TARGETS
-from samforge.transform.fuse.draft import Draft
+from samforge.transform.fuse.editor import GraphEditor
 from samforge.transform.fuse.match import aten, is_call, place, tensor_inputs
 from samforge.transform.fuse.noops import PERMUTES, RESHAPES
-from samforge.transform.fuse.result import Fusion, Tally
+from samforge.transform.fuse.result import Fusion, FusionCount
 from samforge.transform.fuse.rotary import PARTS
 
 EXPLICIT = tuple(name for name, target in TARGETS.items() if target.through_onnx)
@@ -38,28 +38,28 @@ KEEPS_FACTOR = (
 """Operators that give s * y for s * x, if every tensor they read is scaled."""
 
 
-def fold_attention_scale(draft: Draft) -> Tally:
+def fold_attention_scale(editor: GraphEditor) -> FusionCount:
     """Fold wherever the queries' linears serve nothing else."""
-    tally = Tally()
-    for attention in draft.calls(aten.scaled_dot_product_attention.default):
+    tally = FusionCount()
+    for attention in editor.calls(aten.scaled_dot_product_attention.default):
         scale = attention.kwargs.get("scale")
         if not isinstance(scale, float) or scale == 1:
             continue
-        found = _linears(draft, attention)
+        found = _linears(editor, attention)
         if isinstance(found, str):
             tally.left.append(f"{place(attention)}: {found}")
             continue
         for linear in found:
             for constant in linear.all_input_nodes[1:]:
-                tensor = draft.tensor(constant)
+                tensor = editor.tensor(constant)
                 assert tensor is not None  # noqa: S101  # checked by _linears
-                draft.set_tensor(constant, tensor.detach() * scale)
+                editor.set_tensor(constant, tensor.detach() * scale)
         attention.update_kwarg("scale", 1.0)
         tally.fired += 1
     return tally
 
 
-def _linears(draft: Draft, attention: fx.Node) -> list[fx.Node] | str:
+def _linears(editor: GraphEditor, attention: fx.Node) -> list[fx.Node] | str:
     """The linears whose weights can take the factor, or why there are none."""
     seen, linears, stack = {attention}, [], [attention.all_input_nodes[0]]
     while stack:
@@ -70,7 +70,7 @@ def _linears(draft: Draft, attention: fx.Node) -> list[fx.Node] | str:
         if is_call(node, aten.linear.default):
             linears.append(node)
         elif is_call(node, aten.mul.Tensor):
-            varying = [n for n in node.all_input_nodes if draft.tensor(n) is None]
+            varying = [n for n in node.all_input_nodes if editor.tensor(n) is None]
             if len(varying) != 1:
                 return "its queries are multiplied by what is computed in the graph"
             stack.extend(varying)
@@ -79,7 +79,7 @@ def _linears(draft: Draft, attention: fx.Node) -> list[fx.Node] | str:
         else:
             return f"its queries come through {getattr(node.target, '__name__', node.target)}"
     constants = [n for linear in linears for n in linear.all_input_nodes[1:]]
-    if any(draft.tensor(n) is None or len(n.users) > 1 for n in constants):
+    if any(editor.tensor(n) is None or len(n.users) > 1 for n in constants):
         return "the weight of its queries is shared, or computed in the graph"
     scaled = seen - {attention}
     elsewhere = {user for node in scaled for user in node.users} - seen

@@ -25,9 +25,9 @@ import torch
 from torch import Tensor, fx
 
 from samforge.core.targets import TARGETS
-from samforge.transform.fuse.draft import Draft
+from samforge.transform.fuse.editor import GraphEditor
 from samforge.transform.fuse.match import is_pure, is_tensor, module_path, place, value_of
-from samforge.transform.fuse.result import Fusion, Tally
+from samforge.transform.fuse.result import Fusion, FusionCount
 
 SMALL_BYTES = 4 * 2**20
 """A result up to this size is stored whatever it was made of."""
@@ -36,80 +36,80 @@ SMALL_SHARE = 0.02
 embeddings tiled to 72 x 72 tokens of 1024 channels take 20 MiB, next to 1.7 GiB of weights."""
 
 
-def fold_constants(draft: Draft) -> Tally:
+def fold_constants(editor: GraphEditor) -> FusionCount:
     """Store results at the edge between what is constant and what is not."""
-    tally = Tally()
-    constant = constant_nodes(draft)
+    tally = FusionCount()
+    constant = constant_nodes(editor)
     for node in _edge(constant):
-        if reason := _obstacle(draft, node, constant):
+        if reason := _obstacle(editor, node, constant):
             tally.left.append(f"{place(node)} ({node.name}): {reason}")
             continue
-        fold(draft, node)
+        fold(editor, node)
         tally.fired += 1
-    draft.sweep()
+    editor.sweep()
     return tally
 
 
-def fold_large_constants(draft: Draft) -> Tally:
+def fold_large_constants(editor: GraphEditor) -> FusionCount:
     """Store results that ``fold_constants`` would leave for their size; it tells what is left."""
-    tally = Tally()
-    constant = constant_nodes(draft)
+    tally = FusionCount()
+    constant = constant_nodes(editor)
     for node in _edge(constant):
-        size, freed = value_of(node).nbytes, _freed(draft, node, constant)
+        size, freed = value_of(node).nbytes, _freed(editor, node, constant)
         small = size <= max(SMALL_BYTES, freed)
-        if draft.output in node.users or small or size > SMALL_SHARE * draft.nbytes:
+        if editor.output in node.users or small or size > SMALL_SHARE * editor.nbytes:
             continue
-        fold(draft, node)
+        fold(editor, node)
         tally.fired += 1
-    draft.sweep()
+    editor.sweep()
     return tally
 
 
-def constant_nodes(draft: Draft) -> dict[fx.Node, None]:
+def constant_nodes(editor: GraphEditor) -> dict[fx.Node, None]:
     """Calls whose result is the same in every run, in the graph's order."""
     found: dict[fx.Node, None] = {}
-    for node in draft.graph.nodes:
+    for node in editor.graph.nodes:
         if node.op == "call_function" and is_pure(node.target):
             sources = node.all_input_nodes
-            if all(source in found or draft.tensor(source) is not None for source in sources):
+            if all(source in found or editor.tensor(source) is not None for source in sources):
                 found[node] = None
     return found
 
 
-def fold(draft: Draft, node: fx.Node, name: str = "folded") -> None:
+def fold(editor: GraphEditor, node: fx.Node, name: str = "folded") -> None:
     """Replace a constant node by a buffer with its value; equal values share one."""
-    value = evaluate(draft, node).contiguous()
-    buffer = draft.equal_constant(value)
+    value = evaluate(editor, node).contiguous()
+    buffer = editor.equal_constant(value)
     if buffer is None:
-        buffer = draft.constant(f"{module_path(node)}.{name}_{node.name}".removeprefix("."), value)
-    draft.replace(node, buffer)
+        buffer = editor.constant(f"{module_path(node)}.{name}_{node.name}".removeprefix("."), value)
+    editor.replace(node, buffer)
 
 
-def evaluate(draft: Draft, node: fx.Node) -> Tensor:
+def evaluate(editor: GraphEditor, node: fx.Node) -> Tensor:
     """Run a constant subgraph on its tensors."""
     known: dict[fx.Node, Any] = {}
 
     def value(source: fx.Node) -> Any:
-        tensor = draft.tensor(source)
+        tensor = editor.tensor(source)
         return known[source] if tensor is None else tensor
 
     with torch.no_grad():
-        for needed in _ancestors(draft, node):
+        for needed in _ancestors(editor, node):
             args, kwargs = fx.map_arg((needed.args, dict(needed.kwargs)), value)
             known[needed] = needed.target(*args, **kwargs)  # type: ignore[operator]
     result: Tensor = known[node]
     return result
 
 
-def _ancestors(draft: Draft, node: fx.Node) -> Iterator[fx.Node]:
+def _ancestors(editor: GraphEditor, node: fx.Node) -> Iterator[fx.Node]:
     """A node and the calls it depends on, each behind its inputs."""
     needed, stack = {node}, [node]
     while stack:
         for source in stack.pop().all_input_nodes:
-            if draft.tensor(source) is None and source not in needed:
+            if editor.tensor(source) is None and source not in needed:
                 needed.add(source)
                 stack.append(source)
-    return (n for n in draft.graph.nodes if n in needed)
+    return (n for n in editor.graph.nodes if n in needed)
 
 
 def _edge(constant: dict[fx.Node, None]) -> list[fx.Node]:
@@ -121,22 +121,22 @@ def _edge(constant: dict[fx.Node, None]) -> list[fx.Node]:
     ]
 
 
-def _obstacle(draft: Draft, node: fx.Node, constant: dict[fx.Node, None]) -> str | None:
-    if draft.output in node.users:
+def _obstacle(editor: GraphEditor, node: fx.Node, constant: dict[fx.Node, None]) -> str | None:
+    if editor.output in node.users:
         return "it is a result of the program"
-    size, freed = value_of(node).nbytes, _freed(draft, node, constant)
+    size, freed = value_of(node).nbytes, _freed(editor, node, constant)
     if size > max(SMALL_BYTES, freed):
         return f"its {size / 2**20:.1f} MiB would be stored in place of {freed / 2**20:.1f} MiB"
     return None
 
 
-def _freed(draft: Draft, node: fx.Node, constant: dict[fx.Node, None]) -> int:
+def _freed(editor: GraphEditor, node: fx.Node, constant: dict[fx.Node, None]) -> int:
     """Bytes of the tensors that nothing reads any more once a result is stored."""
     return sum(
         value_of(source).nbytes
-        for needed in _ancestors(draft, node)
+        for needed in _ancestors(editor, node)
         for source in needed.all_input_nodes
-        if draft.tensor(source) is not None and all(user in constant for user in source.users)
+        if editor.tensor(source) is not None and all(user in constant for user in source.users)
     )
 
 

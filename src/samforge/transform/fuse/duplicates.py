@@ -17,25 +17,25 @@ from typing import Any
 
 from torch import fx
 
-from samforge.transform.fuse.draft import Draft
+from samforge.transform.fuse.editor import GraphEditor
 from samforge.transform.fuse.match import is_pure
-from samforge.transform.fuse.result import Fusion, Tally
+from samforge.transform.fuse.result import Fusion, FusionCount
 
 
-def merge_duplicates(draft: Draft) -> Tally:
+def merge_duplicates(editor: GraphEditor) -> FusionCount:
     """Replace later calls by the first; what reads them may then be equal too."""
-    tally = Tally()
+    tally = FusionCount()
     first: dict[Hashable, fx.Node] = {}
-    for node in list(draft.graph.nodes):
-        if node.op != "call_function" or not is_pure(node.target) or draft.output in node.users:
+    for node in list(editor.graph.nodes):
+        if node.op != "call_function" or not is_pure(node.target) or editor.output in node.users:
             continue
         key = (node.target, _hashable(node.args), _hashable(node.kwargs))
         if key in first:
-            draft.replace(node, first[key])
+            editor.replace(node, first[key])
             tally.fired += 1
         else:
             first[key] = node
-    draft.sweep()
+    editor.sweep()
     return tally
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from samforge.transform.fuse.draft import Draft
+from samforge.transform.fuse.editor import GraphEditor
 from samforge.transform.fuse.match import (
     argument,
     aten,
@@ -30,7 +30,7 @@ from samforge.transform.fuse.match import (
     same_sizes,
     value_of,
 )
-from samforge.transform.fuse.result import Fusion, Tally
+from samforge.transform.fuse.result import Fusion, FusionCount
 
 RESHAPES = (aten.view.default, aten.reshape.default, aten.flatten.using_ints, aten.unflatten.int)
 """Same elements in the same order; the others of the kind are not worth a rule here."""
@@ -62,31 +62,31 @@ LAYOUTS = (aten.contiguous.default, aten.clone.default)
 ASSERTIONS = (aten._assert_tensor_metadata.default,)  # noqa: SLF001  # the operator's name
 
 
-def remove_noops(draft: Draft) -> Tally:
+def remove_noops(editor: GraphEditor) -> FusionCount:
     """Remove them until none is left."""
-    tally = Tally()
+    tally = FusionCount()
     before = -1
-    for node in draft.calls(*ASSERTIONS):
-        draft.graph.erase_node(node)
+    for node in editor.calls(*ASSERTIONS):
+        editor.graph.erase_node(node)
         tally.fired += 1
     while before != tally.fired:
         before = tally.fired
-        for node in list(draft.graph.nodes):
+        for node in list(editor.graph.nodes):
             if not is_tensor(node) or node.op != "call_function" or not node.users:
                 continue
-            tally.fired += _bypass(draft, node) or _join(draft, node)
-        draft.sweep()
+            tally.fired += _bypass(editor, node) or _join(editor, node)
+        editor.sweep()
     return tally
 
 
-def _bypass(draft: Draft, node: fx.Node) -> bool:
+def _bypass(editor: GraphEditor, node: fx.Node) -> bool:
     """Let the readers of a node that does nothing read its input."""
     source = node.all_input_nodes[0] if node.all_input_nodes else None
     if source is None or not is_tensor(source) or not _does_nothing(node, source):
         return False
-    if draft.output in node.users and source.op == "placeholder":
+    if editor.output in node.users and source.op == "placeholder":
         return False  # a program may not return its input itself
-    draft.replace(node, source)
+    editor.replace(node, source)
     return True
 
 
@@ -124,7 +124,7 @@ NEUTRAL: dict[Callable[..., Any], int] = {
 """Right operand with which arithmetic does nothing."""
 
 
-def _join(draft: Draft, node: fx.Node) -> bool:
+def _join(editor: GraphEditor, node: fx.Node) -> bool:
     """Make one of two reshapes, or of two permutes."""
     source = node.args[0]
     if not isinstance(source, fx.Node):
@@ -133,14 +133,14 @@ def _join(draft: Draft, node: fx.Node) -> bool:
         shape = _target_shape(node)
         if shape is None:
             return False
-        joined = draft.call(aten.reshape.default, source.args[0], shape, like=node)
+        joined = editor.call(aten.reshape.default, source.args[0], shape, like=node)
     elif is_call(node, *PERMUTES) and is_call(source, *PERMUTES):
         first = order_of(source)
         order = [first[axis] for axis in order_of(node)]
-        joined = draft.call(aten.permute.default, source.args[0], order, like=node)
+        joined = editor.call(aten.permute.default, source.args[0], order, like=node)
     else:
         return False
-    draft.replace(node, joined)
+    editor.replace(node, joined)
     return True
 
 

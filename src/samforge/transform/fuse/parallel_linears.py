@@ -22,26 +22,26 @@ import torch
 from torch import fx
 
 from samforge.core.targets import TARGETS
-from samforge.transform.fuse.draft import Draft
+from samforge.transform.fuse.editor import GraphEditor
 from samforge.transform.fuse.match import argument, aten, module_path, value_of
-from samforge.transform.fuse.result import Fusion, Tally
+from samforge.transform.fuse.result import Fusion, FusionCount
 
 
-def merge_parallel_linears(draft: Draft) -> Tally:
+def merge_parallel_linears(editor: GraphEditor) -> FusionCount:
     """Merge them wherever weights are constants of their own."""
-    tally = Tally()
+    tally = FusionCount()
     groups: dict[tuple[fx.Node, str], list[fx.Node]] = defaultdict(list)
-    for node in draft.calls(aten.linear.default):
+    for node in editor.calls(aten.linear.default):
         groups[node.all_input_nodes[0], _parent(node)].append(node)
     for group in groups.values():
         if len(group) < 2:
             continue
-        if reason := _obstacle(draft, group):
+        if reason := _obstacle(editor, group):
             tally.left.append(f"{_title(group)}: {reason}")
             continue
-        _merge(draft, group)
+        _merge(editor, group)
         tally.fired += 1
-        draft.sweep()
+        editor.sweep()
     return tally
 
 
@@ -58,9 +58,9 @@ def _title(group: Sequence[fx.Node]) -> str:
     return f"{_parent(group[0]) or 'the part itself'} ({names})"
 
 
-def _obstacle(draft: Draft, group: Sequence[fx.Node]) -> str | None:
+def _obstacle(editor: GraphEditor, group: Sequence[fx.Node]) -> str | None:
     constants = [node for linear in group for node in linear.all_input_nodes[1:]]
-    if any(draft.tensor(node) is None for node in constants):
+    if any(editor.tensor(node) is None for node in constants):
         return "a weight is computed in the graph"
     if any(len(node.users) > 1 for node in constants):
         return "a weight is used elsewhere too, and would be stored twice"
@@ -69,41 +69,43 @@ def _obstacle(draft: Draft, group: Sequence[fx.Node]) -> str | None:
     return None
 
 
-def _merge(draft: Draft, group: Sequence[fx.Node]) -> None:
+def _merge(editor: GraphEditor, group: Sequence[fx.Node]) -> None:
     """Put one linear where the first stands: its input is there, and all constants are."""
     first = group[0]
     path = f"{_parent(first)}.{merged_name([_leaf(node) for node in group])}".removeprefix(".")
     weights = [node.all_input_nodes[1] for node in group]
-    arguments = [first.all_input_nodes[0], _stack(draft, f"{path}.weight", weights, weights)]
+    arguments = [first.all_input_nodes[0], _stack(editor, f"{path}.weight", weights, weights)]
     biases = [argument(node, 2, "bias") for node in group]
     if any(biases):
-        arguments.append(_stack(draft, f"{path}.bias", biases, weights))
-    merged = draft.call(aten.linear.default, *arguments, like=first)
+        arguments.append(_stack(editor, f"{path}.bias", biases, weights))
+    merged = editor.call(aten.linear.default, *arguments, like=first)
     _name_layer(merged, path)
     sizes = [value_of(weight).shape[0] for weight in weights]
-    pieces = draft.call(aten.split_with_sizes.default, merged, sizes, -1, like=merged, before=first)
+    pieces = editor.call(
+        aten.split_with_sizes.default, merged, sizes, -1, like=merged, before=first
+    )
     outputs = [
-        draft.call(operator.getitem, pieces, index, like=merged, before=first)
+        editor.call(operator.getitem, pieces, index, like=merged, before=first)
         for index in range(len(group))
     ]
     for node, output in zip(group, outputs, strict=True):
-        draft.replace(node, output)
+        editor.replace(node, output)
 
 
 def _stack(
-    draft: Draft, name: str, constants: Sequence[fx.Node | None], weights: Sequence[fx.Node]
+    editor: GraphEditor, name: str, constants: Sequence[fx.Node | None], weights: Sequence[fx.Node]
 ) -> fx.Node:
     """One constant of several; zeros stand for a bias that is missing."""
     tensors = []
     for constant, weight in zip(constants, weights, strict=True):
-        tensor = draft.tensor(constant)
+        tensor = editor.tensor(constant)
         if tensor is None:
-            rows = draft.tensor(weight)
+            rows = editor.tensor(weight)
             assert rows is not None  # noqa: S101  # a group without it is left alone
             tensor = rows.new_zeros(len(rows))
         tensors.append(tensor)
     like = next(constant for constant in constants if constant is not None)
-    return draft.constant(name, torch.cat(tensors), like=like)
+    return editor.constant(name, torch.cat(tensors), like=like)
 
 
 def merged_name(names: Sequence[str]) -> str:

@@ -18,25 +18,25 @@ from typing import Any
 
 from torch import fx
 
-from samforge.transform.fuse.draft import Draft
+from samforge.transform.fuse.editor import GraphEditor
 from samforge.transform.fuse.match import argument, aten, expressions, is_call, value_of
-from samforge.transform.fuse.result import Fusion, Tally
+from samforge.transform.fuse.result import Fusion, FusionCount
 
 PLACE = {aten.view.default: 1, aten.reshape.default: 1, aten.unflatten.int: 2}
 """Which argument holds the sizes."""
 
 
-def ask_for_numbers(draft: Draft) -> Tally:
+def ask_for_numbers(editor: GraphEditor) -> FusionCount:
     """Rewrite the sizes of every reshape that computes them."""
-    tally = Tally()
-    for node in draft.calls(*PLACE):
+    tally = FusionCount()
+    for node in editor.calls(*PLACE):
         index = PLACE[node.target]  # type: ignore[index]
         asked = list(node.args[index])  # type: ignore[arg-type]
         wanted = _sizes(node, asked)
         if wanted != asked:
             node.update_arg(index, wanted)
             tally.fired += 1
-    draft.sweep()
+    editor.sweep()
     return tally
 
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from torch.export import ExportedProgram
 
 from samforge.core.targets import TARGET_NAMES
-from samforge.transform.fuse.draft import Draft
+from samforge.transform.fuse.editor import GraphEditor
 
 
 @dataclass(kw_only=True, slots=True)
-class Tally:
-    """What one fusion did to one draft."""
+class FusionCount:
+    """What one fusion did to one editor."""
 
     fired: int = 0
     """Places that were rewritten."""
@@ -32,8 +32,8 @@ class Fusion:
     exact: bool
     """Whether it only moves data: the results are the same to the last bit. The others reorder
     arithmetic and stay within 1e-5 of it, relative."""
-    apply: Callable[[Draft], Tally]
-    """Rewrites the draft."""
+    apply: Callable[[GraphEditor], FusionCount]
+    """Rewrites the editor."""
     targets: tuple[str, ...] = TARGET_NAMES
     """Where it helps."""
 

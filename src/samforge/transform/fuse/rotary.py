@@ -19,10 +19,10 @@ import operator
 from torch import fx
 
 from samforge.transform.fuse.constants import constant_nodes, fold
-from samforge.transform.fuse.draft import Draft
+from samforge.transform.fuse.editor import GraphEditor
 from samforge.transform.fuse.match import aten, is_call, place
 from samforge.transform.fuse.noops import RESHAPES
-from samforge.transform.fuse.result import Fusion, Tally
+from samforge.transform.fuse.result import Fusion, FusionCount
 
 PARTS = (
     aten.slice.Tensor,
@@ -35,24 +35,24 @@ PARTS = (
 """How a half is taken from the whole."""
 
 
-def store_rotary_tables(draft: Draft) -> Tally:
+def store_rotary_tables(editor: GraphEditor) -> FusionCount:
     """Store the tables wherever their size is known."""
-    tally = Tally()
-    constant = constant_nodes(draft)
-    for table in _tables(draft):
+    tally = FusionCount()
+    constant = constant_nodes(editor)
+    for table in _tables(editor):
         if table in constant:
-            fold(draft, table, "rotary")
+            fold(editor, table, "rotary")
             tally.fired += 1
         else:
             tally.left.append(f"{place(table)} ({table.name}): it depends on the program's inputs")
-    draft.sweep()
+    editor.sweep()
     return tally
 
 
-def _tables(draft: Draft) -> dict[fx.Node, None]:
+def _tables(editor: GraphEditor) -> dict[fx.Node, None]:
     """Cosines and sines that are computed in the graph, each once."""
     found: dict[fx.Node, None] = {}
-    for total in draft.calls(aten.add.Tensor):
+    for total in editor.calls(aten.add.Tensor):
         products = total.all_input_nodes
         if len(products) != 2 or not all(is_call(node, aten.mul.Tensor) for node in products):
             continue
@@ -62,7 +62,7 @@ def _tables(draft: Draft) -> dict[fx.Node, None]:
                 if origins:
                     sine = [node for node in turned.all_input_nodes if node is not rotated]
                     cosine = [node for node in straight.all_input_nodes if node not in origins]
-                    found |= {n: None for n in (*cosine, *sine) if draft.tensor(n) is None}
+                    found |= {n: None for n in (*cosine, *sine) if editor.tensor(n) is None}
     return found
 
 

@@ -8,12 +8,12 @@ from samforge.core.targets import target_from_name
 from samforge.transform.fuse.attention import ATTENTION
 from samforge.transform.fuse.attention_scale import ATTENTION_SCALE
 from samforge.transform.fuse.constants import CONSTANTS, LARGE_CONSTANTS
-from samforge.transform.fuse.draft import Draft
 from samforge.transform.fuse.duplicates import DUPLICATES
+from samforge.transform.fuse.editor import GraphEditor
 from samforge.transform.fuse.noops import NOOPS
 from samforge.transform.fuse.parallel_linears import PARALLEL_LINEARS
 from samforge.transform.fuse.reshapes import STATIC_RESHAPES
-from samforge.transform.fuse.result import FusedProgram, Fusion, FusionResult, Tally
+from samforge.transform.fuse.result import FusedProgram, Fusion, FusionCount, FusionResult
 from samforge.transform.fuse.rotary import ROTARY
 from samforge.transform.fuse.scales import SCALES
 from samforge.transform.fuse.window_order import WINDOW_ORDER
@@ -54,18 +54,20 @@ def fuse(program: ExportedProgram, *, target: str, consume: bool = False) -> Fus
         SettingError: There is no such target.
     """
     target_from_name(target)
-    draft = Draft(program, consume=consume)
-    obstacle = draft.obstacle
-    stored = draft.tensors
-    draft.sweep()
-    unread = tuple(sorted(stored.keys() - draft.tensors.keys()))
+    editor = GraphEditor(program, consume=consume)
+    obstacle = editor.obstacle
+    stored = editor.tensors
+    editor.sweep()
+    unread = tuple(sorted(stored.keys() - editor.tensors.keys()))
     results = []
     for fusion in FUSIONS:
         if target not in fusion.targets:
             continue
-        stored = draft.tensors
-        tally = Tally(left=[f"whole program: {obstacle}"]) if obstacle else fusion.apply(draft)
-        left = draft.tensors
+        stored = editor.tensors
+        tally = (
+            FusionCount(left=[f"whole program: {obstacle}"]) if obstacle else fusion.apply(editor)
+        )
+        left = editor.tensors
         results.append(
             FusionResult(
                 name=fusion.name,
@@ -75,4 +77,4 @@ def fuse(program: ExportedProgram, *, target: str, consume: bool = False) -> Fus
                 weights=tuple(name for name in stored if left.get(name) is not stored[name]),
             )
         )
-    return FusedProgram(program=draft.program(), results=tuple(results), unread=unread)
+    return FusedProgram(program=editor.program(), results=tuple(results), unread=unread)

@@ -24,7 +24,7 @@ from typing import Any
 from torch import fx
 
 from samforge.transform.fuse.cut import NEVER, minimum_cut
-from samforge.transform.fuse.draft import Draft
+from samforge.transform.fuse.editor import GraphEditor
 from samforge.transform.fuse.match import (
     argument,
     aten,
@@ -36,7 +36,7 @@ from samforge.transform.fuse.match import (
     value_of,
 )
 from samforge.transform.fuse.noops import PADS, PERMUTES, RESHAPES, order_of
-from samforge.transform.fuse.result import Fusion, Tally
+from samforge.transform.fuse.result import Fusion, FusionCount
 
 PER_TOKEN = (
     aten.linear.default,
@@ -88,13 +88,13 @@ class Chain:
         return (self.taken, between, order, self.given)
 
 
-def keep_window_order(draft: Draft) -> Tally:
+def keep_window_order(editor: GraphEditor) -> FusionCount:
     """Move partitions to where they are needed, one window size after the other."""
-    tally = Tally()
+    tally = FusionCount()
     done: set[Hashable] = set()
     while True:
         by_key: dict[Hashable, list[Chain]] = defaultdict(list)
-        for chain in _chains(draft):
+        for chain in _chains(editor):
             by_key[chain.key].append(chain)
         pairs = (
             (chains, by_key[chains[0].inverse_key])
@@ -109,13 +109,13 @@ def keep_window_order(draft: Draft) -> Tally:
         if max(map(_dynamic, (chain.given, chain.between, chain.taken))) > 1:
             tally.left.append(f"{place(chain.source)}: more than one axis is dynamic")
             continue
-        tally.fired += _Reorder(draft, *pair).apply()
-    tally.left.extend(_padded(draft))
+        tally.fired += _Reorder(editor, *pair).apply()
+    tally.left.extend(_padded(editor))
     return tally
 
 
-def _chains(draft: Draft) -> Iterator[Chain]:
-    for end in draft.calls(*RESHAPES):
+def _chains(editor: GraphEditor) -> Iterator[Chain]:
+    for end in editor.calls(*RESHAPES):
         permute = end.args[0]
         if not is_call(permute, *PERMUTES) or len(permute.users) > 1:
             continue
@@ -140,13 +140,13 @@ def _chains(draft: Draft) -> Iterator[Chain]:
 class _Reorder:
     """One window size: what goes in, what comes back, and what lies between."""
 
-    def __init__(self, draft: Draft, into: list[Chain], back: list[Chain]) -> None:
-        self.draft = draft
+    def __init__(self, editor: GraphEditor, into: list[Chain], back: list[Chain]) -> None:
+        self.editor = editor
         self.into, self.back = into[0], back[0]
         self.image = self.into.given
         self.ends_by_start = {_start(chain): chain.end for chain in into}
         self.source_by_end = {chain.end: chain.source for chain in back}
-        self.region = {n: None for n in draft.calls(*PER_TOKEN) if self._is_per_token(n)}
+        self.region = {n: None for n in editor.calls(*PER_TOKEN) if self._is_per_token(n)}
         self.converted: dict[tuple[fx.Node, str], fx.Node] = {}
 
     def apply(self) -> int:
@@ -160,11 +160,11 @@ class _Reorder:
         if cost < minimum_cut(as_it_is, WINDOWS, IMAGE)[0]:
             for node in [node for node in self.region if node in windowed]:
                 self._rewrite(node, windowed)
-        self.draft.sweep()
+        self.editor.sweep()
         return before - self._count()
 
     def _count(self) -> int:
-        return sum(chain.key in (self.into.key, self.back.key) for chain in _chains(self.draft))
+        return sum(chain.key in (self.into.key, self.back.key) for chain in _chains(self.editor))
 
     def _is_per_token(self, node: fx.Node) -> bool:
         """Whether a node computes tokens in image order, each from itself and constants."""
@@ -206,7 +206,7 @@ class _Reorder:
         for source in node.all_input_nodes:
             if source not in windowed and self._in_image_order(source):
                 node.replace_input_with(source, self._in_windows(source))
-        self.draft.refresh(node)
+        self.editor.refresh(node)
         # Listed first: the bypass adds readers that want windows.
         others = [u for u in node.users if u not in windowed and u not in self.ends_by_start]
         self._bypass(node, node)
@@ -242,7 +242,7 @@ class _Reorder:
             (aten.permute.default, [*chain.order, len(chain.order)]),
             (aten.reshape.default, [*_static(chain.taken), channels]),
         ):
-            node = self.draft.call(target, node, sizes, like=source, before=behind)
+            node = self.editor.call(target, node, sizes, like=source, before=behind)
         return node
 
 
@@ -265,10 +265,10 @@ def _static(shape: tuple[Any, ...]) -> list[int]:
     return [size if isinstance(size, int) else -1 for size in shape]
 
 
-def _padded(draft: Draft) -> Iterator[str]:
+def _padded(editor: GraphEditor) -> Iterator[str]:
     """Say where windows are padded, one line for each size."""
     found: dict[str, list[fx.Node]] = defaultdict(list)
-    for chain in _chains(draft):
+    for chain in _chains(editor):
         if is_call(chain.source, *PADS):
             before = value_of(chain.source.all_input_nodes[0]).shape
             after = value_of(chain.source).shape

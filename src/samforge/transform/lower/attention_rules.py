@@ -8,18 +8,18 @@ from torch.fx import Node
 
 from samforge.transform.lower.attention import Attention
 from samforge.transform.lower.biased_attention import BiasedAttention
+from samforge.transform.lower.context import Replacement, RuleContext, argument, operator_name
 from samforge.transform.lower.few_keys import FEW_KEYS, FewKeysAttention, biases_few_keys
 from samforge.transform.lower.grid_bias import embedding_before, grid_bias_from_mask
 from samforge.transform.lower.rotary import rotation_from_node
 from samforge.transform.lower.streamed_attention import StreamedAttention, suits_streaming
-from samforge.transform.lower.surroundings import Made, Surroundings, argument, operator_name
 
 _VIEWS = ("transpose", "permute", "reshape", "view", "flatten", "contiguous", "clone")
 
 
-def attention(node: Node, surroundings: Surroundings) -> Made:
+def attention(node: Node, context: RuleContext) -> Replacement:
     """Choose what attends: by the mask, the shape and the settings."""
-    settings = surroundings.settings
+    settings = context.settings
     query, key, value = _operands(node)
     mask = argument(node, 3, "attn_mask")
     kernel = settings.attention
@@ -28,11 +28,11 @@ def attention(node: Node, surroundings: Surroundings) -> Made:
     separable = settings.position_bias == "separable" and settings.precision != "fp32"
     grid_bias = grid_bias_from_mask(mask) if separable and not causal else None
     if grid_bias is not None:
-        return _biased_attention(node, surroundings, *grid_bias)
+        return _biased_attention(node, context, *grid_bias)
     few = settings.attention in ("fastest", "triton") and settings.precision != "fp32"
     if few and not causal and biases_few_keys(mask, key):
         made = FewKeysAttention(settings.compute, argument(node, 6, "scale"))
-        return Made(module=made, arguments=(query, key, value, cast(Node, mask)))
+        return Replacement(module=made, arguments=(query, key, value, cast(Node, mask)))
     if causal:
         kernel = "auto"  # the streaming kernel and explicit products know no order
     elif _is_bias(mask) and settings.position_bias == "sdpa":
@@ -44,7 +44,7 @@ def attention(node: Node, surroundings: Surroundings) -> Made:
     elif kernel == "triton" or (
         kernel == "fastest" and suits_streaming(query.meta["val"], key.meta["val"])
     ):
-        return _streamed_attention(node, surroundings)
+        return _streamed_attention(node, context)
     elif kernel == "fastest":
         kernel = "cudnn"
     module = Attention(
@@ -54,36 +54,36 @@ def attention(node: Node, surroundings: Surroundings) -> Made:
         causal,
     )
     given = (query, key, value) if mask is None else (query, key, value, cast(Node, mask))
-    return Made(module=module, arguments=given)
+    return Replacement(module=module, arguments=given)
 
 
 def _biased_attention(
-    node: Node, surroundings: Surroundings, down: Node, across: Node, plain: int
-) -> Made:
+    node: Node, context: RuleContext, down: Node, across: Node, plain: int
+) -> Replacement:
     embeddings = None
-    found = [embedding_before(part, surroundings.module) for part in (down, across)]
+    found = [embedding_before(part, context.module) for part in (down, across)]
     if found[0] is not None and found[1] is not None:
         (first, down), (second, across) = found[0], found[1]
         embeddings = (first, second)
     module = BiasedAttention(
-        surroundings.settings.compute, argument(node, 6, "scale"), plain, embeddings
+        context.settings.compute, argument(node, 6, "scale"), plain, embeddings
     )
-    return Made(module=module, arguments=(*_operands(node), down, across))
+    return Replacement(module=module, arguments=(*_operands(node), down, across))
 
 
-def _streamed_attention(node: Node, surroundings: Surroundings) -> Made:
+def _streamed_attention(node: Node, context: RuleContext) -> Replacement:
     """Attention that takes over the rotary encoding of its query and of its key."""
     query, key, value = _operands(node)
-    found = [rotation_from_node(one, surroundings) for one in (query, key)]
+    found = [rotation_from_node(one, context) for one in (query, key)]
     sources = [
         one if turn is None else turn[0] for one, turn in zip((query, key), found, strict=True)
     ]
     module = StreamedAttention(
-        surroundings.settings.compute,
+        context.settings.compute,
         argument(node, 6, "scale"),
         *(None if turn is None else turn[1:] for turn in found),
     )
-    return Made(module=module, arguments=(*sources, value))
+    return Replacement(module=module, arguments=(*sources, value))
 
 
 def _operands(node: Node) -> tuple[Node, Node, Node]:
@@ -100,11 +100,11 @@ def _is_bias(mask: Any) -> bool:
     return queries != 1 and not (isinstance(keys, int) and keys <= FEW_KEYS)
 
 
-def streamed_attention_before(node: Node, surroundings: Surroundings) -> StreamedAttention | None:
+def streamed_attention_before(node: Node, context: RuleContext) -> StreamedAttention | None:
     """The lowered attention whose result a node alone reads, as it is or in another shape."""
     front = node.args[0]
     while isinstance(front, Node) and len(front.users) == 1:
-        found = surroundings.lowered(front)
+        found = context.lowered(front)
         if found is not None:
             return found if isinstance(found, StreamedAttention) else None
         if operator_name(front) not in _VIEWS:

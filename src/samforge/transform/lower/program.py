@@ -18,11 +18,11 @@ from torch.fx import GraphModule, Node
 
 from samforge.core.errors import ExportError
 from samforge.core.session import PartSpec, TensorSpec
+from samforge.transform.lower.context import RuleContext, operator_name
 from samforge.transform.lower.joined_linears import join_linears
 from samforge.transform.lower.residual import join_sums
 from samforge.transform.lower.rules import RULES, folded_convolutions
 from samforge.transform.lower.settings import Lowering
-from samforge.transform.lower.surroundings import Surroundings, operator_name
 
 TRACED_SIZES = {"batch": 2, "prompts": 3, "boxes": 4}
 """As in the export: all different and above 1, so that none is taken for a constant."""
@@ -131,8 +131,8 @@ def _with_rules(
     graph = module.graph
     drop_checks(graph)
     _constants_to_buffers(module)
-    surroundings = Surroundings(module=module, settings=settings, device=device)
-    for tail in folded_convolutions(surroundings):
+    context = RuleContext(module=module, settings=settings, device=device)
+    for tail in folded_convolutions(context):
         graph.erase_node(tail)
     layers = []
     # GELUs last: a pair of fp8 linears takes the one between them with it.
@@ -141,7 +141,7 @@ def _with_rules(
         rule = RULES.get(operator_name(node))
         if rule is None or not (node.users or node.op == "output"):
             continue
-        made = rule(node, surroundings)
+        made = rule(node, context)
         if made is None:
             continue
         name = f"lowered_{node.name}"
@@ -152,7 +152,7 @@ def _with_rules(
         node.replace_all_uses_with(replacement)
         graph.erase_node(node)
         if made.format is not None:
-            layers.append((surroundings.path(node), made.format))
+            layers.append((context.path(node), made.format))
     if settings.sums == "joined":
         join_sums(module)
     join_linears(module)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.fx import Node
 
 if TYPE_CHECKING:
-    from samforge.transform.lower.surroundings import Surroundings
+    from samforge.transform.lower.context import RuleContext
 
 _MULTIPLY, _ADD = torch.ops.aten.mul.Tensor, torch.ops.aten.add.Tensor
 _TURN = (  # from the turned halves of each pair back to what they were taken from
@@ -18,14 +18,12 @@ _TURN = (  # from the turned halves of each pair back to what they were taken fr
 )
 
 
-def rotation_from_node(
-    node: Node, surroundings: Surroundings
-) -> tuple[Node, Tensor, Tensor] | None:
+def rotation_from_node(node: Node, context: RuleContext) -> tuple[Node, Tensor, Tensor] | None:
     """Read ``x * cos + pairs(x) * sin`` off a graph, ``pairs`` giving (-b, a) for (a, b).
 
     Args:
         node: What attention reads, (B, H, T, D).
-        surroundings: Owner of the tables.
+        context: Owner of the tables.
 
     Returns:
         What was encoded, and cosine and sine (T, D / 2) of each pair's angle; None where the node
@@ -38,8 +36,8 @@ def rotation_from_node(
     if not (_calls(straight, _MULTIPLY) and _calls(crossed, _MULTIPLY)):
         return None
     source: Node = straight.args[0]
-    cos = surroundings.constant(straight.args[1])
-    sin = surroundings.constant(crossed.args[1])
+    cos = context.constant(straight.args[1])
+    sin = context.constant(crossed.args[1])
     if cos is None or sin is None or _turned_pairs(crossed.args[0]) is not source:
         return None
     tables = [table.float().reshape(table.shape[-2:]) for table in (cos, sin)]

@@ -11,24 +11,24 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Interpreter, Node
 
 from samforge.core.session import PartSpec
+from samforge.transform.lower.context import RuleContext
 from samforge.transform.lower.linear import E4M3_MAX
 from samforge.transform.lower.program import drop_checks
 from samforge.transform.lower.settings import Lowering
-from samforge.transform.lower.surroundings import Surroundings
 
 
 class _Watch(Interpreter):
     """Runs a graph and keeps the largest magnitude that each linear was fed."""
 
-    def __init__(self, module: GraphModule, surroundings: Surroundings) -> None:
+    def __init__(self, module: GraphModule, context: RuleContext) -> None:
         super().__init__(module)
-        self.surroundings = surroundings
+        self.context = context
         self.largest: dict[str, Tensor] = {}
 
     def run_node(self, n: Node) -> Any:
         result = super().run_node(n)
         if n.op == "call_function" and str(n.target).startswith("aten.linear"):
-            path = self.surroundings.path(n)
+            path = self.context.path(n)
             peak = cast(Tensor, self.env[cast(Node, n.args[0])]).detach().abs().amax().float()
             self.largest[path] = torch.maximum(self.largest.get(path, peak), peak)
         return result
@@ -59,7 +59,7 @@ def fp8_scales_from_samples(
     drop_checks(module.graph)
     module.recompile()
     module.to(device)
-    watch = _Watch(module, Surroundings(module=module, settings=Lowering(), device=device))
+    watch = _Watch(module, RuleContext(module=module, settings=Lowering(), device=device))
     with torch.inference_mode():
         for sample in samples:
             watch.run(*(sample[tensor.name].to(device) for tensor in spec.inputs))

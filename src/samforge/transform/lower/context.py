@@ -13,7 +13,7 @@ from samforge.transform.lower.settings import Lowering
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Made:
+class Replacement:
     """What replaces an operator."""
 
     module: nn.Module
@@ -25,7 +25,7 @@ class Made:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Surroundings:
+class RuleContext:
     """What a rule may look at."""
 
     module: GraphModule
@@ -59,7 +59,7 @@ class Surroundings:
         return str(next(reversed(stack.values()))[0]) if stack else node.name
 
 
-Rule = Callable[[Node, Surroundings], Made | None]
+Rule = Callable[[Node, RuleContext], Replacement | None]
 
 
 def argument(node: Node, index: int, name: str, default: Any = None) -> Any:

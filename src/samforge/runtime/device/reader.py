@@ -53,7 +53,7 @@ class _Arriving:
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
-class Pending:
+class InFlight:
     """A batch whose kernels run while the processor does something else."""
 
     question: Question
@@ -69,7 +69,7 @@ class Pending:
     """Once its masks are under way, too."""
 
 
-class Collector:
+class ResultReader:
     """Brings scores, then masks of admitted queries to the host.
 
     A detector writes where it wrote the time before (its CUDA graph does). So one batch at most has
@@ -92,11 +92,11 @@ class Collector:
         self._copies = torch.cuda.Stream() if cuda else None  # type: ignore[no-untyped-call]
         self._ahead = cuda if masks_ahead is None else masks_ahead
         self._counts: dict[int, tuple[int, int]] = {}  # of the last two calls, by phrases
-        self._last: Pending | None = None
+        self._last: InFlight | None = None
 
     def pending(
         self, masks: Tensor, summary: Tensor, question: Question, *, alone: bool = True
-    ) -> Pending:
+    ) -> InFlight:
         """Start the scores on their way, and the masks where their number is as good as known.
 
         Args:
@@ -112,7 +112,7 @@ class Collector:
             ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
             ready.record()
         begun = self._begun(masks, summary, question) if alone else None
-        self._last = Pending(
+        self._last = InFlight(
             question=question, masks=masks, scores=scores, ready=ready, begun=begun
         )
         return self._last
@@ -133,7 +133,7 @@ class Collector:
         if self._kernels is not None:
             torch.cuda.current_stream().wait_stream(self._kernels)
 
-    def _arriving(self, pending: Pending) -> _Arriving:
+    def _arriving(self, pending: InFlight) -> _Arriving:
         if self._last is pending:
             self._last = None  # even if it fails: the next call must not fail with it
         if pending.arriving is None:
@@ -141,7 +141,7 @@ class Collector:
         return pending.arriving
 
     @torch.inference_mode()
-    def _started(self, pending: Pending) -> _Arriving:
+    def _started(self, pending: InFlight) -> _Arriving:
         """Wait for the scores, then start what admitted masks are not under way to the host."""
         if pending.ready is not None:
             pending.ready.synchronize()
@@ -167,7 +167,7 @@ class Collector:
             self._counts[len(phrases)] = (counts[0], self._counts.get(len(phrases), (0, 0))[0])
         return _Arriving(found=found, chosen=chosen, counts=tuple(counts), masks=tuple(arriving))
 
-    def detections(self, pending: Pending) -> Iterator[Detections]:
+    def detections(self, pending: InFlight) -> Iterator[Detections]:
         """Detections of each image of a batch, when its masks are there."""
         arriving, question = self._arriving(pending), pending.question
         for image, size_hw in enumerate(question.sizes_hw):

@@ -23,7 +23,7 @@ SMALL_IMAGE = 448
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Made:
+class StepOutput:
     """What a step leaves behind."""
 
     outputs: tuple[str, ...]
@@ -37,7 +37,7 @@ class Made:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Workshop:
+class BuildContext:
     """What every step needs."""
 
     recipe: Recipe

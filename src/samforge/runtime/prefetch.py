@@ -15,7 +15,7 @@ from samforge.core.forks import after_fork
 Item = TypeVar("Item")
 
 
-class RunAhead(Iterator[Item], Generic[Item]):
+class Prefetcher(Iterator[Item], Generic[Item]):
     """Gives the items of an iterable in order while a thread makes the next ones.
 
     At most ``ahead`` items wait, and the thread holds one more. Whatever the iterable raises is

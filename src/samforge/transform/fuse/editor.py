@@ -26,12 +26,12 @@ from samforge.transform.fuse.match import aten, result_of, same_tensor
 CONSTANTS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 
 
-class Draft:
+class GraphEditor:
     """A copy of a program's graph that fusions edit; tensors are shared, never copied.
 
     Args:
         program: Stays as it is, but for ``consume``.
-        consume: Free tensors of ``program`` as soon as nothing in the draft reads them.
+        consume: Free tensors of ``program`` as soon as nothing in the editor reads them.
     """
 
     def __init__(self, program: ExportedProgram, *, consume: bool = False) -> None:
@@ -192,7 +192,7 @@ class Draft:
                 self._compute(node)
 
     def program(self) -> ExportedProgram:
-        """The program that the draft has become."""
+        """The program that the editor has become."""
         self.sweep()
         self.graph.lint()
         old = self._program
@@ -246,7 +246,7 @@ class Draft:
         return node
 
     def _forget(self, tensor: Tensor) -> None:
-        """Free a tensor that the draft no longer reads, if the program may be used up."""
+        """Free a tensor that the editor no longer reads, if the program may be used up."""
         place = tensor.untyped_storage().data_ptr()
         shared = any(t.untyped_storage().data_ptr() == place for t in self._tensors.values())
         if self._consume and not shared:
