@@ -251,8 +251,8 @@ def _features(context: BuildContext, proof: tuple[str, ...], notes: tuple[str, .
         if not low["cosine"] >= limit:
             raise FidelityError(
                 f"Features of {context.recipe.precision} against fp32: the cosine of "
-                f"{low['tensor']} of {low['part']} is {low['cosine']:.4f} for {low['picture']}, the "
-                f"gate {gate} is {limit:g}. Nothing was published.{noisiest_layers(context)}"
+                f"{low['tensor']} of {low['part']} is {low['cosine']:.4f} for {low['picture']}, "
+                f"the gate {gate} is {limit:g}. Nothing was published.{noisiest_layers(context)}"
             )
     return StepOutput(
         outputs=(REPORT, *proof), figures=_worst_rows(rows), gates=limits, notes=notes
