@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any
 
+from samforge.core import targets
 from samforge.core.errors import MissingExtra
 
 Version = tuple[int, int]
@@ -40,10 +41,10 @@ class Flavour:
 
 
 TENSORRT = Flavour(
-    name="tensorrt",
+    name=targets.TENSORRT.name,
     title="TensorRT",
-    module="tensorrt",
-    distributions=("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
+    module=targets.TENSORRT.module,
+    distributions=targets.TENSORRT.distributions,
     oldest=(10, 13),
     below=(12, 0),
     tool="trtexec",
@@ -52,10 +53,10 @@ TENSORRT = Flavour(
     captures_graphs=False,
 )
 RTX = Flavour(
-    name="tensorrt-rtx",
+    name=targets.TENSORRT_RTX.name,
     title="TensorRT for RTX",
-    module="tensorrt_rtx",
-    distributions=("tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx"),
+    module=targets.TENSORRT_RTX.module,
+    distributions=targets.TENSORRT_RTX.distributions,
     oldest=(1, 7),
     below=(2, 0),
     tool="tensorrt_rtx",
