@@ -24,6 +24,7 @@ def camera(rgb: RgbImage, count: int) -> Iterator[RgbImage]:
 if __name__ == "__main__":
     bundle, image, phrase = sys.argv[1:]
     frames = camera(samforge.read_image(image), 4)
-    for shot in segment_video(samforge.load(bundle), frames, text=phrase):
+    shots = segment_video(samforge.load(bundle), frames, text=phrase)
+    for number, shot in enumerate(shots):
         boxes = shot.detections.boxes_xyxy.round().astype(int).tolist()
-        print(f"frame {shot.index}: {len(shot.detections)} at {boxes}")
+        print(f"frame {number}: {len(shot.detections)} at {boxes}")
