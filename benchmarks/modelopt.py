@@ -30,7 +30,7 @@ from samforge.core.session import Array, Session, Tensors
 from samforge.measure import compare_predictions
 from samforge.media import read_image
 from samforge.models.tiny import draw_scene, labelled_scenes
-from samforge.runtime import Segmenter
+from samforge.runtime import Segmenter, segmenter_from_sessions
 
 PRESENT = "import importlib.metadata as m; print(m.version('nvidia-modelopt'))"
 QUANTIZE = """
@@ -80,7 +80,9 @@ def segmenter(bundle: Bundle, vision: Session | None = None) -> Segmenter:
     if vision is not None:
         sessions["vision"] = vision
     tokenizer = tokenizer_from_bundle(bundle)
-    return Segmenter(sessions, manifest.image, tokenizer, read_image, reference=manifest.reference)
+    return segmenter_from_sessions(
+        sessions, manifest.image, tokenizer, read_image, reference=manifest.reference
+    )
 
 
 def calibration_images(bundle: Bundle, count: int) -> Array:

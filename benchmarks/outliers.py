@@ -37,7 +37,7 @@ from samforge.models import tiny
 from samforge.models.loading import model_from_name
 from samforge.models.sam3.family import Sam3
 from samforge.models.tiny.planted import KINDS, PlantedSource
-from samforge.runtime import PhraseTokenizer, Segmenter
+from samforge.runtime import PhraseTokenizer, Segmenter, segmenter_from_sessions
 from samforge.transform.export import TRACED_SIZES, exported_from_part
 from samforge.transform.fuse import fuse
 from samforge.transform.quantize import Calibrated, CalibrationWarning, calibrate
@@ -132,7 +132,7 @@ def segmenter_of(model: Sam3, parts: dict[str, Part]) -> Segmenter:
     text = model.text
     tokenizer = PhraseTokenizer(tiny.TOKENIZER_PATH, text.context, text.eos_id)
     sessions: dict[str, Session] = dict(parts)
-    return Segmenter(sessions, model.image, tokenizer, read_image)
+    return segmenter_from_sessions(sessions, model.image, tokenizer, read_image)
 
 
 def calibrated_parts(model: Sam3, parts: dict[str, Part], precision: str) -> dict[str, Calibrated]:

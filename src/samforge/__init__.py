@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from samforge.core.version import __version__
 
 if TYPE_CHECKING:
-    from samforge.assembly import load, load_on_device
+    from samforge.assembly import load
     from samforge.core.bundle import Bundle, open_bundle
     from samforge.core.detections import Detections
     from samforge.core.errors import SamforgeError, SamforgeWarning
@@ -49,7 +49,6 @@ _HOMES = {
     "feature_pictures": "samforge.workflows.features",
     "inspect": "samforge.workflows.inspect",
     "load": "samforge.assembly",
-    "load_on_device": "samforge.assembly",
     "open_bundle": "samforge.core.bundle",
     "overlay": "samforge.draw",
     "predict_files": "samforge.workflows.predict",
@@ -58,7 +57,7 @@ _HOMES = {
     "verify": "samforge.workflows.verify",
 }
 
-_EXTRAS = {"build": "build", "demo": "build", "load_on_device": "build"}
+_EXTRAS = {"build": "build", "demo": "build"}
 """Names that need more than the base install, and the extra that brings it."""
 
 __all__ = [
@@ -81,7 +80,6 @@ __all__ = [
     "feature_pictures",
     "inspect",
     "load",
-    "load_on_device",
     "open_bundle",
     "overlay",
     "predict_files",

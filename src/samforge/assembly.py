@@ -8,20 +8,18 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TypeVar
 
 from samforge.backends import backend_from_name
 from samforge.core.bundle import Bundle, open_bundle, require_digest
-from samforge.core.errors import BundleError, DamagedBundle, ForeignBundle, SettingError
+from samforge.core.devices import AUTO, checked_device
+from samforge.core.errors import BundleError, DamagedBundle, ForeignBundle
 from samforge.core.facts import check_facts
 from samforge.core.files import sha256_of
 from samforge.core.manifest import what_to_do
 from samforge.core.session import Session, checked_threads
 from samforge.media import read_image
-from samforge.runtime import PhraseTokenizer, Segmenter
-
-if TYPE_CHECKING:
-    from samforge.runtime.device import DeviceSegmenter
+from samforge.runtime import PhraseTokenizer, Segmenter, segmenter_from_sessions
 
 _MOST_TRIES = 100
 """Loads that a replacement may disturb before it is told."""
@@ -31,15 +29,24 @@ SEGMENTER_PARTS = ("vision", "text", "detector", "detector_boxes")
 
 
 def load(
-    path: str | Path | Bundle, *, threads: int | None = None, digest: str | None = None
+    path: str | Path | Bundle,
+    *,
+    device: str = AUTO,
+    threads: int | None = None,
+    digest: str | None = None,
 ) -> Segmenter:
-    """Open a bundle with the runtime it was built for.
+    """Open a bundle with the runtime it was built for, by the fastest way this machine allows.
+
+    On a GPU everything between a picture and its masks stays there, for every runtime that takes
+    tensors where they are. :attr:`Segmenter.processor` says which way was taken.
 
     What is loaded is what was hashed: a file that changes meanwhile is refused, and of a folder
     that a build replaces meanwhile, all is of the old bundle or all of the new one.
 
     Args:
         path: The bundle's folder, or an opened bundle.
+        device: ``auto`` (what the bundle was built for), ``cpu``, ``cuda`` (the first GPU), or a
+            GPU by number: ``cuda:1``.
         threads: Processor threads of each session, or None for the runtime's own choice.
         digest: The bundle's digest, as ``samforge build`` and ``inspect`` print it: any other
             bundle is refused.
@@ -48,57 +55,30 @@ def load(
         A segmenter whose sessions are loaded.
 
     Raises:
-        BundleError: It is no bundle, is damaged, or lacks a part that segmenting needs.
+        BundleError: It is no bundle, is damaged, lacks a part that segmenting needs, or was built
+            for a GPU that is not here.
         MissingExtra: Its runtime is not installed.
-        SettingError: ``threads`` is no number of threads.
+        SettingError: ``threads`` is no number of threads, or the bundle does not run on ``device``.
     """
     checked_threads(threads)  # before gigabytes are hashed
-    sessions, tokenizer, bundle = _opened(path, SEGMENTER_PARTS, threads, digest)
+    sessions, tokenizer, bundle = _opened(path, checked_device(device), threads, digest)
     manifest = bundle.manifest
-    return Segmenter(sessions, manifest.image, tokenizer, read_image, reference=manifest.reference)
-
-
-def load_on_device(path: str | Path | Bundle, *, digest: str | None = None) -> DeviceSegmenter:
-    """Open a bundle so that everything between two copies stays on its GPU.
-
-    Pictures go up as they are; resize, parts and scores run on the device, and only the masks of
-    what was found come down. It takes phrases; boxes need :func:`load`.
-
-    Args:
-        path: The folder of a bundle for the target ``inductor``, or the opened bundle.
-        digest: The bundle's digest: any other bundle is refused.
-
-    Raises:
-        SettingError: The bundle's runtime does not take tensors where they are.
-        BundleError: It is no bundle, is damaged, lacks a part, or was built for another GPU.
-        MissingExtra: torch is not installed.
-    """
-    sessions, tokenizer, bundle = _opened(path, SEGMENTER_PARTS[:3], None, digest)
-    if not all(hasattr(session, "run_tensors") for session in sessions.values()):
-        raise SettingError(
-            f"{bundle.root} was built for {bundle.manifest.target}, which takes arrays of the "
-            "host. Build it with --target inductor to stay on a GPU, or use samforge.load."
-        )
-    from samforge.runtime.device import DeviceSegmenter
-
-    on_device: Any = sessions
-    manifest = bundle.manifest
-    return DeviceSegmenter(
-        on_device, manifest.image, tokenizer, read_image, reference=manifest.reference
+    return segmenter_from_sessions(
+        sessions, manifest.image, tokenizer, read_image, reference=manifest.reference
     )
 
 
 def _opened(
-    path: str | Path | Bundle, parts: tuple[str, ...], threads: int | None, digest: str | None
+    path: str | Path | Bundle, device: str | None, threads: int | None, digest: str | None
 ) -> tuple[dict[str, Session], PhraseTokenizer, Bundle]:
-    """Sessions of those parts that a bundle has, and what reads its prompts."""
+    """Sessions of a segmenter's parts that a bundle has, and what reads its prompts."""
     if isinstance(path, Bundle):
         require_digest(path, digest)
-        return _loaded(path, parts, threads)
+        return _loaded(path, device, threads)
     for _ in range(_MOST_TRIES):
         bundle = open_bundle(path, digest=digest)
         try:
-            return _loaded(bundle, parts, threads)
+            return _loaded(bundle, device, threads)
         except BundleError:
             if bundle.is_current():
                 raise
@@ -107,7 +87,7 @@ def _opened(
 
 
 def _loaded(
-    bundle: Bundle, parts: tuple[str, ...], threads: int | None
+    bundle: Bundle, device: str | None, threads: int | None
 ) -> tuple[dict[str, Session], PhraseTokenizer, Bundle]:
     manifest = bundle.manifest
     missing = [name for name in SEGMENTER_PARTS[:3] if name not in manifest.parts]
@@ -118,9 +98,9 @@ def _loaded(
         )
     sessions: dict[str, Session] = {}
     try:
-        for name in parts:
+        for name in SEGMENTER_PARTS:
             if name in manifest.parts:
-                sessions[name] = session_from_bundle(bundle, name, threads=threads)
+                sessions[name] = session_from_bundle(bundle, name, device=device, threads=threads)
         return sessions, tokenizer_from_bundle(bundle), bundle
     except BaseException:
         for session in sessions.values():
@@ -128,14 +108,23 @@ def _loaded(
         raise
 
 
-def session_from_bundle(bundle: Bundle, name: str, *, threads: int | None = None) -> Session:
+def session_from_bundle(
+    bundle: Bundle, name: str, *, device: str | None = None, threads: int | None = None
+) -> Session:
     """Load one part of a bundle.
+
+    Args:
+        bundle: Which one.
+        name: Of the part.
+        device: ``cpu`` or ``cuda:N``, or None for what it was built for.
+        threads: Processor threads, or None for the runtime's own choice.
 
     Raises:
         ForeignBundle: The bundle has no such part.
         DamagedBundle: A file changed since the bundle was opened, or says of itself that it is
             another part, for another target, or in another precision than the manifest says.
         MissingExtra: Its runtime is not installed.
+        SettingError: It does not run on ``device``.
     """
     checked_threads(threads)
     if name not in bundle.manifest.parts:
@@ -154,7 +143,7 @@ def session_from_bundle(bundle: Bundle, name: str, *, threads: int | None = None
             bundle,
             files,
             lambda: backend.session_from_artifact(
-                artifact, entry.spec, threads=threads, options=entry.options
+                artifact, entry.spec, threads=threads, device=device, options=entry.options
             ),
             lambda session: session.close(),
         )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +14,30 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import samforge
 from samforge.backends.torch import TorchSession
-from samforge.core.errors import FidelityError, SettingError, ShapeError
+from samforge.core.errors import (
+    FidelityError,
+    ImageError,
+    PromptError,
+    SettingError,
+    ShapeError,
+)
 from samforge.core.images import ImageSpec
+from samforge.core.session import Array, TensorFormat, Tensors
+from samforge.core.timing import Timings
 from samforge.media import read_image
 from samforge.models.tiny.scenes import draw_scene
-from samforge.runtime import PhraseTokenizer, Segmenter, image_bchw_from_rgb
-from samforge.runtime.device import DeviceSegmenter, Resizer
+from samforge.runtime import (
+    PhraseTokenizer,
+    Segmenter,
+    image_bchw_from_rgb,
+    question_from,
+    segmenter_from_sessions,
+)
+from samforge.runtime.device import DeviceExecutor, Resizer
 from samforge.runtime.device.admission import admitted_reference
 from samforge.runtime.device.masks import index_on_device, masks_to_host
-from samforge.runtime.device.reader import Question, ResultReader
+from samforge.runtime.device.reader import Asked, ResultReader
 from samforge.runtime.device.resize import resize_weights, taps_from_weights
 from samforge.runtime.device.results import (
     admitted,
@@ -31,24 +46,30 @@ from samforge.runtime.device.results import (
     summary,
 )
 from samforge.runtime.device.transfer import only_read
-from samforge.runtime.postprocess import Thresholds, mask_limit
+from samforge.runtime.postprocess import mask_limit
 from samforge.transform.export import TRACED_SIZES, exported_from_part, save_exported
 
 CPU = torch.device("cpu")
 PHRASES = ("red circle", "star", "blue object")
-NAMES = ("vision", "text", "detector")
+NAMES = ("vision", "text", "detector", "detector_boxes")
 
 
 class Eager:
     """A part of the tiny model behind the door of a device session."""
 
+    runtime, processor, device, captures = "torch", "CPU", "cpu", False
+
     def __init__(self, part: Any) -> None:
-        self.part, self.spec, self.device = part, part.spec, CPU
+        self.part, self.spec = part, part.spec
+        self.formats = {one.name: TensorFormat(dtype=one.dtype) for one in part.spec.inputs}
 
-    def placed(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return dict(tensors)
+    def close(self) -> None:
+        pass
 
-    def run_tensors(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def run(self, tensors: Tensors) -> dict[str, Array]:
+        return dict(self.part.run(tensors))
+
+    def run_on_device(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return dict(self.part(tensors))
 
 
@@ -59,8 +80,8 @@ class Overwriting(Eager):
         super().__init__(part)
         self.results: dict[Any, torch.Tensor] = {}
 
-    def run_tensors(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        outputs = super().run_tensors(tensors)
+    def run_on_device(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        outputs = super().run_on_device(tensors)
         kept = {
             name: self.results.setdefault((name, value.shape), torch.empty_like(value))
             for name, value in outputs.items()
@@ -73,17 +94,39 @@ class Overwriting(Eager):
 class OtherStrides(Eager):
     """Like a package for a processor, it gives features channels last and takes them contiguous."""
 
-    def placed(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {name: tensor.contiguous() for name, tensor in tensors.items()}
-
-    def run_tensors(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def run_on_device(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         assert all(tensor.is_contiguous() for tensor in tensors.values())
         return {
             name: value.contiguous(memory_format=torch.channels_last)
             if name.startswith("fpn_")
             else value
-            for name, value in super().run_tensors(tensors).items()
+            for name, value in super().run_on_device(tensors).items()
         }
+
+
+def on_device(
+    sessions: Mapping[str, Any], image: ImageSpec, tokenizer: PhraseTokenizer, **settings: Any
+) -> Segmenter:
+    """A segmenter that keeps everything on the device, whichever it is."""
+    executor = DeviceExecutor(sessions, image, tokenizer, read_image, **settings)
+    return Segmenter(executor, image_size=image.size, parts=sessions)
+
+
+def like(other: Segmenter, sessions: Mapping[str, Any] | None = None, **settings: Any) -> Segmenter:
+    """A segmenter over other sessions, or with other settings."""
+    one = executor_of(other)
+    return on_device(sessions or one._sessions, one._image, one._text._tokenizer, **settings)
+
+
+def wrapped(segmenter: Segmenter, kind: Callable[[Any], Any]) -> dict[str, Any]:
+    """Its parts, behind sessions of another kind."""
+    sessions: Mapping[str, Any] = executor_of(segmenter)._sessions
+    return {name: kind(session.part) for name, session in sessions.items()}
+
+
+def executor_of(segmenter: Segmenter) -> DeviceExecutor:
+    assert isinstance(segmenter._executor, DeviceExecutor)
+    return segmenter._executor
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +135,7 @@ def segmenters(
     example: Callable[..., Any],
     checkpoint: Callable[[str], Any],
     tmp_path_factory: pytest.TempPathFactory,
-) -> tuple[DeviceSegmenter, Segmenter]:
+) -> tuple[Segmenter, Segmenter]:
     tiny = checkpoint("tiny")
     tokenizer = PhraseTokenizer(tiny.tokenizer, tiny.context, 0)
     folder = tmp_path_factory.mktemp("tiny")
@@ -102,10 +145,9 @@ def segmenters(
         inputs = example(name, TRACED_SIZES, model="tiny")
         save_exported(exported_from_part(part(name, "tiny"), inputs), path)
         sessions[name] = TorchSession(torch.export.load(path), part(name, "tiny").spec, path)
-    device = DeviceSegmenter(
-        {name: Eager(part(name, "tiny")) for name in NAMES}, tiny.image, tokenizer, read_image
-    )
-    return device, Segmenter(sessions, tiny.image, tokenizer, read_image)
+    device = on_device({name: Eager(part(name, "tiny")) for name in NAMES}, tiny.image, tokenizer)
+    host = segmenter_from_sessions(sessions, tiny.image, tokenizer, read_image)
+    return device, host
 
 
 def scenes(count: int) -> list[Any]:
@@ -146,8 +188,10 @@ def test_images_of_a_stream_may_differ_in_size(segmenters: Any) -> None:
 
 def test_other_calls_between_the_results_of_a_stream_change_none(segmenters: Any) -> None:
     device, host = segmenters
-    sessions = {name: Overwriting(session.part) for name, session in device._sessions.items()}
-    overwriting = DeviceSegmenter(sessions, device._image, device._text._tokenizer, read_image)
+    sessions = {
+        name: Overwriting(session.part) for name, session in executor_of(device)._sessions.items()
+    }
+    overwriting = like(device, sessions)
     images, other = scenes(4), scenes(5)[4]
     encoded = overwriting.encode(other)
     wanted = host.predict([*images, other], text=PHRASES)
@@ -162,11 +206,109 @@ def test_other_calls_between_the_results_of_a_stream_change_none(segmenters: Any
 
 def test_features_get_the_strides_that_the_detector_wants(segmenters: Any) -> None:
     device, host = segmenters
-    sessions = {name: OtherStrides(session.part) for name, session in device._sessions.items()}
-    other = DeviceSegmenter(sessions, device._image, device._text._tokenizer, read_image)
+    sessions = {
+        name: OtherStrides(session.part) for name, session in executor_of(device)._sessions.items()
+    }
+    other = like(device, sessions)
     (image,) = scenes(1)
     for source in (image, other.encode(image)):
         assert_same(other.predict(source, text="star"), host.predict(image, text="star"))
+
+
+def test_every_call_of_the_host_is_one_of_the_device(segmenters: Any) -> None:
+    device, host = segmenters
+    images = scenes(3)
+    red = host.predict(images[0], text="object").boxes_xyxy[:1]
+    boxes: dict[str, Any] = {"boxes_xyxy": red, "box_labels": [1]}
+    assert_same(device.predict(images[0], **boxes), host.predict(images[0], **boxes))
+    both = {"text": "object", **boxes}
+    assert_same(device.predict(device.encode(images[0]), **both), host.predict(images[0], **both))
+    scores: dict[str, Any] = {"text": PHRASES, "threshold": [0.999, 0.02, 0.5]}
+    for one, other in zip(
+        device.predict([device.encode(images[1]), *images], **scores),
+        host.predict([images[1], *images], **scores),
+        strict=True,
+    ):
+        assert_same(one, other)
+    encoded = [device.encode(image) for image in images]
+    for one, other in zip(
+        device.predict(encoded, text=PHRASES), host.predict(images, text=PHRASES), strict=True
+    ):
+        assert_same(one, other)
+
+
+def test_phrases_some_at_a_time(segmenters: Any) -> None:
+    device, host = segmenters
+    few, images = like(device, prompt_batch=2), scenes(2)
+    phrases = (*PHRASES, "object", "green square")
+    wanted = host.predict(images, text=phrases)
+    for found in (few.predict(images, text=phrases), list(few.stream(images, text=phrases))):
+        for one, other in zip(found, wanted, strict=True):
+            assert_same(one, other)
+
+
+def test_stages_of_a_device(segmenters: Any) -> None:
+    device, _ = segmenters
+    timings = Timings()
+    device.forget_phrases()
+    device.predict(scenes(1)[0], text="star", timings=timings)
+    stages = {stage.stage: stage for stage in timings.stages()}
+    assert list(stages) == ["decode", "preprocess", "vision", "text", "detector", "post-process"]
+    assert all(stage.milliseconds > 0 for stage in stages.values())
+    assert stages["vision"].processor == "CPU, pictures to masks"
+
+
+def test_what_is_asked_of_another_segmenters_image(segmenters: Any) -> None:
+    device, host = segmenters
+    encoded = replace(host.encode(scenes(1)[0]), device="cuda:1")
+    with pytest.raises(ShapeError, match="keeps features on cpu, the image was encoded on cuda:1"):
+        device.predict(encoded, text="star")
+
+
+def test_a_broken_image_of_a_list_is_named(segmenters: Any) -> None:
+    for segmenter in segmenters:
+        images = [scenes(1)[0], b"no picture", scenes(1)[0]]
+        with pytest.raises(ImageError, match=r"^Image 1 of the list: "):
+            segmenter.predict(images, text="star")
+        stream = segmenter.stream(iter(images), text="star")
+        with pytest.raises(ImageError, match=r"^Image 1 of the stream: "):
+            list(stream)
+        with pytest.raises(PromptError, match="There are 2 phrases and 3 thresholds"):
+            segmenter.predict(images[0], text=["star", "disc"], threshold=[0.1, 0.2, 0.3])
+        with pytest.raises(SettingError, match="threshold is 2"):
+            segmenter.predict(images[0], text=["star", "disc"], threshold=[0.1, 2])
+
+
+def test_a_closed_segmenter_says_so_and_leaves_results_alone(segmenters: Any) -> None:
+    device, host = segmenters
+    image = scenes(1)[0]
+    wanted = host.predict(image, text=PHRASES)
+    with like(device) as closing:
+        found = closing.predict(image, text=PHRASES)
+        stream = closing.stream([image, image], text=PHRASES)
+        first = next(stream)
+    assert_same(found, wanted)
+    assert_same(first, wanted)
+    for call in (
+        lambda: closing.predict(image, text="star"),
+        lambda: closing.encode(image),
+        lambda: closing.stream([image], text="star"),
+        lambda: closing.encode_phrases("star"),
+    ):
+        with pytest.raises(ShapeError, match="The segmenter is closed"):
+            call()
+
+
+def test_two_threads_take_turns(segmenters: Any) -> None:
+    device, host = segmenters
+    sessions = wrapped(device, Overwriting)
+    shared, images = like(device, sessions), scenes(4)
+    wanted = host.predict(images, text=PHRASES)
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(2):
+            found = pool.map(lambda image: shared.predict(image, text=PHRASES), images)
+            for one, other in zip(found, wanted, strict=True):
+                assert_same(one, other)
 
 
 def test_a_tensor_is_a_picture_too(segmenters: Any) -> None:
@@ -188,19 +330,17 @@ def test_a_later_call_leaves_earlier_results_alone(segmenters: Any) -> None:
 @pytest.mark.parametrize("threshold", [0.02, 0.3, 0.999])
 def test_masks_begun_ahead_are_the_same(segmenters: Any, threshold: float) -> None:
     device, host = segmenters
-    ahead = DeviceSegmenter(
-        device._sessions, device._image, device._text._tokenizer, read_image, masks_ahead=True
-    )
+    ahead = like(device, masks_ahead=True)
     counts: list[int] = []
     first, second, third = scenes(3)
     for image in (first, second, first, first, first, third):  # changing, steady, changing
         steady = len(counts) > 1 and counts[-1] == counts[-2] > 0
-        pending = ahead._launched(image, PHRASES, Thresholds(score=threshold))
-        begun = pending.begun
+        launched = ahead.launch(ahead.take(image), question_from(PHRASES, threshold))
+        begun = launched.parts[0].begun
         assert (
             (begun is None) if not steady or counts[-1] > 16 else (len(begun.masks) == counts[-1])
         )
-        (found,) = ahead._reader.detections(pending)
+        found = ahead.result(launched)
         assert_same(found, host.predict(image, text=PHRASES, threshold=threshold))
         counts.append(len(found))
         # Nothing keeps the memory of more than twice the masks that were found.
@@ -234,24 +374,23 @@ def test_a_read_only_array_is_read_in_place() -> None:
 
 def test_bad_calls(segmenters: Any) -> None:
     device, _ = segmenters
-    with pytest.raises(ShapeError, match="empty list of images"):
-        device.predict([], text="star")
+    assert device.predict([], text="star") == []
     with pytest.raises(SettingError, match=r"batch is 0\. Give at least 1\."):
         list(device.stream(scenes(1), text="star", batch=0))
     with pytest.raises(SettingError, match=r"threshold is 1\.5"):
         device.predict(scenes(1)[0], text="star", threshold=1.5)
-    parts = {name: device._sessions[name] for name in NAMES[:2]}
+    parts = {name: executor_of(device)._sessions[name] for name in NAMES[:2]}
     with pytest.raises(SettingError, match=r"\['detector'\] are missing"):
-        DeviceSegmenter(parts, ImageSpec(size=8), device._text._tokenizer, read_image)
+        like(device, parts)
 
 
 def test_parts_on_two_devices(segmenters: Any) -> None:
     device, _ = segmenters
-    parts = dict(device._sessions)
+    parts = dict(executor_of(device)._sessions)
     parts["text"] = Eager(parts["text"].part)
-    parts["text"].device = torch.device("meta")
+    parts["text"].device = "meta"
     with pytest.raises(SettingError, match=r"one device, got \['cpu', 'meta'\]"):
-        DeviceSegmenter(parts, ImageSpec(size=8), device._text._tokenizer, read_image)
+        like(device, parts)
 
 
 @settings(max_examples=25, deadline=None)
@@ -320,9 +459,9 @@ def test_scores_boxes_and_masks() -> None:
 
 def test_masks_that_cannot_be_made_fail_one_call() -> None:
     collector = ResultReader(CPU, None, "meta")
-    question = Question(phrases=("cat",), sizes_hw=((4, 4),), thresholds=Thresholds())
+    asked = Asked(question=question_from("cat"), sizes_hw=((4, 4),))
     masks_of_one, scores_of_two = torch.zeros(1, 1, 1, 4, 4), torch.ones(1, 1, 2, 5)
-    collector.pending(masks_of_one, scores_of_two, question)
+    collector.pending(masks_of_one, scores_of_two, asked)
     with pytest.raises(IndexError):
         collector.make_room()
     collector.make_room()
@@ -340,13 +479,6 @@ def test_nan_is_not_nothing() -> None:
         detections_from_found(
             found, np.zeros((0, 2, 2), np.bool_), chosen, image=0, labels=("cat",), size_hw=(2, 2)
         )
-
-
-def test_a_bundle_for_arrays_of_the_host_is_not_for_the_device(
-    tiny_bundle: samforge.Bundle,
-) -> None:
-    with pytest.raises(SettingError, match="was built for onnxruntime"):
-        samforge.load_on_device(tiny_bundle)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3])

@@ -11,7 +11,7 @@ from samforge.core.images import ImageSpec
 from samforge.core.session import Array, PartSpec, Session, TensorSpec, checked_tensors
 from samforge.core.timing import Timings
 from samforge.media import read_image
-from samforge.runtime import EncodedImage, PhraseTokenizer, Segmenter
+from samforge.runtime import EncodedImage, PhraseTokenizer, segmenter_from_sessions
 
 SIZE, CONTEXT, WIDTH, QUERIES, MASK = 16, 8, 4, 3, 8
 WORDS = ("[PAD]", "[BOS]", "[EOS]", "[UNK]", "red", "blue", "circle", "star", "visual")
@@ -64,9 +64,10 @@ class Vision(Computed):
         super().__init__("vision", (images,), PYRAMID)
 
     def compute(self, **tensors: Array) -> dict[str, Array]:
-        mean = tensors["images"].mean()
+        mean = tensors["images"].mean((1, 2, 3), keepdims=True)
         return {
-            tensor.name: np.full((1, *tensor.shape[1:]), mean, np.float32) for tensor in PYRAMID
+            tensor.name: np.broadcast_to(mean, (len(mean), *tensor.shape[1:])).copy()
+            for tensor in PYRAMID
         }
 
 
@@ -91,14 +92,14 @@ class Detector(Computed):
 
     def compute(self, **tensors: Array) -> dict[str, Array]:
         word = tensors["text_features"][:, 1, 0]
-        prompts = len(word)
-        logits = np.full((1, prompts, QUERIES), -4, np.float32)
-        logits[0, :, 1] = word - 4
-        boxes = np.zeros((1, prompts, QUERIES, 4), np.float32)
+        images, prompts = len(tensors["fpn_0"]), len(word)
+        logits = np.full((images, prompts, QUERIES), -4, np.float32)
+        logits[:, :, 1] = word - 4
+        boxes = np.zeros((images, prompts, QUERIES, 4), np.float32)
         boxes[..., :] = (0.25, 0.5, 0.75, 1.0)
-        masks = np.full((1, prompts, QUERIES, MASK, MASK), -8, np.float32)
+        masks = np.full((images, prompts, QUERIES, MASK, MASK), -8, np.float32)
         masks[..., 4:, 2:6] = 8
-        presence = np.full((1, prompts), 10, np.float32)
+        presence = np.full((images, prompts), 10, np.float32)
         return {
             "pred_logits": logits,
             "pred_boxes": boxes,
@@ -127,7 +128,9 @@ class Rig:
         if boxes:
             self.sessions["detector_boxes"] = Detector(boxes=True)
         spec = ImageSpec(size=SIZE)
-        self.segmenter = Segmenter(self.sessions, spec, self.tokenizer, read_image, prompt_batch)
+        self.segmenter = segmenter_from_sessions(
+            self.sessions, spec, self.tokenizer, read_image, prompt_batch=prompt_batch
+        )
 
     def calls(self, part: str) -> list[dict[str, Array]]:
         return self.sessions[part].calls
@@ -213,7 +216,7 @@ def test_text_runs_once_for_a_phrase(rig: Rig) -> None:
 
 
 def test_the_cache_forgets_the_least_recent(rig: Rig) -> None:
-    text = rig.segmenter._text
+    text = rig.segmenter._executor._text  # type: ignore[attr-defined]
     text._kept = 2
     for phrase in ("star", "red", "star", "blue", "star", "red"):
         rig.segmenter.predict(IMAGE, text=phrase)
@@ -349,14 +352,14 @@ def test_parts_are_checked_when_put_together(rig: Rig, tmp_path: Path) -> None:
     spec = ImageSpec(size=SIZE)
     without_text = {name: rig.sessions[name] for name in ("vision", "detector")}
     with pytest.raises(SettingError, match=r"\['text'\] are missing"):
-        Segmenter(without_text, spec, rig.tokenizer, read_image)
+        segmenter_from_sessions(without_text, spec, rig.tokenizer, read_image)
     with pytest.raises(ShapeError, match="image size of 16, got 32"):
-        Segmenter(rig.sessions, ImageSpec(size=32), rig.tokenizer, read_image)
+        segmenter_from_sessions(rig.sessions, ImageSpec(size=32), rig.tokenizer, read_image)
     short = PhraseTokenizer(tmp_path / "tokenizer.json", 5, 0)
     with pytest.raises(ShapeError, match="text context of 8, got 5"):
-        Segmenter(rig.sessions, spec, short, read_image)
+        segmenter_from_sessions(rig.sessions, spec, short, read_image)
     with pytest.raises(SettingError, match="prompt_batch is 0"):
-        Segmenter(rig.sessions, spec, rig.tokenizer, read_image, 0)
+        segmenter_from_sessions(rig.sessions, spec, rig.tokenizer, read_image, prompt_batch=0)
 
 
 def test_threads_share_one_segmenter(rig: Rig) -> None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,6 @@ import pytest
 
 import samforge
 from samforge.core.errors import PromptError, SettingError, ShapeError
-from samforge.core.timing import Timings
 from samforge.runtime import Segmenter, Thresholds
 from samforge.runtime.prefetch import Prefetcher
 from samforge.runtime.stream import segment_video
@@ -101,8 +101,16 @@ def test_reading_inference_and_the_caller_overlap() -> None:
     pause = 0.02
 
     class Slow:
-        def predict(self, image: Rgb, *, timings: Timings, **_: object) -> None:
+        overlaps = False
+
+        def take(self, image: Rgb, **_: object) -> Rgb:
+            return image
+
+        def launch(self, image: Rgb, *_: object, **__: object) -> None:
             time.sleep(pause)
+
+        def result(self, launched: object) -> None:
+            return None
 
     def camera() -> Iterator[Rgb]:
         for rgb in pictures(15):
@@ -130,21 +138,21 @@ def test_errors_arrive_in_their_place(segmenter: Segmenter) -> None:
         next(stream)
     frames = [*pictures(1), np.zeros((4, 4), np.float64)]
     with pytest.raises(ShapeError, match="got float64"):
-        list(segment_video(_Checks(segmenter), frames, text="star"))  # type: ignore[arg-type]
+        list(segment_video(_Checks(segmenter), frames, text="star"))
     with pytest.raises(PromptError, match="The list of phrases is empty"):
         segment_video(segmenter, frames, text=[])
     with pytest.raises(SettingError, match=r"ahead is 0\. Give at least 1"):
         segment_video(segmenter, frames, text="star", ahead=0)
 
 
-class _Checks:
+class _Checks(Segmenter):
     def __init__(self, segmenter: Segmenter) -> None:
-        self.segmenter = segmenter
+        super().__init__(segmenter._executor, image_size=32, parts=())
 
-    def predict(self, image: Rgb, **settings: object) -> object:
+    def take(self, image: Any, **settings: Any) -> Any:
         if image.dtype != np.uint8:
             raise ShapeError(f"got {image.dtype}")
-        return self.segmenter.predict(image, **settings)  # type: ignore[call-overload]
+        return super().take(image, **settings)
 
 
 def test_a_dropped_stream_stops_and_closes_its_source(segmenter: Segmenter) -> None:

@@ -47,7 +47,13 @@ from samforge.models.sam3.loading import checkpoint_from_name
 from samforge.models.sam3.meta_names import MetaSource
 from samforge.models.sam3.parts import part_from_checkpoint
 from samforge.models.sources import TorchFileSource
-from samforge.runtime import EncodedImage, PhraseTokenizer, Segmenter, image_bchw_from_rgb
+from samforge.runtime import (
+    EncodedImage,
+    PhraseTokenizer,
+    Segmenter,
+    image_bchw_from_rgb,
+    segmenter_from_sessions,
+)
 from samforge.runtime.postprocess import sigmoid
 
 SIZE = 1008
@@ -184,7 +190,9 @@ def side_from_parts(
     return Side(
         name=f"samforge {precision}",
         sessions=sessions,
-        segmenter=Segmenter(sessions, image, tokenizer, read_image, reference=checkpoint.reference),
+        segmenter=segmenter_from_sessions(
+            sessions, image, tokenizer, read_image, reference=checkpoint.reference
+        ),
         tokenizer=tokenizer,
         image=image,
         end=checkpoint.eos_id,
@@ -217,7 +225,7 @@ def side_from_bundle(path: Path, *, boxes: bool) -> Side:
     return Side(
         name=f"bundle ({manifest.target} {manifest.recipe.get('precision', 'fp32')})",
         sessions=sessions,
-        segmenter=Segmenter(
+        segmenter=segmenter_from_sessions(
             sessions, manifest.image, tokenizer, read_image, reference=manifest.reference
         ),
         tokenizer=tokenizer,

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from samforge.core.devices import CPU, require_kind
 from samforge.core.errors import DamagedBundle, ShapeError
 from samforge.core.session import (
     Array,
@@ -96,6 +97,7 @@ class FakeBackend:
         spec: PartSpec,
         *,
         threads: int | None = None,
+        device: str | None = None,
         options: Mapping[str, str] | None = None,
     ) -> Session:
         """Make a session for the part; nothing in the file matters.
@@ -106,6 +108,7 @@ class FakeBackend:
         """
         checked_threads(threads)
         checked_options(self.name, options, {})
+        require_kind(self.name, device, (CPU,))
         if not path.is_file():
             raise DamagedBundle(f"fake cannot load {path}: there is no such file.")
         return FakeSession(spec=spec)

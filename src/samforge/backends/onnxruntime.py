@@ -14,6 +14,7 @@ import numpy as np
 
 from samforge.backends._onnx_file import notes_from_onnx
 from samforge.core.cpu_flags import CPU_INFO, cpu_flags
+from samforge.core.devices import CPU, require_kind
 from samforge.core.errors import DamagedBundle, ShapeError
 from samforge.core.facts import FACTS_KEY
 from samforge.core.forks import OfOneProcess
@@ -229,16 +230,18 @@ class OnnxRuntimeBackend:
         spec: PartSpec,
         *,
         threads: int | None = None,
+        device: str | None = None,
         options: Mapping[str, str] | None = None,
     ) -> Session:
         """Load an ``.onnx`` file; what its flavour needs stands in the file.
 
         Raises:
             DamagedBundle: The file does not load or is not the part the manifest says.
-            SettingError: An option is given: there is none.
+            SettingError: An option is given: there is none. Or ``device`` is a GPU.
         """
         checked_threads(threads)
         checked_options(self.name, options, {})
+        require_kind(self.name, device, (CPU,))
         return OnnxRuntimeSession(path, spec, threads=threads)
 
 

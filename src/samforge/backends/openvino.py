@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from samforge.backends._onnx_file import notes_from_onnx
+from samforge.core.devices import CPU, require_kind
 from samforge.core.errors import DamagedBundle, MissingExtra, SettingError, ShapeError
 from samforge.core.facts import FACTS_KEY
 from samforge.core.forks import OfOneProcess, keep_in_children
@@ -248,6 +249,7 @@ class OpenVinoBackend:
         spec: PartSpec,
         *,
         threads: int | None = None,
+        device: str | None = None,
         options: Mapping[str, str] | None = None,
     ) -> Session:
         """Load and compile an ``.onnx`` file.
@@ -256,15 +258,17 @@ class OpenVinoBackend:
             path: The file.
             spec: Interface that it must have.
             threads: Processor threads, or None for all that this process may use.
+            device: ``cpu`` or None.
             options: ``precision`` (fp32, bf16, int8, int8-bf16), ``hint`` (latency, throughput) and
                 ``cache`` (a folder for compiled models).
 
         Raises:
             MissingExtra: OpenVINO is not installed.
             DamagedBundle: The file does not load or is not the part the manifest says.
-            SettingError: An option is unknown, or the cache cannot be made.
+            SettingError: An option is unknown, the cache cannot be made, or ``device`` is a GPU.
         """
         checked_threads(threads)
+        require_kind(self.name, device, (CPU,))
         options = checked_options(self.name, options, OPTIONS)
         return OpenVinoSession(path, spec, threads=threads, options=options)
 

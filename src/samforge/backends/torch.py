@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from samforge.backends._archive import note_from_archive
+from samforge.core.devices import CPU, require_kind
 from samforge.core.errors import DamagedBundle, MissingExtra, SettingError, ShapeError
 from samforge.core.facts import FACTS_KEY
 from samforge.core.forks import OfOneProcess
@@ -155,6 +156,7 @@ class TorchBackend:
         spec: PartSpec,
         *,
         threads: int | None = None,
+        device: str | None = None,
         options: Mapping[str, str] | None = None,
     ) -> Session:
         """Load a ``.pt2`` file.
@@ -162,10 +164,11 @@ class TorchBackend:
         Raises:
             MissingExtra: torch is not installed.
             DamagedBundle: The file does not load.
-            SettingError: ``threads`` or an option is given.
+            SettingError: ``threads`` or an option is given, or ``device`` is a GPU.
         """
         checked_threads(threads)
         checked_options(self.name, options, {})
+        require_kind(self.name, device, (CPU,))
         if threads is not None:
             raise SettingError(
                 "torch has one thread count for the whole process. "

@@ -91,6 +91,69 @@ class InspectableSession(Session, Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TensorFormat:
+    """How a device session wants one input in memory."""
+
+    dtype: str
+    """``float32``, ``float16``, ``bfloat16``, …: what was built may take fewer bits than the part's
+    interface says."""
+    channels_last: bool = False
+    """Whether channels come last in memory; row by row otherwise."""
+
+
+@runtime_checkable
+class DeviceSession(Session, Protocol):
+    """A session that also takes tensors where they are: nothing passes through the host."""
+
+    @property
+    def device(self) -> str:
+        """Where its tensors live: ``cuda:0``, ``cpu``."""
+        ...
+
+    @property
+    def formats(self) -> Mapping[str, TensorFormat]:
+        """How it wants every input."""
+        ...
+
+    @property
+    def captures(self) -> bool:
+        """Whether a call may be captured in a CUDA graph of the caller's."""
+        ...
+
+    def run_on_device(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
+        """Run the part once on tensors of ``device``; the call may return before it is done.
+
+        Args:
+            tensors: One for every input, in its format, from any library that speaks DLPack. What
+                the caller has queued for them on the device's current stream comes first.
+
+        Returns:
+            New tensors by output, which speak DLPack or CUDA's array interface. What the caller
+            queues afterwards on that stream sees them.
+
+        Raises:
+            ShapeError: A name, type, shape, device or memory format differs.
+            OutOfMemory: The device has no room for so large a batch.
+        """
+        ...
+
+
+@runtime_checkable
+class BoundedSession(Session, Protocol):
+    """A session that was built for sizes up to some largest."""
+
+    @property
+    def largest(self) -> Mapping[str, int]:
+        """Largest size of its dynamic axes."""
+        ...
+
+
+def largest_of(session: Session, axis: str) -> int | None:
+    """Largest size of an axis that a session takes; None for any."""
+    return session.largest.get(axis) if isinstance(session, BoundedSession) else None
+
+
 class Backend(Protocol):
     """Turns the artifact of a part into a session. One file in ``samforge.backends`` each."""
 
@@ -123,6 +186,7 @@ class Backend(Protocol):
         spec: PartSpec,
         *,
         threads: int | None = None,
+        device: str | None = None,
         options: Mapping[str, str] | None = None,
     ) -> Session:
         """Load one artifact.
@@ -131,6 +195,8 @@ class Backend(Protocol):
             path: The part's main file; side files lie next to it.
             spec: Interface that the artifact must have.
             threads: Processor threads to use, or None for the runtime's own choice.
+            device: ``cpu`` or ``cuda:1``; None takes what the artifact was built for, of several
+                GPUs the first.
             options: Settings of this runtime by name, as a bundle's manifest keeps them. A backend
                 lists those it knows, and refuses others.
         """

@@ -43,6 +43,8 @@ class Target:
     """Packages that bring the module, one for each of its forms: versions decide what is made."""
     extra: str | None
     """The extra of pyproject that installs it, or None when the base install has it."""
+    devices: tuple[str, ...] = ("cpu",)
+    """Of ``cpu`` and ``cuda``, what it can run on."""
     elsewhere: bool = False
     """Whether bundles may run on another machine than the one that built them, and so carry a
     proof along."""
@@ -112,6 +114,7 @@ TENSORRT = Target(
     module="tensorrt",
     distributions=("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
     extra="tensorrt",
+    devices=("cuda",),
     elsewhere=True,
     engine=True,
 )
@@ -125,6 +128,7 @@ TENSORRT_RTX = Target(
     module="tensorrt_rtx",
     distributions=("tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx"),
     extra="tensorrt-rtx",
+    devices=("cuda",),
     elsewhere=True,
     engine=True,
 )
@@ -138,6 +142,7 @@ INDUCTOR = Target(
     module="torch",
     distributions=("torch", "triton"),
     extra="build",
+    devices=("cuda", "cpu"),
     elsewhere=True,
 )
 TORCH = Target(

@@ -2,7 +2,7 @@
 
 from samforge.core.manifest import PROOF_NAME
 from samforge.measure.accuracy import Accuracy
-from samforge.measure.batches import PIPELINE, PartsAlone, SegmentingBatch
+from samforge.measure.batches import PartsAlone
 from samforge.measure.cgf1 import CgF1
 from samforge.measure.gates import (
     check_cgf1,
@@ -51,7 +51,6 @@ from samforge.measure.verdict import Verdict, check_verdict
 from samforge.measure.witness import Witness, finite
 
 __all__ = [
-    "PIPELINE",
     "PROOF_NAME",
     "Accuracy",
     "BodyMesh",
@@ -69,7 +68,6 @@ __all__ = [
     "Regions",
     "ReportData",
     "SegmenterAccuracy",
-    "SegmentingBatch",
     "StageLatency",
     "Subject",
     "Verdict",

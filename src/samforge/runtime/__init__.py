@@ -1,9 +1,11 @@
 """From sessions to detections: preprocessing, prompting, post-processing. No torch."""
 
+from samforge.runtime.choose import segmenter_from_sessions
+from samforge.runtime.executor import EncodedImage, Question
 from samforge.runtime.features import FeatureExtractor, Features, FeatureStatistics
 from samforge.runtime.postprocess import RawDetections, Thresholds, detections_from_raw
 from samforge.runtime.preprocess import image_bchw_from_rgb
-from samforge.runtime.segmenter import EncodedImage, Segmenter
+from samforge.runtime.segmenter import Segmenter, question_from
 from samforge.runtime.stream import SegmentedFrame, segment_video
 from samforge.runtime.tokenize import PhraseTokenizer
 
@@ -13,11 +15,14 @@ __all__ = [
     "FeatureStatistics",
     "Features",
     "PhraseTokenizer",
+    "Question",
     "RawDetections",
     "SegmentedFrame",
     "Segmenter",
     "Thresholds",
     "detections_from_raw",
     "image_bchw_from_rgb",
+    "question_from",
     "segment_video",
+    "segmenter_from_sessions",
 ]

@@ -1,121 +1,91 @@
-"""Finds what phrases or boxes name in images."""
+"""Finds what phrases or boxes name in images, on whatever runs the parts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar, overload
+from collections.abc import Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import Any, Self, TypeAlias, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from samforge.core.detections import Detections
-from samforge.core.errors import PromptError, SettingError, ShapeError
-from samforge.core.images import ImageSource, ImageSpec, RgbImage
-from samforge.core.reference import META
-from samforge.core.session import Array, PartSpec, Session
+from samforge.core.errors import InputError, OutOfMemory, PromptError, SettingError, ShapeError
+from samforge.core.images import ImageSource
 from samforge.core.timing import Timings
-from samforge.runtime.postprocess import RawDetections, Thresholds, detections_from_raw
-from samforge.runtime.preprocess import image_bchw_from_rgb
-from samforge.runtime.prompts import Exemplars, exemplars_from_boxes, phrases_from_text
-from samforge.runtime.text_cache import TextEncoder
-from samforge.runtime.tokenize import PhraseTokenizer
-
-_MASK_BYTES = 512 << 20  # of pred_masks in one detector call
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class EncodedImage:
-    """What the vision part makes of one image: prompt it as often as you like."""
-
-    features: Mapping[str, Array]
-    """Every output of the part: ``fpn_0``, ``fpn_1``, ``fpn_2``, each (1, D, h, w), finest first,
-    and ``class_token`` (1, 1, D) where Meta's code is the reference."""
-    size_hw: tuple[int, int]
-    """Height and width of the image that was read, pixels."""
-    image_size: int
-    """Side of the square the image was squashed to, pixels."""
-
+from samforge.runtime.executor import EncodedImage, Executor, Question, Ready, TakenImage
+from samforge.runtime.postprocess import Thresholds
+from samforge.runtime.prefetch import Prefetcher
+from samforge.runtime.prompts import exemplars_from_boxes, phrases_from_text
 
 Prompted: TypeAlias = ImageSource | EncodedImage
 AnyPrompted = TypeVar("AnyPrompted", bound=Prompted)  # lists are invariant: list[Path] counts too
+Scores: TypeAlias = float | Sequence[float]
+"""One threshold, or one for each phrase."""
 
 
 class Segmenter:
-    """Finds what phrases or boxes name in images, with sessions of SAM 3's parts.
+    """Finds what phrases or boxes name in images.
 
-    Safe to use from several threads when its sessions are.
+    Its calls, errors and results are the same on the processor and on a GPU. Safe to use from
+    several threads: on the processor they run side by side when the sessions can, on a GPU calls
+    follow one another.
     """
 
-    def __init__(
-        self,
-        sessions: Mapping[str, Session],
-        image: ImageSpec,
-        tokenizer: PhraseTokenizer,
-        read_image: Callable[[ImageSource], RgbImage],
-        prompt_batch: int | None = None,
-        reference: str = META,
-    ) -> None:
-        """Keep what runs a model.
+    def __init__(self, executor: Executor, *, image_size: int, parts: Iterable[str]) -> None:
+        """Use what runs the parts; ``samforge.load`` makes both.
 
         Args:
-            sessions: By part: ``vision``, ``text``, ``detector`` and, for boxes,
-                ``detector_boxes``.
-            image: How the model wants its images.
-            tokenizer: Of the same context length as the text part.
-            read_image: Gives any source as uint8 (H, W, 3): ``samforge.media.read_image``.
-            prompt_batch: Most phrases in one detector call; None keeps its masks within 512 MiB.
-            reference: Whose masks: see ``postprocess.mask_limit``.
-
-        Raises:
-            SettingError: A part is missing, or ``prompt_batch`` is below 1.
-            ShapeError: The vision or the text part was built for other sizes.
+            executor: Takes images to detections.
+            image_size: Side of the square that images are squashed to, pixels.
+            parts: What it runs; boxes need ``detector_boxes``.
         """
-        missing = [part for part in ("vision", "text", "detector") if part not in sessions]
-        if missing:
-            raise SettingError(
-                f"A segmenter needs the parts vision, text and detector, {missing} are missing "
-                f"(there are {sorted(sessions)}). Build the bundle again with them."
-            )
-        if prompt_batch is not None and prompt_batch < 1:
-            raise SettingError(f"prompt_batch is {prompt_batch}. Give at least 1, or None.")
-        _check_axis(sessions["vision"].spec, "images", -1, image.size, "image size")
-        _check_axis(sessions["text"].spec, "input_ids", -1, tokenizer.context, "text context")
-        self._sessions = dict(sessions)
-        self._image = image
-        self._read_image = read_image
-        self._prompt_batch = prompt_batch
-        self._reference = reference
-        text_batch = _fixed_axis(sessions["text"].spec, "input_ids", 0) or prompt_batch
-        self._text = TextEncoder(sessions["text"], tokenizer, batch=text_batch)
+        self._executor = executor
+        self._image_size = image_size
+        self._parts = tuple(sorted(parts))
+        self._closed = False
+
+    @property
+    def device(self) -> str:
+        """Where everything between a picture and its masks runs: ``cpu``, ``cuda:0``.
+
+        ``cpu`` as well where a GPU runs the parts and arrays of the host go in and out.
+        """
+        return self._executor.device
+
+    @property
+    def processor(self) -> str:
+        """Where the parts run and by which way, in words."""
+        return self._executor.processor
 
     def forget_phrases(self) -> None:
         """Drop the features of phrases seen so far: the next call encodes its text again."""
-        self._text.forget()
+        self._executor.forget_text()
+
+    def encode_phrases(self, text: str | Sequence[str], *, timings: Timings | None = None) -> None:
+        """Encode phrases ahead of the first image that they are asked of.
+
+        Raises:
+            PromptError: A phrase is not usable.
+        """
+        self._require_open()
+        self._executor.encode_text(phrases_from_text(text, has_boxes=False), timings)
 
     def encode(self, image: ImageSource, *, timings: Timings | None = None) -> EncodedImage:
         """Run the vision part on one image, to prompt it several times.
 
         Args:
-            image: A path, the bytes of an image file, a Pillow image or an RGB array.
+            image: A path, the bytes of an image file, a Pillow image, an RGB array (H, W, 3), or
+                an uint8 tensor of that shape on the host or on :attr:`device`.
             timings: Collects the stages ``decode``, ``preprocess`` and ``vision``.
 
         Raises:
             ImageError: The image cannot be read.
+            OutOfMemory: The GPU has no room for it.
         """
-        timings = Timings() if timings is None else timings
-        vision = self._sessions["vision"]
-        with timings.stage("decode"):
-            rgb = self._read_image(image)
-        with timings.stage("preprocess"):
-            image_bchw = image_bchw_from_rgb(rgb, self._image)
-        with timings.stage("vision", vision.processor):
-            out = vision.run({"images": image_bchw})
-        return EncodedImage(
-            features=dict(out),
-            size_hw=(rgb.shape[0], rgb.shape[1]),
-            image_size=self._image.size,
-        )
+        self._require_open()
+        taken = self._executor.take(image, own=False, timings=timings)
+        return self._executor.encode(taken, timings)
 
     @overload
     def predict(
@@ -125,7 +95,7 @@ class Segmenter:
         text: str | Sequence[str] | None = None,
         boxes_xyxy: npt.ArrayLike | None = None,
         box_labels: npt.ArrayLike | None = None,
-        threshold: float = 0.5,
+        threshold: Scores = 0.5,
         mask_threshold: float = 0.5,
         timings: Timings | None = None,
     ) -> Detections: ...
@@ -138,7 +108,7 @@ class Segmenter:
         text: str | Sequence[str] | None = None,
         boxes_xyxy: npt.ArrayLike | None = None,
         box_labels: npt.ArrayLike | None = None,
-        threshold: float = 0.5,
+        threshold: Scores = 0.5,
         mask_threshold: float = 0.5,
         timings: Timings | None = None,
     ) -> list[Detections]: ...
@@ -150,18 +120,20 @@ class Segmenter:
         text: str | Sequence[str] | None = None,
         boxes_xyxy: npt.ArrayLike | None = None,
         box_labels: npt.ArrayLike | None = None,
-        threshold: float = 0.5,
+        threshold: Scores = 0.5,
         mask_threshold: float = 0.5,
         timings: Timings | None = None,
     ) -> Detections | list[Detections]:
         """Find what a phrase or boxes name in one image or in each of a list.
 
+        Images of a list run as batches, as large as pays where they run.
+
         Args:
-            image: An image, an ``EncodedImage``, or a list of them.
+            image: An image, an ``EncodedImage``, or a list of them, which may differ in size.
             text: One or more noun phrases; each is looked for by itself, a repeated one once.
             boxes_xyxy: (K, 4), pixels of the one image: examples of what to find.
             box_labels: (K,), 1 (find this) or 0 (leave this out); None for all 1.
-            threshold: Detections score above it.
+            threshold: Detections score above it; one number, or one for each phrase.
             mask_threshold: Pixels of a mask have a probability above it.
             timings: Collects the time of each stage.
 
@@ -171,126 +143,257 @@ class Segmenter:
         Raises:
             PromptError: There is nothing to find, or a phrase, a box or a label is not usable.
             SettingError: A threshold is outside 0 to 1, or boxes need a part that is not there.
-            ImageError: An image cannot be read.
-            ShapeError: An ``EncodedImage`` is of another image size.
+            ImageError: An image cannot be read; of a list, its position is named.
+            ShapeError: An ``EncodedImage`` is of another image size or device.
             FidelityError: The model's output holds NaN.
+            OutOfMemory: The GPU has no room for the batch.
         """
-        timings = Timings() if timings is None else timings
-        thresholds = Thresholds(score=threshold, mask=mask_threshold)
+        self._require_open()
         has_boxes = boxes_xyxy is not None
         if box_labels is not None and not has_boxes:
             raise PromptError("box_labels came without boxes_xyxy. Give the boxes they belong to.")
-        phrases = phrases_from_text(text, has_boxes=has_boxes)
-        if has_boxes:
-            self._require_boxes_part()
-        if not isinstance(image, (list, tuple)):
-            encoded = self._encoded(image, timings)
-            exemplars = None
-            if boxes_xyxy is not None:
-                exemplars = exemplars_from_boxes(boxes_xyxy, box_labels, encoded.size_hw)
-            return self._detections(encoded, phrases, exemplars, thresholds, timings)
-        if has_boxes:
-            raise PromptError(
-                f"Boxes go with one image, got a list of {len(image)}. Call predict for each image."
-            )
-        return [
-            self._detections(self._encoded(one, timings), phrases, None, thresholds, timings)
-            for one in image
-        ]
-
-    def _require_boxes_part(self) -> None:
-        if "detector_boxes" not in self._sessions:
+        question = question_from(text, threshold, mask_threshold, has_boxes=has_boxes)
+        if has_boxes and "detector_boxes" not in self._parts:
             raise SettingError(
-                "Boxes need the part detector_boxes, this bundle has "
-                f"{', '.join(sorted(self._sessions))}. Build it again with detector_boxes among "
-                "the recipe's parts, or prompt it with text."
+                f"Boxes need the part detector_boxes, this bundle has {', '.join(self._parts)}. "
+                "Build it again with detector_boxes among the recipe's parts, or prompt it with "
+                "text."
             )
+        if isinstance(image, (list, tuple)):
+            if has_boxes:
+                raise PromptError(
+                    f"Boxes go with one image, got a list of {len(image)}. "
+                    "Call predict for each image."
+                )
+            return list(self._pipelined(self._batches(image, timings), question, timings))
+        ready = self._ready(image, timings)
+        if boxes_xyxy is not None:
+            question = Question(
+                phrases=question.phrases,
+                thresholds=question.thresholds,
+                exemplars=exemplars_from_boxes(boxes_xyxy, box_labels, ready.size_hw),
+            )
+        return self.result(self.launch(ready, question, timings))
 
-    def _encoded(self, image: Prompted, timings: Timings) -> EncodedImage:
+    def stream(
+        self,
+        images: Iterable[ImageSource],
+        *,
+        text: str | Sequence[str],
+        threshold: Scores = 0.5,
+        mask_threshold: float = 0.5,
+        batch: int = 1,
+    ) -> Iterator[Detections]:
+        """Find what phrases name in image after image, reading ahead.
+
+        The next images are read while one is segmented; on a GPU they are uploaded and queued
+        behind it, and their kernels run while its masks come down. Images may be of different
+        sizes. Other calls may come between its results, and change none of them.
+
+        Args:
+            images: Any number of images; each is read when its turn comes. An iterator may fill
+                the same memory again and again, pinned or on the device: an image is taken over
+                before the next is asked for.
+            text: One or more noun phrases, the same for all.
+            threshold: Detections score above it; one number, or one for each phrase.
+            mask_threshold: Pixels of a mask have a probability above it.
+            batch: Images in one call of the parts.
+
+        Yields:
+            The detections of each image, in order.
+
+        Raises:
+            PromptError: There is nothing to find.
+            SettingError: ``batch`` is below 1, or a threshold is outside 0 to 1.
+            ShapeError: The parts were built for fewer images in a call.
+        """
+        self._require_open()
+        if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+            raise SettingError(f"batch is {batch!r:.40}. Give at least 1.")
+        question = question_from(text, threshold, mask_threshold, has_boxes=False)
+        return self._streamed(images, question, batch)
+
+    def launch(
+        self,
+        image: Ready,
+        question: Question,
+        timings: Timings | None = None,
+        *,
+        alone: bool = True,
+    ) -> Any:
+        """Begin with one image, for whoever does something else meanwhile.
+
+        Args:
+            image: What :meth:`take` or :meth:`encode` gave.
+            question: See :func:`question_from`.
+            timings: Collects the stages.
+            alone: Whether nothing else is launched before its result is asked for.
+
+        Returns:
+            What :meth:`result` takes.
+        """
+        self._require_open()
+        return self._executor.start([image], question, timings, alone=alone)
+
+    def result(self, launched: Any) -> Detections:
+        """Wait for what was launched."""
+        return self._executor.finish(launched)[0]
+
+    def take(
+        self, image: ImageSource, *, own: bool = False, timings: Timings | None = None
+    ) -> TakenImage:
+        """Read an image for :meth:`launch`.
+
+        Args:
+            image: Any source of an image.
+            own: Whether its memory may be filled again before it is launched.
+            timings: Takes the stage ``decode``.
+        """
+        self._require_open()
+        return self._executor.take(image, own=own, timings=timings)
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether what is launched runs beside the caller."""
+        return self._executor.overlaps
+
+    def close(self) -> None:
+        """Free the parts. Results that were given stay; no further call is possible."""
+        if not self._closed:
+            self._closed = True
+            self._executor.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise ShapeError("The segmenter is closed. Load the bundle again.")
+
+    def _ready(self, image: Any, timings: Timings | None) -> Ready:
         if not isinstance(image, EncodedImage):
-            return self.encode(image, timings=timings)
-        if image.image_size != self._image.size:
+            return self._executor.take(image, own=False, timings=timings)
+        if image.image_size != self._image_size:
             raise ShapeError(
-                f"This segmenter works at an image size of {self._image.size}, the image was "
+                f"This segmenter works at an image size of {self._image_size}, the image was "
                 f"encoded at {image.image_size}. Encode it with this segmenter."
+            )
+        if image.device != self.device:
+            raise ShapeError(
+                f"This segmenter keeps features on {self.device}, the image was encoded on "
+                f"{image.device}. Encode it with this segmenter."
             )
         return image
 
-    def _detections(
-        self,
-        encoded: EncodedImage,
-        phrases: tuple[str, ...],
-        exemplars: Exemplars | None,
-        thresholds: Thresholds,
-        timings: Timings,
-    ) -> Detections:
-        """Run the detector on one image, some phrases at a time."""
-        detector = self._sessions["detector" if exemplars is None else "detector_boxes"]
-        wanted = {tensor.name for tensor in detector.spec.inputs}
-        tensors = {name: array for name, array in encoded.features.items() if name in wanted}
-        if exemplars is not None:
-            tensors |= exemplars.tensors(_fixed_axis(detector.spec, "boxes_cxcywh", 2))
-        features, mask = self._text.features(phrases, timings)
-        found = []
-        step = self._prompt_batch or _prompts_within(detector.spec)
-        for start in range(0, len(phrases), step):
-            part = slice(start, start + step)
-            tensors |= {"text_features": features[part], "text_mask": mask[part]}
-            with timings.stage("detector", detector.processor):
-                out = detector.run(tensors)
-            with timings.stage("post-process"):
-                for i, phrase in enumerate(phrases[part]):
-                    raw = RawDetections(
-                        logits=out["pred_logits"][0, i],
-                        boxes=out["pred_boxes"][0, i],
-                        masks=out["pred_masks"][0, i],
-                        presence_logit=float(out["presence_logit"][0, i]),
-                    )
-                    size_hw = encoded.size_hw
-                    found.append(
-                        detections_from_raw(
-                            raw,
-                            label=phrase,
-                            size_hw=size_hw,
-                            thresholds=thresholds,
-                            reference=self._reference,
-                        )
-                    )
-        with timings.stage("post-process"):
-            return Detections.concatenate(found)
+    def _batches(self, images: Sequence[Any], timings: Timings | None) -> Iterator[list[Ready]]:
+        """Neighbours that go in one call: as many as pay, all of them encoded or none."""
+        group: list[Ready] = []
+        for index, image in enumerate(images):
+            try:
+                ready = self._ready(image, timings)
+            except InputError as error:
+                raise type(error)(f"Image {index} of the list: {error}") from error
+            kind = isinstance(ready, EncodedImage)
+            full = len(group) == self._executor.most_images
+            if group and (full or isinstance(group[0], EncodedImage) != kind):
+                yield group
+                group = []
+            group.append(ready)
+        if group:
+            yield group
+
+    def _pipelined(
+        self, groups: Iterable[list[Ready]], question: Question, timings: Timings | None
+    ) -> Iterator[Detections]:
+        """Start each group before the last one's results are waited for, where that helps."""
+        running: Any = None
+        for group in groups:
+            self._require_open()
+            before, running = (
+                running,
+                self._executor.start(group, question, timings, alone=not self._executor.overlaps),
+            )
+            if before is not None:
+                yield from self._executor.finish(before)
+            if not self._executor.overlaps:
+                yield from self._executor.finish(running)
+                running = None
+        if running is not None:
+            yield from self._executor.finish(running)
+
+    def _streamed(
+        self, images: Iterable[ImageSource], question: Question, batch: int
+    ) -> Iterator[Detections]:
+        groups = _groups(self._taken(images), batch)
+        if self._executor.overlaps:
+            yield from self._pipelined(groups, question, None)
+            return
+        with Prefetcher(groups, ahead=1, name="read") as ahead:
+            yield from self._pipelined(ahead, question, None)
+
+    def _taken(self, images: Iterable[ImageSource]) -> Iterator[Ready]:
+        """Take each image over before the next is asked for: it may come in the same memory."""
+        own = not isinstance(images, (list, tuple))
+        for index, image in enumerate(images):
+            try:
+                yield self._executor.take(image, own=own, timings=None)
+            except (InputError, OutOfMemory) as error:
+                raise type(error)(f"Image {index} of the stream: {error}") from error
 
 
-def _axis(spec: PartSpec, name: str, axis: int) -> int | str:
-    for tensor in (*spec.inputs, *spec.outputs):
-        if tensor.name == name:
-            return tensor.shape[axis]
-    raise ShapeError(f"The part {spec.name} has no tensor {name}. Build the bundle again.")
+def question_from(
+    text: str | Sequence[str] | None,
+    threshold: Scores = 0.5,
+    mask_threshold: float = 0.5,
+    *,
+    has_boxes: bool = False,
+) -> Question:
+    """Check what is asked.
 
+    Args:
+        text: One or more noun phrases; None where boxes alone say what to find.
+        threshold: One for all phrases, or one for each.
+        mask_threshold: Of masks.
+        has_boxes: Whether boxes come with it.
 
-def _fixed_axis(spec: PartSpec, name: str, axis: int) -> int | None:
-    size = _axis(spec, name, axis)
-    return size if isinstance(size, int) else None
-
-
-def _check_axis(spec: PartSpec, name: str, axis: int, size: int, what: str) -> None:
-    built = _fixed_axis(spec, name, axis)
-    if built not in (None, size):
-        raise ShapeError(
-            f"The part {spec.name} was built for a {what} of {built}, got {size}. "
-            "Use the settings in the bundle's manifest."
-        )
-
-
-def _prompts_within(spec: PartSpec) -> int:
-    """Phrases in one call so that ``pred_masks`` (batch, prompts, Q, h, w) stays in bounds.
-
-    As many as the part was built for, where that is fixed; one where Q, h, w are not known.
+    Raises:
+        PromptError: There is nothing to find, or there are more or fewer thresholds than phrases.
+        SettingError: A threshold is outside 0 to 1.
     """
-    fixed = _fixed_axis(spec, "text_features", 0)
-    if fixed is not None:
-        return fixed
-    sizes = [_fixed_axis(spec, "pred_masks", axis) for axis in (2, 3, 4)]
-    if None in sizes:
-        return 1
-    one = 4 * int(np.prod([size for size in sizes if size is not None], dtype=np.int64))
-    return max(1, _MASK_BYTES // one)
+    phrases = phrases_from_text(text, has_boxes=has_boxes)
+    if isinstance(threshold, Sequence | np.ndarray) and not isinstance(threshold, str):
+        listed = [text] if text is None or isinstance(text, str) else list(text)
+        if len(threshold) != len(listed):
+            raise PromptError(
+                f"There are {len(listed)} phrases and {len(threshold)} thresholds. Give one "
+                "threshold for all, or one for each phrase."
+            )
+        first: dict[Any, float] = {}
+        for phrase, score in zip(listed, threshold, strict=True):
+            first.setdefault(phrase, score)
+        scores = list(first.values())
+    else:
+        scores = [threshold] * len(phrases)
+    return Question(
+        phrases=phrases,
+        thresholds=tuple(Thresholds(score=score, mask=mask_threshold) for score in scores),
+    )
+
+
+def _groups(images: Iterable[Ready], size: int) -> Iterator[list[Ready]]:
+    group: list[Ready] = []
+    for image in images:
+        group.append(image)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group

@@ -8,7 +8,7 @@ import dataclasses
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -17,10 +17,10 @@ from samforge.core.errors import SamforgeError, ShapeError
 from samforge.core.images import RgbImage
 from samforge.core.native import error_of_item
 from samforge.core.timing import Timings
+from samforge.runtime.executor import Question
 from samforge.runtime.postprocess import Thresholds
 from samforge.runtime.prefetch import Prefetcher
-from samforge.runtime.prompts import phrases_from_text
-from samforge.runtime.segmenter import Segmenter
+from samforge.runtime.segmenter import Segmenter, question_from
 
 
 class Picture(Protocol):
@@ -88,10 +88,10 @@ def segment_video(
         PromptError: There is nothing to find.
         SettingError: ``ahead`` is below 1.
     """
-    phrases = phrases_from_text(text, has_boxes=False)
     thresholds = thresholds or Thresholds()
+    question = question_from(text, thresholds.score, thresholds.mask)
     read = Prefetcher(_timed(frames), ahead=ahead, name="read")
-    segmented = _segmented(segmenter, read, phrases, thresholds, isolate=isolate)
+    segmented = _segmented(segmenter, read, question, isolate=isolate)
     return Prefetcher(segmented, ahead=ahead, name="segment")
 
 
@@ -140,31 +140,66 @@ def _copy(frame: AnyFrame) -> AnyFrame:
     return twin
 
 
+@dataclass(kw_only=True, slots=True)
+class _Shot(Generic[AnyFrame]):
+    """A frame on its way."""
+
+    frame: AnyFrame
+    timings: Timings
+    launched: Any = None
+    problem: SamforgeError | None = None
+
+
 def _segmented(
     segmenter: Segmenter,
     read: Prefetcher[tuple[AnyFrame, Timings]],
-    phrases: Sequence[str],
-    thresholds: Thresholds,
+    question: Question,
     *,
     isolate: bool,
 ) -> Iterator[SegmentedFrame[AnyFrame]]:
+    """Launch each frame before the last one's result is waited for, where that helps."""
     with read:
+        running: _Shot[AnyFrame] | None = None
         for frame, timings in read:
-            rgb = frame if isinstance(frame, np.ndarray) else frame.image_rgb
-            problem = None
-            try:
-                detections = segmenter.predict(
-                    rgb,
-                    text=phrases,
-                    threshold=thresholds.score,
-                    mask_threshold=thresholds.mask,
-                    timings=timings,
-                )
-            except Exception as error:
-                if not isolate:
-                    raise
-                problem = error_of_item(error)
-                detections = Detections.empty((rgb.shape[0], rgb.shape[1]))
-            yield SegmentedFrame(
-                frame=frame, detections=detections, timings=timings, problem=problem
-            )
+            before, running = running, _launched(segmenter, frame, timings, question, isolate)
+            if before is not None:
+                yield _result(segmenter, before, isolate)
+            if not segmenter.overlaps:
+                yield _result(segmenter, running, isolate)
+                running = None
+        if running is not None:
+            yield _result(segmenter, running, isolate)
+
+
+def _launched(
+    segmenter: Segmenter, frame: AnyFrame, timings: Timings, question: Question, isolate: bool
+) -> _Shot[AnyFrame]:
+    shot = _Shot(frame=frame, timings=timings)
+    try:
+        own = Timings()  # what waiting for the stream took stands under "decode" already
+        image = segmenter.take(_pixels(frame), timings=own)
+        shot.launched = segmenter.launch(image, question, timings, alone=not segmenter.overlaps)
+    except Exception as error:
+        if not isolate:
+            raise
+        shot.problem = error_of_item(error)
+    return shot
+
+
+def _result(segmenter: Segmenter, shot: _Shot[AnyFrame], isolate: bool) -> SegmentedFrame[AnyFrame]:
+    rgb = _pixels(shot.frame)
+    detections = Detections.empty((rgb.shape[0], rgb.shape[1]))
+    if shot.problem is None:
+        try:
+            detections = segmenter.result(shot.launched)
+        except Exception as error:
+            if not isolate:
+                raise
+            shot.problem = error_of_item(error)
+    return SegmentedFrame(
+        frame=shot.frame, detections=detections, timings=shot.timings, problem=shot.problem
+    )
+
+
+def _pixels(frame: RgbImage | Picture) -> RgbImage:
+    return frame if isinstance(frame, np.ndarray) else frame.image_rgb

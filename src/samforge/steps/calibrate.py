@@ -25,7 +25,7 @@ from samforge.measure.asking import ask
 from samforge.measure.packed import PackedDetections, pack, packed_from_dict
 from samforge.measure.witness import Witness, save_witness
 from samforge.media import read_image
-from samforge.runtime import Segmenter, image_bchw_from_rgb
+from samforge.runtime import Segmenter, image_bchw_from_rgb, segmenter_from_sessions
 from samforge.steps.context import BuildContext, StepOutput
 from samforge.steps.images import DRAWN, calibration_images, first_tried, trial_images
 from samforge.steps.phrases import tokenizer_of
@@ -114,7 +114,7 @@ def segmenter_of(context: BuildContext, sessions: Mapping[str, Session]) -> Segm
             f"real images: {', '.join(missing)} must be built with it. Leave --part out."
         )
     # An engine takes no more phrases in one call than it was built for.
-    return Segmenter(
+    return segmenter_from_sessions(
         sessions,
         context.model.image,
         tokenizer_of(context),

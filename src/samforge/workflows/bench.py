@@ -9,24 +9,27 @@ from typing import TypeAlias
 
 import numpy as np
 
-from samforge.assembly import session_from_bundle, tokenizer_from_bundle
+from samforge.assembly import load, session_from_bundle
 from samforge.backends import backend_from_name
 from samforge.core.bundle import Bundle, open_bundle
+from samforge.core.devices import AUTO, checked_device
 from samforge.core.errors import SettingError
 from samforge.core.images import RgbImage
 from samforge.core.session import Session
+from samforge.core.timing import Timings
 from samforge.measure import (
-    PIPELINE,
     Budget,
     Latency,
     PartsAlone,
-    SegmentingBatch,
+    Samples,
     StageLatency,
     Subject,
     latency_from_samples,
     measure_in_turn,
 )
 from samforge.models import tiny
+from samforge.runtime import Segmenter
+from samforge.runtime.executor import PARTS
 from samforge.workflows.memory import Weight, weigh
 from samforge.workflows.watching import Done, Note, unread, unseen
 
@@ -99,6 +102,8 @@ class BenchPlan:
     """Which of the bundles has a speed-up of 1."""
     image: RgbImage | None = None
     """Input, or None for drawn scenes (tiny) or noise (others)."""
+    device: str = AUTO
+    """Where to run, as ``samforge.load`` takes it."""
     threads: int | None = None
     """Processor threads, or None for each runtime's own choice."""
     memory: bool = True
@@ -112,6 +117,7 @@ def bench(  # noqa: PLR0913  every size and limit has a default
     prompts: Sequence[int] = (1,),
     budget: Budget = DEFAULT_BUDGET,
     image: RgbImage | None = None,
+    device: str = AUTO,
     threads: int | None = None,
     memory: bool = True,
     done: Done = unseen,
@@ -126,6 +132,7 @@ def bench(  # noqa: PLR0913  every size and limit has a default
         prompts: Phrases asked of an image; each number is measured.
         budget: How long.
         image: Input, or None for drawn scenes (tiny) or noise (others).
+        device: Where to run, as ``samforge.load`` takes it.
         threads: Processor threads, or None for each runtime's own choice.
         memory: Whether to measure memory too, for which each bundle is loaded once more.
         done: Called after each round.
@@ -148,6 +155,7 @@ def bench(  # noqa: PLR0913  every size and limit has a default
         budget=budget,
         baseline=baseline_among(opened),
         image=image,
+        device=device,
         threads=threads,
         memory=memory,
     )
@@ -171,7 +179,9 @@ def rows_of(plan: BenchPlan, *, done: Done, note: Note) -> tuple[BenchRow, ...]:
     subjects: dict[tuple[int, Case, str], Subject] = {}
     weights = [_weight(bundle, plan, note) for bundle in plan.bundles]
     for number, bundle in enumerate(plan.bundles):
-        own = subjects_from_bundle(bundle, plan.cases, plan.image, threads=plan.threads)
+        own = subjects_from_bundle(
+            bundle, plan.cases, plan.image, device=plan.device, threads=plan.threads
+        )
         subjects |= {(number, *key): subject for key, subject in own.items()}
     samples = measure_in_turn(subjects, plan.budget, done=done)
     rows = []
@@ -190,12 +200,19 @@ def rows_of(plan: BenchPlan, *, done: Done, note: Note) -> tuple[BenchRow, ...]:
                     total=total,
                     images_per_second=case.batch * 1e3 / total.mean_ms,
                     speed_up=base.median_ms / total.median_ms,
-                    stages=whole.stages() + (text.stages() if text is not None else ()),
+                    stages=_stages(whole, text),
                     size_bytes=size_of_parts(bundle),
                     weight=weights[number],
                 )
             )
     return tuple(rows)
+
+
+def _stages(whole: Samples, text: Samples | None) -> tuple[StageLatency, ...]:
+    """Stages of the way to the masks, then the text that is known there."""
+    if text is None:
+        return whole.stages()
+    return (*(one for one in whole.stages() if one.stage != TEXT), *text.stages())
 
 
 def _weight(bundle: Bundle, plan: BenchPlan, note: Callable[[str], None]) -> Weight | None:
@@ -206,6 +223,7 @@ def _weight(bundle: Bundle, plan: BenchPlan, note: Callable[[str], None]) -> Wei
         bundle.root,
         batch=largest.batch,
         prompts=largest.prompts,
+        device=plan.device,
         threads=plan.threads,
         digest=bundle.digest,
     )
@@ -220,39 +238,62 @@ def subjects_from_bundle(
     cases: Sequence[Case],
     image: RgbImage | None,
     *,
+    device: str = AUTO,
     threads: int | None = None,
 ) -> dict[Key, Subject]:
     """Load a bundle and prepare what is measured of it.
 
-    A bundle with the parts of a segmenter is taken from images to masks; of others, each part runs
-    by itself on made-up inputs.
+    A bundle with the parts of a segmenter is taken from images to masks by ``Segmenter.predict``;
+    of others, each part runs by itself on made-up inputs.
 
     Raises:
         MissingExtra: Its runtime is not installed.
+        SettingError: It does not run on ``device``.
     """
     manifest = bundle.manifest
-    whole = manifest.text is not None and set(PIPELINE) <= set(manifest.parts)
-    names = PIPELINE if whole else tuple(manifest.parts)
-    sessions: dict[str, Session] = {
-        name: session_from_bundle(bundle, name, threads=threads) for name in names
-    }
+    if manifest.text is None or not set(PARTS) <= set(manifest.parts):
+        where = checked_device(device)
+        sessions: dict[str, Session] = {
+            name: session_from_bundle(bundle, name, device=where, threads=threads)
+            for name in manifest.parts
+        }
+        return {
+            (case, WHOLE): PartsAlone(sessions, batch=case.batch, prompts=case.prompts).run
+            for case in cases
+        }
+    segmenter = load(bundle, device=device, threads=threads)
+    known = phrases_for(manifest.model, max(case.prompts for case in cases))
+    segmenter.encode_phrases(known)
     subjects: dict[Key, Subject] = {}
     for case in cases:
-        if manifest.text is None or not whole:
-            alone = PartsAlone(sessions, batch=case.batch, prompts=case.prompts)
-            subjects[case, WHOLE] = alone.run
-            continue
-        tokenizer = tokenizer_from_bundle(bundle)
-        pipeline = SegmentingBatch(
-            sessions,
-            manifest.image,
-            tokenizer,
+        subject = _Predicting(
+            segmenter=segmenter,
             images=images_for(manifest.model, case.batch, image),
             phrases=phrases_for(manifest.model, case.prompts),
-            reference=manifest.reference,
+            known=known,
         )
-        subjects[case, WHOLE], subjects[case, TEXT] = pipeline.segment, pipeline.encode_text
+        subjects[case, WHOLE], subjects[case, TEXT] = subject.predict, subject.encode_phrases
     return subjects
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Predicting:
+    """Images and phrases asked of a segmenter again and again."""
+
+    segmenter: Segmenter
+    images: list[RgbImage]
+    phrases: list[str]
+    known: list[str]
+
+    def predict(self, timings: Timings) -> None:
+        """Take the images to masks; the phrases are known, as in use."""
+        self.segmenter.predict(self.images, text=self.phrases, timings=timings)
+
+    def encode_phrases(self, timings: Timings) -> None:
+        """Encode the phrases, as for their first image."""
+        self.segmenter.forget_phrases()
+        self.segmenter.encode_phrases(self.phrases, timings=timings)
+        self.segmenter.encode_phrases(self.known)  # of the other cases: their time is not counted
 
 
 def images_for(model: str, count: int, image: RgbImage | None) -> list[RgbImage]:

@@ -29,7 +29,13 @@ class Weight:
 
 
 def weigh(
-    bundle: Path, *, batch: int, prompts: int, threads: int | None, digest: str | None = None
+    bundle: Path,
+    *,
+    batch: int,
+    prompts: int,
+    device: str = "auto",
+    threads: int | None = None,
+    digest: str | None = None,
 ) -> Weight | str:
     """Load and run a bundle in a process of its own.
 
@@ -37,13 +43,14 @@ def weigh(
         bundle: Its folder.
         batch: Images in a call.
         prompts: Phrases asked of each.
+        device: Where to run, as ``samforge.load`` takes it.
         threads: Processor threads of each session.
         digest: What was opened there: another one is not weighed.
 
     Returns:
         What it took, or why it cannot be said.
     """
-    words = [str(bundle), digest or "", str(batch), str(prompts), str(threads or 0)]
+    words = [str(bundle), digest or "", str(batch), str(prompts), device, str(threads or 0)]
     try:
         run = subprocess.run(
             [sys.executable, "-m", "samforge.workflows.memory", *words],
@@ -73,11 +80,14 @@ def _main(words: list[str]) -> int:
     from samforge.core.timing import Timings
     from samforge.workflows.bench import Case, subjects_from_bundle
 
-    bundle, digest, batch, prompts, threads = words
+    bundle, digest, batch, prompts, device, threads = words
     # The caller has just verified it.
     opened = open_bundle(bundle, verify=False, digest=digest or None)
     case = Case(batch=int(batch), prompts=int(prompts))
-    for run in subjects_from_bundle(opened, [case], None, threads=int(threads) or None).values():
+    subjects = subjects_from_bundle(
+        opened, [case], None, device=device, threads=int(threads) or None
+    )
+    for run in subjects.values():
         run(Timings())
     weight = Weight(resident_bytes=_peak_bytes(), gpu_bytes=_gpu_bytes())
     sys.stdout.write(json.dumps(asdict(weight)) + "\n")

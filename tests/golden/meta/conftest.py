@@ -17,7 +17,7 @@ from samforge.core.images import ImageSpec
 from samforge.core.session import Array, PartSpec, Tensors, checked_tensors
 from samforge.media import read_image
 from samforge.models.part import Part
-from samforge.runtime import PhraseTokenizer, Segmenter
+from samforge.runtime import PhraseTokenizer, Segmenter, segmenter_from_sessions
 
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 
@@ -184,7 +184,7 @@ def segmenter(phrase_tokenizer: Callable[[str], PhraseTokenizer]) -> Callable[..
 
     def make(sessions: Sessions, *, boxes: bool, reference: str = "meta") -> Segmenter:
         names = ("vision", "text", "detector", *(["detector_boxes"] if boxes else []))
-        return Segmenter(
+        return segmenter_from_sessions(
             {name: sessions(name) for name in names},
             ImageSpec(size=224),
             phrase_tokenizer(reference),

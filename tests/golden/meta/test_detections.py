@@ -23,6 +23,7 @@ from tests.golden.meta.arrays import (
 )
 
 from samforge.core.images import ImageSpec
+from samforge.core.session import TensorFormat
 from samforge.media import read_image
 from samforge.runtime import (
     PhraseTokenizer,
@@ -31,7 +32,7 @@ from samforge.runtime import (
     Thresholds,
     detections_from_raw,
 )
-from samforge.runtime.device import DeviceSegmenter
+from samforge.runtime.device import DeviceExecutor
 from samforge.runtime.postprocess import sigmoid
 
 Eager = Callable[..., Any]
@@ -125,30 +126,31 @@ def test_other_thresholds_of_masks(
 class OnDevice:
     """A part behind the door of a session that takes tensors."""
 
+    runtime, processor, device, captures = "torch", "CPU", "cpu", False
+
     def __init__(self, session: Any) -> None:
         self.part, self.spec = session.part, session.spec
-        self.device = torch.device("cpu")
+        self.formats = {one.name: TensorFormat(dtype=one.dtype) for one in self.spec.inputs}
 
-    def placed(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return dict(tensors)
-
-    def run_tensors(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def run_on_device(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return dict(self.part(tensors))
 
 
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_runtime_of_a_device(
-    eager: Eager, phrase_tokenizer: Callable[[str], PhraseTokenizer], arrays: Arrays
+    eager: Eager, phrase_tokenizer: Callable[[str], PhraseTokenizer], arrays: Arrays, kind: str
 ) -> None:
-    device = DeviceSegmenter(
-        {name: OnDevice(eager(name)) for name in ("vision", "text", "detector")},
+    executor = DeviceExecutor(
+        {name: OnDevice(eager(name)) for name in ("vision", "text", "detector", "detector_boxes")},
         ImageSpec(size=224),
         phrase_tokenizer("meta"),
         read_image,
     )
+    device = Segmenter(executor, image_size=224, parts=["detector_boxes"])
     encoded = replace(device.encode(arrays["processor/resized"]), size_hw=SIZE_HW)
-    found = device.predict(encoded, text=PHRASE, threshold=threshold("text", arrays))
+    found = device.predict(encoded, **prompt(kind, arrays), threshold=threshold(kind, arrays))
     assert not isinstance(found, list)
-    assert beyond_detections(found, arrays, "processor/text") == {}
+    assert beyond_detections(found, arrays, f"processor/{kind}") == {}
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -28,6 +28,7 @@ from samforge.backends.inductor.record import (
     record_from_package,
     record_from_program,
 )
+from samforge.core.devices import gpu_index, require_kind
 from samforge.core.errors import (
     DamagedBundle,
     ExportError,
@@ -42,6 +43,7 @@ from samforge.core.session import (
     Array,
     PartSpec,
     Session,
+    TensorFormat,
     Tensors,
     check_artifact,
     checked_options,
@@ -144,20 +146,24 @@ def link_options() -> dict[str, Any]:
     return {"aot_inductor.custom_op_libs": [":libstdc++.so.6"]}
 
 
-def loaded_package(path: Path) -> Any:
+def loaded_package(path: Path, index: int = -1) -> Any:
     """Load a package's code and weights; its ``boxed_run`` maps a list of tensors to another.
 
     ``torch._inductor.aoti_load_package`` ends in this call. Before it, once a process, it finds out
     what instructions compiler and processor know, by compiling test programs and starting Python
     for each, to log a warning where the package's differ. :func:`check_device` has refused such a
     package already.
+
+    Args:
+        path: The package.
+        index: Number of the GPU; -1 takes the current one.
     """
     import torch
 
     # Threads take turns in a session: the runner's own bookkeeping breaks CUDA graphs.
-    single_threaded, runners, current_device = True, 1, -1
+    single_threaded, runners = True, 1
     return torch._C._aoti.AOTIModelPackageLoader(  # type: ignore[attr-defined,unused-ignore]  # noqa: SLF001
-        str(path), "model", single_threaded, runners, current_device
+        str(path), "model", single_threaded, runners, index
     )
 
 
@@ -166,7 +172,7 @@ class InductorSession(OfOneProcess):
 
     runtime = "inductor"
 
-    def __init__(self, path: Path, spec: PartSpec) -> None:
+    def __init__(self, path: Path, spec: PartSpec, *, device: str | None = None) -> None:
         try:
             import torch
         except ImportError as error:
@@ -178,12 +184,21 @@ class InductorSession(OfOneProcess):
             [passed.spec for passed in self.record.inputs],
             [passed.spec for passed in self.record.outputs],
         )
-        check_device(self.record, path)
+        compiled_for = self.record.device
+        require_kind(f"{path}, compiled for {compiled_for},", device, (compiled_for,))
+        index = gpu_index(device)
+        check_device(self.record, path, index)
 
-        self.device = torch.device(self.record.device)
-        cuda = self.device.type == "cuda"
+        cuda = compiled_for == "cuda"
+        self.device = f"cuda:{index}" if cuda else "cpu"
+        self.captures = cuda
+        self.formats = {
+            one.spec.name: TensorFormat(dtype=one.dtype, channels_last=one.channels_last)
+            for one in self.record.inputs
+        }
+        self._device = torch.device(self.device)
         try:
-            self._run: Any = loaded_package(path)
+            self._run: Any = loaded_package(path, index if cuda else -1)
         except Exception as error:
             raise DamagedBundle(
                 f"AOTInductor of torch {torch.__version__} cannot load {path}: {error}"
@@ -191,7 +206,7 @@ class InductorSession(OfOneProcess):
         self._lock = Lock()
         self.spec = spec
         self.processor = (
-            f"{torch.cuda.get_device_name()} (cuda:{torch.cuda.current_device()})"
+            f"{torch.cuda.get_device_name(index)} ({self.device})"
             if cuda
             else f"CPU, {torch.get_num_threads()} threads"
         )
@@ -210,9 +225,9 @@ class InductorSession(OfOneProcess):
         placed = {}
         for passed in self.record.inputs:
             array = np.require(arrays[passed.spec.name], requirements=["C", "W"])
-            tensor = torch.from_numpy(array).to(self.device, getattr(torch, passed.dtype))
+            tensor = torch.from_numpy(array).to(self._device, getattr(torch, passed.dtype))
             placed[passed.spec.name] = _in_format(tensor, passed)
-        results = self.run_tensors(placed)
+        results = self.run_on_device(placed)
         return {
             tensor.name: results[tensor.name]
             .to("cpu", getattr(torch, tensor.dtype))
@@ -221,7 +236,7 @@ class InductorSession(OfOneProcess):
             for tensor in self.spec.outputs
         }
 
-    def run_tensors(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def run_on_device(self, tensors: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """Run the part once on tensors that are where and how the package wants them.
 
         Nothing is copied or converted; on a GPU the call returns before the work is done, and it
@@ -241,13 +256,13 @@ class InductorSession(OfOneProcess):
             run = self._run
             if run is None:
                 raise ShapeError(f"The session of {self.spec.name} is closed. Load it again.")
-            with memory_errors(self.spec.name, self.device, inputs[0].shape[0]):
+            with memory_errors(self.spec.name, self._device, inputs[0].shape[0]):
                 results = run.boxed_run(inputs)
         return {
             tensor.name: result for tensor, result in zip(self.spec.outputs, results, strict=True)
         }
 
-    def _checked(self, tensors: Mapping[str, torch.Tensor], passed: PassedTensor) -> torch.Tensor:
+    def _checked(self, tensors: Mapping[str, Any], passed: PassedTensor) -> torch.Tensor:
         import torch
 
         name = passed.spec.name
@@ -256,31 +271,20 @@ class InductorSession(OfOneProcess):
                 f"{self.spec.name} wants the inputs "
                 f"{sorted(one.spec.name for one in self.record.inputs)}, got {sorted(tensors)}."
             )
-        tensor = tensors[name]
+        given = tensors[name]
+        tensor = given if isinstance(given, torch.Tensor) else torch.from_dlpack(given)
         layout = "channels last" if passed.channels_last else "contiguous"
         fits = tensor.is_contiguous(
             memory_format=torch.channels_last if passed.channels_last else torch.contiguous_format
         ) or (passed.channels_last and tensor.is_contiguous() and 1 in tensor.shape[1:2])
         dtype = str(tensor.dtype).removeprefix("torch.")
-        if tensor.device.type != self.device.type or dtype != passed.dtype or not fits:
+        if tensor.device != self._device or dtype != passed.dtype or not fits:
             raise ShapeError(
-                f"{self.spec.name} wants {name} as {passed.dtype} on {self.device.type}, "
-                f"{layout}; got {dtype} on {tensor.device.type} with strides "
-                f"{tuple(tensor.stride())}. Use session.placed(...) to convert it."
+                f"{self.spec.name} wants {name} as {passed.dtype} on {self.device}, "
+                f"{layout}; got {dtype} on {tensor.device} with strides "
+                f"{tuple(tensor.stride())}. Convert it: session.formats tells how."
             )
         return tensor
-
-    def placed(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Move and convert tensors to how the package wants them."""
-        import torch
-
-        wanted = {passed.spec.name: passed for passed in self.record.inputs}
-        return {
-            name: _in_format(
-                tensor.to(self.device, getattr(torch, wanted[name].dtype)), wanted[name]
-            )
-            for name, tensor in tensors.items()
-        }
 
     def close(self) -> None:
         """Free the weights; after a fork, nothing."""
@@ -334,6 +338,7 @@ class InductorBackend:
         spec: PartSpec,
         *,
         threads: int | None = None,
+        device: str | None = None,
         options: Mapping[str, str] | None = None,
     ) -> Session:
         """Load a package.
@@ -342,7 +347,8 @@ class InductorBackend:
             MissingExtra: torch is not installed.
             DamagedBundle: The file does not load.
             ForeignBundle: It was compiled for a GPU that is not here.
-            SettingError: ``threads`` or an option is given.
+            SettingError: ``threads`` or an option is given, or ``device`` is of another kind than
+                the package was compiled for.
         """
         checked_threads(threads)
         checked_options(self.name, options, {})
@@ -351,7 +357,7 @@ class InductorBackend:
                 "torch has one thread count for the whole process. "
                 "Set it there (torch.set_num_threads) instead of per session."
             )
-        return InductorSession(path, spec)
+        return InductorSession(path, spec, device=device)
 
 
 BACKEND = InductorBackend()

@@ -135,8 +135,13 @@ def record_from_package(path: Path) -> PackageRecord:
     raise DamagedBundle(f"AOTInductor cannot load {path}: {reason}. Build it again.")
 
 
-def check_device(record: PackageRecord, path: Path) -> None:
+def check_device(record: PackageRecord, path: Path, index: int = 0) -> None:
     """Refuse a package for a GPU or for instructions that are not here.
+
+    Args:
+        record: What the package says of itself.
+        path: Where it lies.
+        index: Number of the GPU that is to run it.
 
     Raises:
         ForeignBundle: With what the package wants and what is here.
@@ -157,10 +162,16 @@ def check_device(record: PackageRecord, path: Path) -> None:
             f"{path} was compiled for {wanted}, and torch {torch.__version__} sees no NVIDIA GPU "
             "here. Run it there, or build the bundle for --target onnxruntime."
         )
-    here = ".".join(map(str, torch.cuda.get_device_capability()))
+    count = torch.cuda.device_count()
+    if index >= count:
+        raise ForeignBundle(
+            f"There is no cuda:{index} to run {path}: this machine has {count} GPU"
+            f"{'s' if count > 1 else ''}, numbered from 0."
+        )
+    here = ".".join(map(str, torch.cuda.get_device_capability(index)))
     if here != record.capability:
         raise ForeignBundle(
-            f"{path} was compiled for {wanted}, and here is {torch.cuda.get_device_name()} "
+            f"{path} was compiled for {wanted}, and here is {torch.cuda.get_device_name(index)} "
             f"(compute capability {here}). Build the bundle again on this GPU."
         )
 

@@ -16,6 +16,7 @@ from samforge.backends.tensorrt.session import EngineSession
 from samforge.backends.tensorrt.settings import EngineSettings
 from samforge.backends.tensorrt.stamp import read_stamp
 from samforge.core.computation import Computation
+from samforge.core.devices import CUDA, gpu_index, require_kind
 from samforge.core.errors import SettingError
 from samforge.core.session import PartSpec, Session, checked_options
 
@@ -99,6 +100,7 @@ class TensorRTBackend:
         spec: PartSpec,
         *,
         threads: int | None = None,
+        device: str | None = None,
         options: Mapping[str, str] | None = None,
     ) -> Session:
         """Load an engine.
@@ -107,12 +109,13 @@ class TensorRTBackend:
             MissingExtra: The library is not installed.
             DamagedBundle: The file is missing, truncated, changed, or another part's.
             ForeignBundle: It was built for another GPU or version, or there is no GPU.
-            SettingError: ``threads`` is given, or an option.
+            SettingError: ``threads`` is given, or an option, or ``device`` is the processor.
         """
         checked_options(self.name, options, {})
+        require_kind(self.flavour.title, device, (CUDA,))
         if threads is not None:
             raise SettingError(
                 f"{self.flavour.title} runs on the GPU: it has no processor threads to count. "
                 "Leave the option out."
             )
-        return EngineSession(self.flavour, path, spec)
+        return EngineSession(self.flavour, path, spec, gpu_index=gpu_index(device))

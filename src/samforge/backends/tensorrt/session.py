@@ -26,7 +26,14 @@ from samforge.backends.tensorrt.worker import Worker, sizes_of
 from samforge.core.computation import Computation
 from samforge.core.errors import MissingExtra, ShapeError
 from samforge.core.forks import OfOneProcess
-from samforge.core.session import Array, PartSpec, Tensors, check_artifact, checked_tensors
+from samforge.core.session import (
+    Array,
+    PartSpec,
+    TensorFormat,
+    Tensors,
+    check_artifact,
+    checked_tensors,
+)
 
 
 class EngineSession(OfOneProcess):
@@ -48,7 +55,12 @@ class EngineSession(OfOneProcess):
         self.spec = spec
         self.runtime = flavour.name
         self.processor = f"{gpu.name} (cuda:{gpu.index})"
+        self.device = f"cuda:{gpu.index}"
+        # Buffers are the context's own, on its own stream: a caller's graph cannot hold its call.
+        self.captures = False
+        self.formats = {tensor.name: TensorFormat(dtype=tensor.dtype) for tensor in spec.inputs}
         self._axes = axes_of(self._engine, spec)
+        self.largest = {name: axis.max for name, axis in self._axes.items()}
         self._gpu = gpu.index
         self._idle: list[Worker] = []
         self._lock = threading.Lock()
@@ -69,12 +81,12 @@ class EngineSession(OfOneProcess):
         with self._worker() as worker:
             return worker.run(inputs, sizes)
 
-    def run_on_gpu(self, tensors: Mapping[str, Any]) -> dict[str, DeviceArray]:
+    def run_on_device(self, tensors: Mapping[str, Any]) -> dict[str, DeviceArray]:
         """Run the part once on tensors of the GPU; nothing passes through the host.
 
         Args:
             tensors: One for every input, from any library that speaks DLPack (torch, CuPy, JAX),
-                or what another session's ``run_on_gpu`` gave.
+                or what another session's ``run_on_device`` gave.
 
         Returns:
             New arrays on the GPU; ``torch.as_tensor(array, device="cuda")`` shares their memory.
@@ -88,7 +100,7 @@ class EngineSession(OfOneProcess):
         sizes = sizes_of(self.spec, {name: tuple(t.shape) for name, t in tensors.items()})
         check_sizes(self.spec, self._axes, sizes)
         with self._worker() as worker:
-            return worker.run_on_gpu(tensors)
+            return worker.run_on_device(tensors)
 
     def computation(self) -> Computation | None:
         """What the engine computes in which format, from the library's inspector.

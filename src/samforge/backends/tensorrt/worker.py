@@ -92,7 +92,7 @@ class Worker:
         self._stream.synchronize()
         return outputs
 
-    def run_on_gpu(self, tensors: Mapping[str, Any]) -> dict[str, DeviceArray]:
+    def run_on_device(self, tensors: Mapping[str, Any]) -> dict[str, DeviceArray]:
         """Run on tensors of the GPU: nothing passes through the host."""
         self._cuda.make_current()
         arrays = self._taken(tensors)

@@ -1,7 +1,6 @@
-"""Segmenting with everything on one device between two copies. Needs torch."""
+"""Images to detections with everything between two copies on one device: the only torch here."""
 
+from samforge.runtime.device.executor import DeviceExecutor
 from samforge.runtime.device.resize import Resizer
-from samforge.runtime.device.segmenter import DeviceSegmenter, EncodedOnDevice
-from samforge.runtime.device.session import DeviceSession
 
-__all__ = ["DeviceSegmenter", "DeviceSession", "EncodedOnDevice", "Resizer"]
+__all__ = ["DeviceExecutor", "Resizer"]

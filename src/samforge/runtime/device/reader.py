@@ -20,23 +20,22 @@ from samforge.runtime.device.results import (
     found_from_summary,
 )
 from samforge.runtime.device.transfer import host_tensor
-from samforge.runtime.postprocess import Thresholds, mask_limit
+from samforge.runtime.executor import Question
+from samforge.runtime.postprocess import mask_limit
 
 _MOST_AHEAD = 16
 """Masks begun before their number is known. A wrong guess costs the copy of each (0.16 ms at 4K
 over PCIe 5), a right one saves 0.13 ms: only a number that came twice in a row is a guess."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Question:
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Asked:
     """What a batch was asked."""
 
-    phrases: tuple[str, ...]
-    """Each is looked for in every image."""
+    question: Question
+    """The same of every image."""
     sizes_hw: tuple[tuple[int, int], ...]
     """Height and width of each image, pixels."""
-    thresholds: Thresholds
-    """Of scores and of masks."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -56,7 +55,7 @@ class _Arriving:
 class InFlight:
     """A batch whose kernels run while the processor does something else."""
 
-    question: Question
+    asked: Asked
     masks: Tensor
     """Mask logits, (B, P, Q, h, w), on the device: the next batch may write over them."""
     scores: Tensor
@@ -95,14 +94,14 @@ class ResultReader:
         self._last: InFlight | None = None
 
     def pending(
-        self, masks: Tensor, summary: Tensor, question: Question, *, alone: bool = True
+        self, masks: Tensor, summary: Tensor, asked: Asked, *, alone: bool = True
     ) -> InFlight:
         """Start the scores on their way, and the masks where their number is as good as known.
 
         Args:
             masks: Mask logits, (B, P, Q, h, w).
             summary: Scores and boxes as ``results.summary`` makes them.
-            question: What the batch was asked.
+            asked: What the batch was asked.
             alone: Whether the device has nothing to do until the host has read the scores.
         """
         scores = host_tensor(tuple(summary.shape), torch.float32, self._device)
@@ -111,20 +110,20 @@ class ResultReader:
         if self._device.type == "cuda":
             ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
             ready.record()
-        begun = self._begun(masks, summary, question) if alone else None
-        self._last = InFlight(
-            question=question, masks=masks, scores=scores, ready=ready, begun=begun
-        )
+        begun = self._begun(masks, summary, asked) if alone else None
+        self._last = InFlight(asked=asked, masks=masks, scores=scores, ready=ready, begun=begun)
         return self._last
 
-    def _begun(self, masks: Tensor, summary: Tensor, question: Question) -> MasksToHost | None:
+    def _begun(self, masks: Tensor, summary: Tensor, asked: Asked) -> MasksToHost | None:
+        question = asked.question
         count, before = self._counts.get(len(question.phrases), (0, 0))
         steady = count == before and 0 < count <= _MOST_AHEAD
-        if not (self._ahead and steady and len(question.sizes_hw) == 1):
+        alike = len({one.score for one in question.thresholds}) == 1
+        if not (self._ahead and steady and alike and len(asked.sizes_hw) == 1):
             return None
-        index = admitted_on_device(summary[0, :, :, 0], question.thresholds.score, count)
-        limit = mask_limit(question.thresholds.mask, self._reference)
-        return masks_to_host(masks[0], index, question.sizes_hw[0], limit, self._copies)
+        index = admitted_on_device(summary[0, :, :, 0], question.thresholds[0].score, count)
+        limit = mask_limit(question.mask, self._reference)
+        return masks_to_host(masks[0], index, asked.sizes_hw[0], limit, self._copies)
 
     def make_room(self) -> None:
         """Start the masks of the last batch, if they are not under way: a detector may run then."""
@@ -145,13 +144,13 @@ class ResultReader:
         """Wait for the scores, then start what admitted masks are not under way to the host."""
         if pending.ready is not None:
             pending.ready.synchronize()
-        question = pending.question
+        question = pending.asked.question
         found = found_from_summary(pending.scores)
         chosen = chosen_from_found(found, question.thresholds)
         phrases = range(len(question.phrases))
         counts, arriving = [], []
-        limit = mask_limit(question.thresholds.mask, self._reference)
-        for image, size_hw in enumerate(question.sizes_hw):
+        limit = mask_limit(question.mask, self._reference)
+        for image, size_hw in enumerate(pending.asked.sizes_hw):
             wanted = [(phrase, int(query)) for phrase in phrases for query in chosen[image, phrase]]
             counts.append(len(wanted))
             # Not where they would keep twice the memory of what was found.
@@ -169,8 +168,8 @@ class ResultReader:
 
     def detections(self, pending: InFlight) -> Iterator[Detections]:
         """Detections of each image of a batch, when its masks are there."""
-        arriving, question = self._arriving(pending), pending.question
-        for image, size_hw in enumerate(question.sizes_hw):
+        arriving, asked = self._arriving(pending), pending.asked
+        for image, size_hw in enumerate(asked.sizes_hw):
             count, masks = arriving.counts[image], arriving.masks[image]
             # Everything else is put together while the masks are under way.
             detections = detections_from_found(
@@ -178,7 +177,7 @@ class ResultReader:
                 masks.masks[:count].numpy(),
                 arriving.chosen,
                 image=image,
-                labels=question.phrases,
+                labels=asked.question.phrases,
                 size_hw=size_hw,
             )
             masks.wait(count)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -94,11 +94,11 @@ def detections_from_found(
 
 
 def chosen_from_found(
-    found: Found, thresholds: Thresholds
+    found: Found, thresholds: Sequence[Thresholds]
 ) -> dict[tuple[int, int], npt.NDArray[np.intp]]:
-    """Admitted queries by image and phrase."""
+    """Admitted queries by image and phrase, each phrase with its own threshold."""
     return {
-        (image, phrase): admitted(found.scores[image, phrase], thresholds.score)
+        (image, phrase): admitted(found.scores[image, phrase], thresholds[phrase].score)
         for image in range(found.scores.shape[0])
         for phrase in range(found.scores.shape[1])
     }

@@ -1,33 +1,38 @@
-"""What the device runtime asks of a part."""
+"""Between torch and sessions that take tensors where they are."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from samforge.core.session import PartSpec
+from samforge.core.session import DeviceSession
 
 
-class DeviceSession(Protocol):
-    """A session that also takes tensors where they are, as the inductor backend's does."""
+def placed(session: DeviceSession, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Move and convert tensors to how a session wants them; what is right already stays."""
+    return {name: _placed(session, name, tensor) for name, tensor in tensors.items()}
 
-    @property
-    def spec(self) -> PartSpec:
-        """Interface of the part."""
-        ...
 
-    @property
-    def device(self) -> torch.device:
-        """Where its tensors live."""
-        ...
+def run(session: DeviceSession, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Run a session on tensors in its formats; its outputs as torch's tensors, not copied."""
+    outputs = session.run_on_device(tensors)
+    return {name: _tensor(value, session.device) for name, value in outputs.items()}
 
-    def run_tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Run the part on tensors of this device."""
-        ...
 
-    def placed(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Move and convert tensors to how ``run_tensors`` wants them."""
-        ...
+def _placed(session: DeviceSession, name: str, tensor: Tensor) -> Tensor:
+    wanted = session.formats[name]
+    moved = tensor.to(session.device, getattr(torch, wanted.dtype))
+    if wanted.channels_last:
+        return moved.contiguous(memory_format=torch.channels_last)
+    return moved.contiguous()
+
+
+def _tensor(value: Any, device: str) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    if hasattr(value, "__dlpack__"):
+        return torch.from_dlpack(value)
+    return torch.as_tensor(value, device=device)

@@ -1,0 +1,336 @@
+"""Runs the parts with everything between two copies on one device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from threading import RLock
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from samforge.core.detections import Detections
+from samforge.core.errors import SettingError
+from samforge.core.forks import OfOneProcess
+from samforge.core.images import ImageSource, ImageSpec, RgbImage
+from samforge.core.reference import META
+from samforge.core.session import DeviceSession, largest_of
+from samforge.core.timing import Timings
+from samforge.runtime.device.graphs import Graphs
+from samforge.runtime.device.marks import Marks
+from samforge.runtime.device.phrases import PhraseFeatures
+from samforge.runtime.device.reader import Asked, InFlight, ResultReader
+from samforge.runtime.device.resize import Resizer
+from samforge.runtime.device.results import summary
+from samforge.runtime.device.session import placed, run
+from samforge.runtime.device.transfer import Uploader
+from samforge.runtime.executor import (
+    EncodedImage,
+    Question,
+    Ready,
+    TakenImage,
+    check_sessions,
+    fixed_axis,
+    images_in_a_call,
+    phrases_in_a_call,
+)
+from samforge.runtime.tokenize import PhraseTokenizer
+
+_MOST_IMAGES = 8
+"""Of a list in one call: larger batches gain nothing on a GPU, and masks take their memory."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Begun:
+    """A batch whose phrases go through the detector some at a time."""
+
+    parts: tuple[InFlight, ...]
+    """All but the last are waited for before the next begins."""
+    done: tuple[tuple[Detections, ...], ...]
+    """Of the parts that were waited for, by image."""
+    marks: Marks
+    """When its stages ended."""
+
+
+class DeviceExecutor(OfOneProcess):
+    """Parts behind :class:`DeviceSession`, all on one device.
+
+    Pictures go up as 8-bit values; resize, normalization, vision, detector and scores stay on the
+    device; scores and boxes come down, and after them the masks of admitted queries only. Where
+    sessions allow it, every combination of batch and phrase count is captured once as CUDA graphs.
+    Calls of several threads follow one another.
+    """
+
+    overlaps = True
+
+    def __init__(  # noqa: PLR0913  # each is a choice of its own
+        self,
+        sessions: Mapping[str, DeviceSession],
+        image: ImageSpec,
+        tokenizer: PhraseTokenizer,
+        read_image: Callable[[ImageSource], RgbImage],
+        *,
+        prompt_batch: int | None = None,
+        graphs: bool = True,
+        masks_ahead: bool | None = None,
+        reference: str = META,
+    ) -> None:
+        """Keep what runs a model.
+
+        Args:
+            sessions: By part: ``vision``, ``text``, ``detector`` and, for boxes,
+                ``detector_boxes``, all on one device.
+            image: How the model wants its images.
+            tokenizer: Of the same context length as the text part.
+            read_image: Gives any source on the host as uint8 (H, W, 3).
+            prompt_batch: Most phrases in one detector call; None keeps its masks within 512 MiB.
+            graphs: Whether calls are captured as CUDA graphs where sessions allow it.
+            masks_ahead: Whether masks are begun before their number is known to the host, where it
+                was the same in the last two calls; None does so on a GPU.
+            reference: Whose masks: see ``postprocess.mask_limit``.
+
+        Raises:
+            SettingError: A part is missing, or they are on several devices.
+            ShapeError: The vision or the text part was built for other sizes.
+        """
+        check_sessions(sessions, image, tokenizer)
+        devices = {session.device for session in sessions.values()}
+        if len(devices) > 1:
+            raise SettingError(f"All parts run on one device, got {sorted(devices)}.")
+        self.device = devices.pop()
+        self.processor = f"{sessions['vision'].processor}, pictures to masks"
+        self.most_images = images_in_a_call(sessions, _MOST_IMAGES)
+        self._device = torch.device(self.device)
+        self._sessions = dict(sessions)
+        self._image = image
+        self._read_image = read_image
+        self._prompt_batch = prompt_batch
+        graphs = graphs and all(session.captures for session in sessions.values())
+        self._lock = RLock()
+        with self._here():
+            text = sessions["text"]
+            text_batch = fixed_axis(text.spec, "input_ids", 0) or largest_of(text, "prompts")
+            self._text = PhraseFeatures(text, tokenizer, batch=text_batch)
+            self._resize = Resizer(image, self._device)
+            self._upload = Uploader(self._device)
+            # Memory apart: the next pictures are encoded before masks are made of the last
+            # detector's.
+            self._vision_graphs, self._detector_graphs = (
+                Graphs(self._device, graphs) for _ in "vd"
+            )
+            self._reader = ResultReader(self._device, masks_ahead, reference)
+        self._static: dict[Any, dict[str, Tensor]] = {}
+        self.hold()
+
+    def take(self, image: Any, *, own: bool, timings: Timings | None) -> TakenImage:
+        """Read an image and start it on its way up; where it may be filled again, wait for that."""
+        if isinstance(image, Tensor) or timings is None:
+            source = image if isinstance(image, Tensor) else self._read_image(image)
+        else:
+            with timings.stage("decode"):
+                source = self._read_image(image)
+        with self._here():
+            rgb = self._upload(source, own=own)
+            if own:
+                self._upload.wait()
+        return TakenImage(rgb=rgb, size_hw=(int(rgb.shape[0]), int(rgb.shape[1])))
+
+    def encode(self, image: TakenImage, timings: Timings | None) -> EncodedImage:
+        """Run the vision part on one image."""
+        marks = self._marks(timings)
+        with self._here():
+            features = self._vision([image.rgb], marks)
+            # The graph's next replay writes into its own outputs.
+            kept = {name: tensor.clone() for name, tensor in features.items()}
+            self._upload.wait()  # what the caller holds may change from now on
+            marks.add()
+        return EncodedImage(
+            features=kept,
+            size_hw=image.size_hw,
+            image_size=self._image.size,
+            device=self.device,
+        )
+
+    def encode_text(self, phrases: tuple[str, ...], timings: Timings | None) -> None:
+        """Encode phrases that are not known yet."""
+        marks = self._marks(timings)
+        with self._here():
+            self._words(phrases, marks)
+            marks.add()
+
+    def forget_text(self) -> None:
+        """Drop what is remembered of phrases."""
+        with self._lock:
+            self._text.forget()
+
+    def start(
+        self,
+        images: Sequence[Ready],
+        question: Question,
+        timings: Timings | None,
+        *,
+        alone: bool = True,
+    ) -> Begun:
+        """Start everything up to the scores of a batch, and maybe the masks."""
+        marks = self._marks(timings)
+        with self._here():
+            encoded = [image.features for image in images if isinstance(image, EncodedImage)]
+            if encoded:
+                self._fill(encoded)
+                marks.begin()
+            else:
+                self._vision(
+                    [image.rgb for image in images if isinstance(image, TakenImage)], marks
+                )
+            sizes = tuple(image.size_hw for image in images)
+            count = len(question.phrases)
+            name = "detector" if question.exemplars is None else "detector_boxes"
+            step = self._prompt_batch or phrases_in_a_call(self._sessions[name], len(images))
+            if count <= step:
+                pending = self._detect(name, Asked(question=question, sizes_hw=sizes), marks, alone)
+                return Begun(parts=(pending,), done=(), marks=marks)
+            return self._some_at_a_time(name, question, sizes, step, marks)
+
+    def finish(self, begun: Begun) -> list[Detections]:
+        """Detections of each image, when their masks are there."""
+        with self._here():
+            last = list(self._reader.detections(begun.parts[-1]))
+            begun.marks.end("post-process")
+            begun.marks.add()
+            if not begun.done:
+                return last
+            parts = [*begun.done, last]
+            return [
+                Detections.concatenate([part[image] for part in parts])
+                for image in range(len(last))
+            ]
+
+    def close(self) -> None:
+        """Free the parts and every graph."""
+        with self._lock:
+            if not self.is_inherited:
+                self._vision_graphs.clear()
+                self._detector_graphs.clear()
+                self._static.clear()
+                self._text.forget()
+            for session in self._sessions.values():
+                session.close()
+
+    def _some_at_a_time(
+        self,
+        name: str,
+        question: Question,
+        sizes: tuple[tuple[int, int], ...],
+        step: int,
+        marks: Marks,
+    ) -> Begun:
+        """More phrases than one call takes: its masks would fill the memory."""
+        pending, done = None, []
+        for start in range(0, len(question.phrases), step):
+            if pending is not None:
+                done.append(tuple(self._reader.detections(pending)))
+            asked = Asked(question=question.part(start, step), sizes_hw=sizes)
+            pending = self._detect(name, asked, marks, alone=True)
+        assert pending is not None  # noqa: S101  # there is at least one phrase
+        return Begun(parts=(pending,), done=tuple(done), marks=marks)
+
+    @contextmanager
+    def _here(self) -> Iterator[None]:
+        """One thread at a time, on this device, without autograd."""
+        self.require_own("The segmenter")
+        with self._lock, torch.inference_mode():
+            if self._device.type == "cuda":
+                with torch.cuda.device(self._device):
+                    yield
+            else:
+                yield
+
+    def _marks(self, timings: Timings | None) -> Marks:
+        return Marks(timings=timings, device=self._device, processor=self.processor)
+
+    def _vision(self, pictures: Sequence[Tensor], marks: Marks) -> dict[str, Tensor]:
+        """Encode pictures into the static features of their batch size."""
+        batch, vision = len(pictures), self._sessions["vision"]
+        size = self._image.size
+        marks.begin()
+        images = self._buffers(
+            ("images", batch), vision, {"images": torch.empty(batch, 3, size, size)}
+        )
+        for index, rgb in enumerate(pictures):
+            self._resize(rgb, images["images"][index])
+        marks.end("preprocess")
+        outputs = self._vision_graphs.run(batch, lambda: run(vision, images))
+        marks.end("vision")
+        # At fixed addresses: the graph's own outputs, which the detector's graph reads.
+        self._static["features", batch] = dict(outputs)
+        return self._static["features", batch]
+
+    def _fill(self, encoded: Sequence[Mapping[str, Tensor]]) -> None:
+        """Put features of encoded images where the detector's graph of their number reads them."""
+        batch = len(encoded)
+        if ("features", batch) not in self._static:
+            side = self._image.size
+            blank = torch.zeros(side, side, 3, dtype=torch.uint8, device=self._device)
+            self._vision([blank] * batch, self._marks(None))
+        features = self._static["features", batch]
+        for index, one in enumerate(encoded):
+            for name, tensor in one.items():
+                features[name][index : index + 1].copy_(tensor)
+
+    def _words(self, phrases: tuple[str, ...], marks: Marks) -> tuple[Tensor, Tensor]:
+        marks.begin_if_idle()
+        features = self._text(phrases)
+        marks.end("text")
+        return features
+
+    def _detect(self, name: str, asked: Asked, marks: Marks, alone: bool) -> InFlight:
+        """Run a detector on the static features; scores start on their way to the host."""
+        question = asked.question
+        batch, count = len(asked.sizes_hw), len(question.phrases)
+        detector = self._sessions[name]
+        words, mask = self._words(question.phrases, marks)
+        prompt = self._buffers(
+            ("text", name, count), detector, {"text_features": words, "text_mask": mask}
+        )
+        prompt["text_features"].copy_(words)
+        prompt["text_mask"].copy_(mask)
+        boxes, slots = self._boxes(name, question)
+        features = self._static["features", batch]
+        wanted = {tensor.name for tensor in detector.spec.inputs}
+        features = {key: tensor for key, tensor in features.items() if key in wanted}
+
+        def call() -> dict[str, Tensor]:
+            # What vision gives is mostly what the detector wants: nothing is copied then.
+            outputs = run(detector, {**placed(detector, features), **prompt, **boxes})
+            return {**outputs, "summary": summary(outputs)}
+
+        where = features["fpn_0"].data_ptr()
+        self._reader.make_room()
+        outputs = self._detector_graphs.run((name, batch, count, slots, where), call)
+        marks.end("detector")
+        return self._reader.pending(outputs["pred_masks"], outputs["summary"], asked, alone=alone)
+
+    def _boxes(self, name: str, question: Question) -> tuple[dict[str, Tensor], int]:
+        """Boxes at fixed addresses, and how many the call holds."""
+        if question.exemplars is None:
+            return {}, 0
+        detector = self._sessions[name]
+        arrays = question.exemplars.tensors(fixed_axis(detector.spec, "boxes_cxcywh", 2))
+        tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
+        slots = int(tensors["box_labels"].shape[2])
+        boxes = self._buffers(("boxes", name, slots), detector, tensors)
+        for key, tensor in tensors.items():
+            boxes[key].copy_(tensor)
+        return boxes, slots
+
+    def _buffers(
+        self, key: Any, session: DeviceSession, tensors: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Inputs at fixed addresses, made at first use."""
+        if key not in self._static:
+            self._static[key] = {
+                name: tensor.clone() for name, tensor in placed(session, tensors).items()
+            }
+        return self._static[key]

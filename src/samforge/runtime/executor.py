@@ -1,0 +1,224 @@
+"""What a segmenter asks of whatever runs the parts: on the host, or on a device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+
+from samforge.core.detections import Detections
+from samforge.core.errors import SettingError, ShapeError
+from samforge.core.images import ImageSpec
+from samforge.core.session import PartSpec, Session, largest_of
+from samforge.core.timing import Timings
+from samforge.runtime.postprocess import Thresholds
+from samforge.runtime.prompts import Exemplars
+from samforge.runtime.tokenize import PhraseTokenizer
+
+PARTS = ("vision", "text", "detector")
+"""Parts that every segmenter needs."""
+_MASK_BYTES = 512 << 20  # of pred_masks in one detector call
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class EncodedImage:
+    """What the vision part makes of one image: prompt it as often as you like."""
+
+    features: Mapping[str, Any]
+    """Every output of the part: ``fpn_0``, ``fpn_1``, ``fpn_2``, each (1, D, h, w), finest first,
+    and ``class_token`` (1, 1, D) where Meta's code is the reference. Arrays of the host, or tensors
+    of the device."""
+    size_hw: tuple[int, int]
+    """Height and width of the image that was read, pixels."""
+    image_size: int
+    """Side of the square the image was squashed to, pixels."""
+    device: str = "cpu"
+    """Where the features lie: ``cpu``, ``cuda:0``."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class TakenImage:
+    """An image that an executor has taken over: the caller may fill its memory again."""
+
+    rgb: Any
+    """(H, W, 3), uint8, where the executor wants it."""
+    size_hw: tuple[int, int]
+    """Height and width, pixels."""
+
+
+Ready: TypeAlias = EncodedImage | TakenImage
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Question:
+    """What images are asked."""
+
+    phrases: tuple[str, ...]
+    """Each is looked for in every image."""
+    thresholds: tuple[Thresholds, ...]
+    """What counts as found, one for each phrase; they differ in their scores alone."""
+    exemplars: Exemplars | None = None
+    """Boxes that show what to find, in the one image."""
+
+    @property
+    def mask(self) -> float:
+        """Pixels of a mask have a probability above it."""
+        return self.thresholds[0].mask
+
+    def part(self, start: int, count: int) -> Question:
+        """The question for some of the phrases."""
+        return Question(
+            phrases=self.phrases[start : start + count],
+            thresholds=self.thresholds[start : start + count],
+            exemplars=self.exemplars,
+        )
+
+
+class Executor(Protocol):
+    """Takes images to detections with the parts of one bundle."""
+
+    @property
+    def device(self) -> str:
+        """Where the parts' tensors lie between them: ``cpu``, ``cuda:0``."""
+        ...
+
+    @property
+    def processor(self) -> str:
+        """Where the parts run and by which way, in words."""
+        ...
+
+    @property
+    def most_images(self) -> int:
+        """Images that go in one call of the parts."""
+        ...
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether :meth:`start` returns before the work is done."""
+        ...
+
+    def take(self, image: Any, *, own: bool, timings: Timings | None) -> TakenImage:
+        """Read an image.
+
+        Args:
+            image: Any source of an image.
+            own: Whether the caller may fill the same memory again before the image is used.
+            timings: Takes the stage ``decode``.
+        """
+        ...
+
+    def encode(self, image: TakenImage, timings: Timings | None) -> EncodedImage:
+        """Run the vision part on one image."""
+        ...
+
+    def encode_text(self, phrases: tuple[str, ...], timings: Timings | None) -> None:
+        """Encode phrases that are not known yet, and remember them."""
+        ...
+
+    def forget_text(self) -> None:
+        """Drop what is remembered of phrases."""
+        ...
+
+    def start(
+        self,
+        images: Sequence[Ready],
+        question: Question,
+        timings: Timings | None,
+        *,
+        alone: bool = True,
+    ) -> Any:
+        """Begin a batch.
+
+        Args:
+            images: At most ``most_images``, all of them encoded or none.
+            question: What each is asked.
+            timings: Collects the stages.
+            alone: Whether nothing else is started before :meth:`finish` is called.
+
+        Returns:
+            What :meth:`finish` takes.
+        """
+        ...
+
+    def finish(self, begun: Any) -> list[Detections]:
+        """Wait for a batch: the detections of each image."""
+        ...
+
+    def close(self) -> None:
+        """Free the parts."""
+        ...
+
+
+def check_sessions(
+    sessions: Mapping[str, Session], image: ImageSpec, tokenizer: PhraseTokenizer
+) -> None:
+    """Make sure that sessions are a segmenter's, of these sizes.
+
+    Raises:
+        SettingError: A part is missing.
+        ShapeError: The vision or the text part was built for other sizes.
+    """
+    missing = [part for part in PARTS if part not in sessions]
+    if missing:
+        raise SettingError(
+            f"A segmenter needs the parts {', '.join(PARTS[:-1])} and {PARTS[-1]}, {missing} are "
+            f"missing (there are {sorted(sessions)}). Build the bundle again with them."
+        )
+    _check_axis(sessions["vision"].spec, "images", -1, image.size, "image size")
+    _check_axis(sessions["text"].spec, "input_ids", -1, tokenizer.context, "text context")
+
+
+def images_in_a_call(sessions: Mapping[str, Session], most: int) -> int:
+    """Images that the parts take at a time, at most ``most``."""
+    limits = [most]
+    for name, tensor in (("vision", "images"), ("detector", "fpn_0")):
+        limits += [
+            limit
+            for limit in (
+                fixed_axis(sessions[name].spec, tensor, 0),
+                largest_of(sessions[name], "batch"),
+            )
+            if limit is not None
+        ]
+    return max(1, min(limits))
+
+
+def phrases_in_a_call(session: Session, images: int) -> int:
+    """Phrases in one call so that ``pred_masks`` (batch, prompts, Q, h, w) stays within 512 MiB.
+
+    As many as the part was built for, where that is fixed; one where Q, h, w are not known.
+    """
+    fixed = fixed_axis(session.spec, "text_features", 0)
+    if fixed is not None:
+        return fixed
+    sizes = [fixed_axis(session.spec, "pred_masks", axis) for axis in (2, 3, 4)]
+    if None in sizes:
+        return 1
+    one = 4 * images * int(np.prod([size for size in sizes if size is not None], dtype=np.int64))
+    most = max(1, _MASK_BYTES // one)
+    largest = largest_of(session, "prompts")
+    return most if largest is None else min(most, largest)
+
+
+def fixed_axis(spec: PartSpec, name: str, axis: int) -> int | None:
+    """Size of an axis of a tensor; None where it is dynamic.
+
+    Raises:
+        ShapeError: The part has no such tensor.
+    """
+    for tensor in (*spec.inputs, *spec.outputs):
+        if tensor.name == name:
+            size = tensor.shape[axis]
+            return size if isinstance(size, int) else None
+    raise ShapeError(f"The part {spec.name} has no tensor {name}. Build the bundle again.")
+
+
+def _check_axis(spec: PartSpec, name: str, axis: int, size: int, what: str) -> None:
+    built = fixed_axis(spec, name, axis)
+    if built not in (None, size):
+        raise ShapeError(
+            f"The part {spec.name} was built for a {what} of {built}, got {size}. "
+            "Use the settings in the bundle's manifest."
+        )

@@ -1,0 +1,192 @@
+"""Runs the parts on arrays of the host, whatever their runtime."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from samforge.core.detections import Detections
+from samforge.core.images import ImageSource, ImageSpec, RgbImage
+from samforge.core.reference import META
+from samforge.core.session import Array, Session
+from samforge.core.timing import Timings
+from samforge.runtime.executor import (
+    EncodedImage,
+    Question,
+    Ready,
+    TakenImage,
+    check_sessions,
+    fixed_axis,
+    images_in_a_call,
+    phrases_in_a_call,
+)
+from samforge.runtime.postprocess import RawDetections, detections_from_raw
+from samforge.runtime.preprocess import image_bchw_from_rgb
+from samforge.runtime.text_cache import TextEncoder
+from samforge.runtime.tokenize import PhraseTokenizer
+
+_BATCH_ELEMENTS = 1 << 20
+"""Of the images in one call: small ones leave the processor idle between operators, and large ones
+need memory by the gigabyte."""
+
+
+class HostExecutor:
+    """Parts behind :class:`Session`. Safe to use from several threads when they are."""
+
+    device = "cpu"
+    overlaps = False
+
+    def __init__(  # noqa: PLR0913  # each is a choice of its own
+        self,
+        sessions: Mapping[str, Session],
+        image: ImageSpec,
+        tokenizer: PhraseTokenizer,
+        read_image: Callable[[ImageSource], RgbImage],
+        *,
+        prompt_batch: int | None = None,
+        reference: str = META,
+        note: str = "",
+    ) -> None:
+        """Keep what runs a model.
+
+        Args:
+            sessions: By part: ``vision``, ``text``, ``detector`` and, for boxes,
+                ``detector_boxes``.
+            image: How the model wants its images.
+            tokenizer: Of the same context length as the text part.
+            read_image: Gives any source as uint8 (H, W, 3): ``samforge.media.read_image``.
+            prompt_batch: Most phrases in one detector call; None keeps its masks within 512 MiB.
+            reference: Whose masks: see ``postprocess.mask_limit``.
+            note: Why no faster way is taken, if one is missed.
+
+        Raises:
+            SettingError: A part is missing.
+            ShapeError: The vision or the text part was built for other sizes.
+        """
+        check_sessions(sessions, image, tokenizer)
+        self._sessions = dict(sessions)
+        self._image = image
+        self._read_image = read_image
+        self._prompt_batch = prompt_batch
+        self._reference = reference
+        self.processor = sessions["vision"].processor + (f" ({note})" if note else "")
+        one = 3 * image.size**2
+        self.most_images = images_in_a_call(sessions, max(1, _BATCH_ELEMENTS // one))
+        text = sessions["text"]
+        text_batch = fixed_axis(text.spec, "input_ids", 0) or prompt_batch
+        self._text = TextEncoder(text, tokenizer, batch=text_batch)
+
+    def take(self, image: Any, *, own: bool, timings: Timings | None) -> TakenImage:
+        """Read an image; arrays of the caller's are copied where they may be filled again."""
+        with (timings or Timings()).stage("decode"):
+            rgb = self._read_image(_array_of(image))
+            if own and not isinstance(image, (str, bytes, os.PathLike)):
+                rgb = rgb.copy()
+        return TakenImage(rgb=rgb, size_hw=(rgb.shape[0], rgb.shape[1]))
+
+    def encode(self, image: TakenImage, timings: Timings | None) -> EncodedImage:
+        """Run the vision part on one image."""
+        return EncodedImage(
+            features=self._seen([image], timings or Timings()),
+            size_hw=image.size_hw,
+            image_size=self._image.size,
+        )
+
+    def encode_text(self, phrases: tuple[str, ...], timings: Timings | None) -> None:
+        """Encode phrases that are not known yet."""
+        self._text.features(phrases, timings or Timings())
+
+    def forget_text(self) -> None:
+        """Drop what is remembered of phrases."""
+        self._text.forget()
+
+    def start(
+        self,
+        images: Sequence[Ready],
+        question: Question,
+        timings: Timings | None,
+        *,
+        alone: bool = True,  # noqa: ARG002  # nothing runs beside it
+    ) -> list[Detections]:
+        """Take a batch of images to detections, some phrases at a time."""
+        timings = timings or Timings()
+        exemplars = question.exemplars
+        detector = self._sessions["detector" if exemplars is None else "detector_boxes"]
+        wanted = {tensor.name for tensor in detector.spec.inputs}
+        seen = self._features(images, timings)
+        tensors = {name: array for name, array in seen.items() if name in wanted}
+        if exemplars is not None:
+            tensors |= exemplars.tensors(fixed_axis(detector.spec, "boxes_cxcywh", 2))
+        features, mask = self._text.features(question.phrases, timings)
+        found: list[list[Detections]] = [[] for _ in images]
+        step = self._prompt_batch or phrases_in_a_call(detector, len(images))
+        for start in range(0, len(question.phrases), step):
+            part = slice(start, start + step)
+            tensors |= {"text_features": features[part], "text_mask": mask[part]}
+            with timings.stage("detector", detector.processor):
+                out = detector.run(tensors)
+            with timings.stage("post-process"):
+                for number, image in enumerate(images):
+                    found[number] += self._found(
+                        out, number, image.size_hw, question.part(start, step)
+                    )
+        with timings.stage("post-process"):
+            return [Detections.concatenate(parts) for parts in found]
+
+    def finish(self, begun: list[Detections]) -> list[Detections]:
+        """Nothing is left to do."""
+        return begun
+
+    def close(self) -> None:
+        """Free the parts."""
+        for session in self._sessions.values():
+            session.close()
+
+    def _features(self, images: Sequence[Ready], timings: Timings) -> Mapping[str, Array]:
+        encoded = [image for image in images if isinstance(image, EncodedImage)]
+        if not encoded:
+            taken = [image for image in images if isinstance(image, TakenImage)]
+            return self._seen(taken, timings)
+        if len(encoded) == 1:
+            return encoded[0].features
+        return {
+            name: np.concatenate([one.features[name] for one in encoded])
+            for name in encoded[0].features
+        }
+
+    def _seen(self, images: Sequence[TakenImage], timings: Timings) -> dict[str, Array]:
+        """What the vision part makes of a batch."""
+        vision = self._sessions["vision"]
+        with timings.stage("preprocess"):
+            squashed = [image_bchw_from_rgb(image.rgb, self._image) for image in images]
+            images_bchw = squashed[0] if len(squashed) == 1 else np.concatenate(squashed)
+        with timings.stage("vision", vision.processor):
+            return dict(vision.run({"images": images_bchw}))
+
+    def _found(
+        self, out: Mapping[str, Array], image: int, size_hw: tuple[int, int], question: Question
+    ) -> list[Detections]:
+        return [
+            detections_from_raw(
+                RawDetections(
+                    logits=out["pred_logits"][image, number],
+                    boxes=out["pred_boxes"][image, number],
+                    masks=out["pred_masks"][image, number],
+                    presence_logit=float(out["presence_logit"][image, number]),
+                ),
+                label=phrase,
+                size_hw=size_hw,
+                thresholds=question.thresholds[number],
+                reference=self._reference,
+            )
+            for number, phrase in enumerate(question.phrases)
+        ]
+
+
+def _array_of(image: Any) -> Any:
+    """A tensor of another library on the host is a picture as well, in its own memory."""
+    foreign = not isinstance(image, np.ndarray) and hasattr(image, "__dlpack_device__")
+    return np.from_dlpack(image) if foreign else image
