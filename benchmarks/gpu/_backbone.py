@@ -85,12 +85,12 @@ def ours(bench: Bench, precision: str, checkpoint: Any, batch: int) -> list[Made
     )
     part = compiled(order, device_name(), bench.eager)
     inputs = [part.placed({"images": one}) for one in pixels(checkpoint, batch, torch.float32)]
-    part.run_tensors(inputs[0])
+    part.run_on_device(inputs[0])
     return [
         Made(
             name=f"{precision} batch {batch}",
             batch=batch,
-            calls=tuple(lambda i=i: part.run_tensors(i) for i in inputs),  # type: ignore[misc]
+            calls=tuple(lambda i=i: part.run_on_device(i) for i in inputs),  # type: ignore[misc]
             weights_mib=weights_mib(part.plain),
             graphs=True,
         )

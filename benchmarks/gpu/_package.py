@@ -16,6 +16,7 @@ from _turns import Bench
 
 from samforge.backends.inductor.backend import InductorSession
 from samforge.runtime.device.graphs import Captured
+from samforge.runtime.device.session import placed
 
 PROMPTS = (1, 4, 16)
 LOAD = """
@@ -67,8 +68,8 @@ def prompts_ms(bench: Bench, session: InductorSession, checkpoint: Any, count: i
     calls: list[Any] = []
     for seed in (3, 4, 5):
         sizes = {"batch": 1, "prompts": count}
-        inputs = session.placed(family_inputs(checkpoint, session.spec, sizes, seed))
-        call = partial(session.run_tensors, inputs)
-        calls.append(Captured(call, None).replay if session.device.type == "cuda" else call)
+        inputs = placed(session, family_inputs(checkpoint, session.spec, sizes, seed))
+        call = partial(session.run_on_device, inputs)
+        calls.append(Captured(call, None).replay if session.captures else call)
     turns = cycle(calls)
     return call_ms(lambda: next(turns)(), bench.rounds)  # noqa: PLW0108  # a turn a call

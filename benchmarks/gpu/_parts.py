@@ -11,7 +11,11 @@ import torch
 
 from samforge.backends.inductor.backend import OPTIONS, InductorSession, package_from_exported
 from samforge.core.reference import META
-from samforge.core.session import PartSpec
+from samforge.core.session import PartSpec, TensorFormat
+from samforge.media import read_image
+from samforge.runtime import PhraseTokenizer, Segmenter
+from samforge.runtime.device import DeviceExecutor
+from samforge.runtime.device.session import placed
 from samforge.transform.export import TRACED_SIZES, exported_from_part
 from samforge.transform.fuse import fuse
 from samforge.transform.lower import Lowering, fp8_scales_from_samples, lower
@@ -165,37 +169,68 @@ def build(order: Order, folder: Path, device: str) -> dict[str, Any]:
     }
 
 
-class CompiledPart:
+class OnDevice:
+    """What sessions that are compiled in this process share."""
+
+    runtime, captures = "torch.compile", True
+    spec: PartSpec
+    device: str
+    formats: dict[str, TensorFormat]
+    processor: str
+
+    def run(self, tensors: Any) -> Any:
+        """On arrays of the host: nothing here asks for it."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Nothing to free before the process ends."""
+
+
+def session_device(device: torch.device) -> str:
+    """A device as sessions name it."""
+    return f"cuda:{device.index or 0}" if device.type == "cuda" else device.type
+
+
+def segmenter_over(
+    sessions: dict[str, Any], checkpoint: Any, tokenizer: PhraseTokenizer, reference: str = META
+) -> Segmenter:
+    """A segmenter that keeps everything on the device, the processor included."""
+    executor = DeviceExecutor(
+        sessions, checkpoint.image, tokenizer, read_image, reference=reference
+    )
+    return Segmenter(executor, image_size=checkpoint.image.size, parts=sessions)
+
+
+class CompiledPart(OnDevice):
     """A lowered program through torch.compile, with the door of a session."""
 
     def __init__(self, lowered: Any, spec: PartSpec, options: dict[str, Any]) -> None:
         self.spec = spec
         self.examples = lowered.program.example_inputs[0]
-        self.device = self.examples[0].device
+        self.device = session_device(self.examples[0].device)
+        self.processor = self.device
+        self.formats = {
+            tensor.name: TensorFormat(
+                dtype=str(example.dtype).removeprefix("torch."),
+                channels_last=example.ndim == 4 and not example.is_contiguous(),
+            )
+            for tensor, example in zip(spec.inputs, self.examples, strict=True)
+        }
         # Fixed sizes need no guards, and for the dynamic ones the spec has them.
         self.plain: torch.nn.Module = lowered.program.module(check_guards=False)
         self.module: Any = self.plain
         if not options.get("eager"):
             self.module = torch.compile(self.plain, options={**OPTIONS, **options})
 
-    def placed(self, tensors: Any) -> dict[str, torch.Tensor]:
-        """As the program was traced; some of the inputs may be given alone."""
-        last, plain = torch.channels_last, torch.contiguous_format
-        return {
-            tensor.name: tensors[tensor.name]
-            .to(example.device, example.dtype)
-            .contiguous(
-                memory_format=last if example.ndim == 4 and not example.is_contiguous() else plain
-            )
-            for tensor, example in zip(self.spec.inputs, self.examples, strict=True)
-            if tensor.name in tensors
-        }
-
-    def run_tensors(self, tensors: Any) -> dict[str, torch.Tensor]:
+    def run_on_device(self, tensors: Any) -> dict[str, torch.Tensor]:
         """Run it."""
         with torch.inference_mode():
             results = self.module(*(tensors[tensor.name] for tensor in self.spec.inputs))
         return {t.name: value for t, value in zip(self.spec.outputs, results, strict=True)}
+
+    def placed(self, tensors: Any) -> dict[str, torch.Tensor]:
+        """As the program was traced; some of the inputs may be given alone."""
+        return placed(self, tensors)
 
 
 def compiled(order: Order, device: str, eager: bool = False) -> CompiledPart:
@@ -206,32 +241,22 @@ def compiled(order: Order, device: str, eager: bool = False) -> CompiledPart:
     return CompiledPart(lowered, spec, {"eager": True} if eager else options)
 
 
-class SizedPart:
+class SizedPart(OnDevice):
     """One part at several fixed sizes: the sizes of its inputs choose."""
 
     def __init__(self, parts: dict[tuple[int, ...], CompiledPart]) -> None:
         self.parts = parts
         first = next(iter(parts.values()))
         self.spec, self.device = first.spec, first.device
+        self.formats, self.processor = first.formats, first.processor
 
     def _key(self, tensors: Any) -> tuple[int, ...]:
         names = ("images", "fpn_0", "text_features")
         return tuple(tensors[name].shape[0] for name in names if name in tensors)
 
-    def run_tensors(self, tensors: Any) -> dict[str, torch.Tensor]:
+    def run_on_device(self, tensors: Any) -> dict[str, torch.Tensor]:
         """Run the part of these sizes."""
-        return self.parts[self._key(tensors)].run_tensors(tensors)
-
-    def placed(self, tensors: Any) -> dict[str, torch.Tensor]:
-        """As the programs were traced; some of the inputs may be given alone."""
-        part = next(iter(self.parts.values()))
-        names = [tensor.name for tensor in part.spec.inputs]
-        return {
-            name: tensor.to(
-                part.examples[names.index(name)].device, part.examples[names.index(name)].dtype
-            )
-            for name, tensor in tensors.items()
-        }
+        return self.parts[self._key(tensors)].run_on_device(tensors)
 
 
 def session(order: Order, folder: Path) -> InductorSession:

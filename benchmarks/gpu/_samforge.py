@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from _parts import (
+    OnDevice,
     Order,
     SizedPart,
     compiled,
@@ -19,18 +20,18 @@ from _parts import (
     family_checkpoint,
     family_inputs,
     family_spec,
+    segmenter_over,
+    session_device,
 )
 from _spans import OBJECTS, PHRASE, pictures, sources, span_name
 from _timing import call_ms, kernels, synchronize, wall_ms
 from _turns import Bench
 
 from samforge.core.reference import META, TRANSFORMERS
-from samforge.media import read_image
+from samforge.core.session import TensorFormat
 from samforge.models.sam3.byte_tokenizer import byte_tokenizer
-from samforge.runtime import PhraseTokenizer
-from samforge.runtime.device import DeviceSegmenter
+from samforge.runtime import EncodedImage, PhraseTokenizer, Segmenter, question_from
 from samforge.runtime.device.graphs import Captured
-from samforge.runtime.postprocess import Thresholds
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,19 +73,16 @@ PLANS = {
 """By name of the contender."""
 
 
-class GivenFeatures:
+class GivenFeatures(OnDevice):
     """Stands in for the vision part where only the detector is measured."""
 
     def __init__(self, checkpoint: Any, features: dict[str, torch.Tensor]) -> None:
         self.spec = family_spec("sam3", checkpoint, "vision")
         self.features = features
-        self.device = next(iter(features.values())).device
+        self.device = self.processor = session_device(next(iter(features.values())).device)
+        self.formats = {one.name: TensorFormat(dtype=one.dtype) for one in self.spec.inputs}
 
-    def placed(self, tensors: Any) -> dict[str, torch.Tensor]:
-        """Move to the device."""
-        return {name: tensor.to(self.device) for name, tensor in tensors.items()}
-
-    def run_tensors(self, tensors: Any) -> dict[str, torch.Tensor]:  # noqa: ARG002  # a session's door
+    def run_on_device(self, tensors: Any) -> dict[str, torch.Tensor]:  # noqa: ARG002  # a session's door
         """Give the features, whatever the image."""
         return {name: tensor.clone() for name, tensor in self.features.items()}
 
@@ -146,7 +144,7 @@ class Contender:
             made.placed(family_inputs(self.checkpoint, made.spec, {"prompts": 1, **sizes}, seed))
             for seed in (3, 4, 5)
         ]
-        outputs = made.run_tensors(inputs[0])
+        outputs = made.run_on_device(inputs[0])
         synchronize()
         self.results.add(f"{words} compile s", round(time.perf_counter() - start, 1))
         bad = [key for key, value in outputs.items() if not value.isfinite().all()]
@@ -154,7 +152,7 @@ class Contender:
         self.waiting.append((words, made, inputs))
         return made
 
-    def segmenter(self) -> DeviceSegmenter:
+    def segmenter(self) -> Segmenter:
         """The parts, with the text part as it is: its results are remembered."""
         text = compiled(
             Order(part="text", precision="bf16", **{**self.shared, "attention": "auto"}),
@@ -178,13 +176,7 @@ class Contender:
             "text": text,
             "detector": SizedPart({sizes[1]: detector}),
         }
-        return DeviceSegmenter(
-            sessions,
-            self.checkpoint.image,
-            self.tokenizer,
-            read_image,
-            reference=self.plan.reference,
-        )
+        return segmenter_over(sessions, self.checkpoint, self.tokenizer, self.plan.reference)
 
     def stages(self) -> None:
         """Time every part that was compiled, alone."""
@@ -199,15 +191,15 @@ class Contender:
         rounds = self.bench.rounds
         if self.device == "cpu":
             turns = cycle(inputs)
-            ms = call_ms(lambda: made.run_tensors(next(turns)), rounds, 1)
+            ms = call_ms(lambda: made.run_on_device(next(turns)), rounds, 1)
             self.results.add(f"{words} ms", ms)
             return
-        graphs = [Captured(lambda i=i: made.run_tensors(i), None) for i in inputs]  # type: ignore[misc]
+        graphs = [Captured(lambda i=i: made.run_on_device(i), None) for i in inputs]  # type: ignore[misc]
         replays = cycle(graphs)
         self.results.add(f"{words} ms", call_ms(lambda: next(replays).replay(), rounds))
         self.results.add(f"{words} kernels", kernels(graphs[0].replay))
 
-    def spans(self, segmenter: DeviceSegmenter) -> None:
+    def spans(self, segmenter: Segmenter) -> None:
         """Picture on the host to masks on the host, and the memory that this takes."""
         cuda = self.device == "cuda"
         if cuda:
@@ -225,7 +217,7 @@ class Contender:
     def span(
         self,
         words: str,
-        segmenter: DeviceSegmenter,
+        segmenter: Segmenter,
         images: list[Any],
         phrases: list[str],
         objects: int,
@@ -242,14 +234,14 @@ class Contender:
         self.results.add(f"{words} ms", wall_ms(call, self.bench.rounds))
         self.results.add(f"{words} found", statistics.mean(counts))
 
-    def prompted(self, segmenter: DeviceSegmenter) -> None:
+    def prompted(self, segmenter: Segmenter) -> None:
         """Many phrases on one encoded picture, with a mask for each on average."""
         phrases = [f"thing {index}" for index in range(self.plan.prompts)]
         encoded = segmenter.encode(pictures(*self.bench.source)[0])
         words = f"{len(phrases)} phrases on encoded 4K with masks"
         self.span(words, segmenter, [encoded], phrases, 1)
 
-    def streams(self, segmenter: DeviceSegmenter) -> None:
+    def streams(self, segmenter: Segmenter) -> None:
         """Images a second over a stream, copies beside kernels."""
         batch = self.plan.batch
         count = max(batch * 6, 48) if self.device == "cuda" else batch * 2
@@ -274,23 +266,24 @@ class Contender:
             self.results.add(f"{words}, masks an image found", statistics.mean(masks))
 
 
-def admitting(segmenter: DeviceSegmenter, image: Any, phrases: list[str], objects: int) -> float:
+def admitting(segmenter: Segmenter, image: Any, phrases: list[str], objects: int) -> float:
     """Threshold at which about so many queries a phrase are admitted."""
     return between(scores_of(segmenter, image, phrases), objects * len(phrases))
 
 
-def admitting_one(segmenter: DeviceSegmenter, images: list[Any], batch: int) -> float:
+def admitting_one(segmenter: Segmenter, images: list[Any], batch: int) -> float:
     """Threshold at which one query an image is admitted on average."""
     found = [scores_of(segmenter, [image] * batch, [PHRASE]) for image in images]
     return between(np.concatenate(found), len(images))
 
 
-def scores_of(segmenter: DeviceSegmenter, image: Any, phrases: list[str]) -> np.ndarray:
+def scores_of(segmenter: Segmenter, image: Any, phrases: list[str]) -> np.ndarray:
     """Scores of all queries of an image, or of the first of a list."""
-    with torch.inference_mode():
-        pending = segmenter._launched(image, tuple(phrases), Thresholds())  # noqa: SLF001
+    images = image if isinstance(image, list) else [image]
+    taken = [one if isinstance(one, EncodedImage) else segmenter.take(one) for one in images]
+    begun = segmenter._executor.start(taken, question_from(phrases), None)  # noqa: SLF001
     synchronize()
-    return pending.scores.numpy()[0, :, :, 0].ravel().copy()
+    return begun.parts[-1].scores.numpy()[0, :, :, 0].ravel().copy()
 
 
 def between(scores: np.ndarray, count: int) -> float:

@@ -2,8 +2,9 @@
 
     python benchmarks/gpu/bundle.py --out FILE [--precision bf16] [--bundle DIR]
 
-``samforge.load_on_device`` has to find what ``samforge.load`` finds: one by one, as a batch and as
-a stream. Loading is timed in a process that has imported everything and compiled nothing.
+What ``samforge.load`` gives, with everything on the GPU, has to find what the same sessions find
+when arrays of the host go in and out: one by one, as a batch and as a stream. ``samforge verify``
+has to hold. Loading is timed in a process that has imported all and compiled nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ from _timing import Results, synchronize
 import samforge
 import samforge.backends.inductor.backend
 import samforge.runtime.device  # before loading is timed
+from samforge.assembly import session_from_bundle, tokenizer_from_bundle
 from samforge.models.tiny.scenes import draw_scene
+from samforge.runtime import Segmenter
+from samforge.runtime.host import HostExecutor
 
 PHRASES = ("red circle", "star", "blue object")
 SCENES = 4
@@ -36,10 +40,11 @@ def open_and_run(bundle: Path, results: Results) -> None:
     torch.zeros(1, device="cuda" if torch.cuda.is_available() else "cpu")
     segmenters: list[Any] = []
     for words in ("first", "second"):
-        seconds, segmenter = timed(lambda: samforge.load_on_device(bundle))
-        results.add(f"load_on_device, {words} of the process, s", round(seconds, 3))
+        seconds, segmenter = timed(lambda: samforge.load(bundle))
+        results.add(f"load, {words} of the process, s", round(seconds, 3))
         segmenters.append(segmenter)
-    device, host = segmenters[0], samforge.load(bundle)
+    device, host = segmenters[0], through_the_host(bundle)
+    results.add("way", device.processor)
     images = [draw_scene(index, split="demo").image for index in range(SCENES)]
     wanted = host.predict(images, text=PHRASES)
     results.add("objects", sum(map(len, wanted)))
@@ -55,6 +60,21 @@ def open_and_run(bundle: Path, results: Results) -> None:
         for _ in range(3):  # the last with masks begun ahead
             found = way()
         results.add(f"{words}, share of pixels that differ", differing(found, wanted))
+
+
+def through_the_host(root: Path) -> Segmenter:
+    """A segmenter over the same sessions that copies everything between them."""
+    bundle = samforge.open_bundle(root)
+    manifest = bundle.manifest
+    sessions = {name: session_from_bundle(bundle, name) for name in manifest.parts}
+    executor = HostExecutor(
+        sessions,
+        manifest.image,
+        tokenizer_from_bundle(bundle),
+        samforge.read_image,
+        reference=manifest.reference,
+    )
+    return Segmenter(executor, image_size=manifest.image.size, parts=sessions)
 
 
 def timed(call: Callable[[], Any]) -> tuple[float, Any]:
@@ -93,6 +113,9 @@ def main() -> int:
             subprocess.run([*build, "--out", str(bundle)], check=True)
             results.add("build s", round(time.perf_counter() - start, 1))
         open_and_run(bundle, results)
+        found = samforge.verify(bundle)
+        results.add("verified on", found.processor)
+        results.add("gates", {gate: list(pair) for gate, pair in found.gates.items()})
     differ = [value for words, value in results.values["figures"].items() if "differ" in words]
     return int(any(isinstance(value, str) or value > MOST for value in differ))
 

@@ -15,17 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _parts import CompiledPart, family_inputs
+from _parts import CompiledPart, family_inputs, segmenter_over
 from _timing import Results
 
 from samforge.measure.predictions import compare_detections, fidelity_from_answers
-from samforge.media import read_image
 from samforge.models.sam3.loading import checkpoint_from_name
 from samforge.models.sam3.parts import part_from_checkpoint
 from samforge.models.tiny.scenes import draw_scene
 from samforge.models.tiny.stress import StressedSource
 from samforge.runtime import PhraseTokenizer
-from samforge.runtime.device import DeviceSegmenter, Resizer
+from samforge.runtime.device import Resizer
 from samforge.transform.export import TRACED_SIZES, exported_from_part
 from samforge.transform.fuse import fuse
 from samforge.transform.lower import Lowering, fp8_scales_from_samples, lower
@@ -60,7 +59,7 @@ def segmenter(checkpoint: Any, programs: dict[str, Any], settings: Lowering | No
         lowered = lower(program(), spec, settings=chosen)
         parts[name] = CompiledPart(lowered, spec, {"eager": True})
     tokenizer = PhraseTokenizer(checkpoint.tokenizer, checkpoint.context, 0)
-    return DeviceSegmenter(parts, checkpoint.image, tokenizer, read_image)
+    return segmenter_over(parts, checkpoint, tokenizer)
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from _parts import Order, build, family_checkpoint, family_inputs, session
 from _timing import Results, synchronize
 
 from samforge.runtime.device.graphs import Captured
+from samforge.runtime.device.session import placed
 
 ORDERS = (
     Order(part="vision", precision="fp8", model="tiny", residual="half"),
@@ -52,8 +53,8 @@ def main() -> None:
                     if order.part == "vision":
                         sizes = {"batch": min(count, 4)}
                     words = " ".join(f"{axis} {size}" for axis, size in sizes.items())
-                    inputs = loaded.placed(family_inputs(checkpoint, loaded.spec, sizes, 3))
-                    call = partial(loaded.run_tensors, inputs)
+                    inputs = placed(loaded, family_inputs(checkpoint, loaded.spec, sizes, 3))
+                    call = partial(loaded.run_on_device, inputs)
                     outputs, captured = call(), Captured(call, None)
                     captured.replay()
                     synchronize()

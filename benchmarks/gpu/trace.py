@@ -48,7 +48,7 @@ def steps(bench: Bench, contender: str) -> tuple[dict[str, Any], list[dict[str, 
     pictures = by_source["4K pinned"]
     levels = [admitting(segmenter, picture, [PHRASE], 1) for picture in pictures]
     with torch.inference_mode():
-        placed = [segmenter._upload(picture).clone() for picture in pictures]  # noqa: SLF001  # its steps are what is timed
+        placed = [segmenter._executor._upload(picture).clone() for picture in pictures]  # noqa: SLF001  # its steps are what is timed
 
     def span(images: Sequence[Any]) -> Any:
         def call(index: int) -> None:
@@ -61,8 +61,8 @@ def steps(bench: Bench, contender: str) -> tuple[dict[str, Any], list[dict[str, 
         "whole, 4K pinned": span(pictures),
         "whole, 4K pageable": span(by_source["4K pageable"]),
         "whole, 4K on the device": span(placed),
-        "upload, 4K pinned": lambda i: segmenter._upload(pictures[i % len(pictures)]),  # noqa: SLF001
-        "resize, 4K": lambda i: segmenter._resize(placed[i % len(placed)]),  # noqa: SLF001
+        "upload, 4K pinned": lambda i: segmenter._executor._upload(pictures[i % len(pictures)]),  # noqa: SLF001
+        "resize, 4K": lambda i: segmenter._executor._resize(placed[i % len(placed)]),  # noqa: SLF001
     }
     figures = {words: wall_ms(call, bench.rounds) for words, call in calls.items()}
     with profile(activities=[ProfilerActivity.CUDA]) as seen:

@@ -20,11 +20,13 @@ import torch
 
 from samforge.backends import BACKENDS, backend_from_name
 from samforge.backends.tensorrt.settings import EngineSettings
-from samforge.core.errors import DamagedBundle, SettingError, ShapeError
-from samforge.core.session import Array, PartSpec, Session
+from samforge.core.errors import DamagedBundle, ForeignBundle, SettingError, ShapeError
+from samforge.core.session import Array, DeviceSession, PartSpec, Session
 from samforge.core.targets import TARGETS
 from samforge.measure.fidelity import compare_outputs, worst
 from samforge.models.part import Part
+from samforge.runtime.device.session import placed
+from samforge.runtime.device.session import run as run_on_device
 
 SLOW = ("inductor",)
 """Their artifacts are compiled for minutes."""
@@ -33,6 +35,7 @@ INSTALLED = [
     for name in BACKENDS
     if backend_from_name(name).version() is not None
 ]
+GPU_TARGETS = [name for name, target in TARGETS.items() if "cuda" in target.devices]
 REAL = [name for name in INSTALLED if name != "fake"]
 """Those that read their artifact and compute what it says."""
 PARTS = ("text", "detector_boxes")
@@ -398,3 +401,84 @@ def test_an_unknown_backend_lists_the_known() -> None:
         SettingError, match=r"no target 'tpu'\. Targets: onnxruntime, openvino, tensorrt"
     ):
         backend_from_name("tpu")
+
+
+ON_DEVICE = [
+    pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name
+    for name in BACKENDS
+    if backend_from_name(name).version() is not None and name in GPU_TARGETS
+]
+"""Those that take tensors where they are."""
+
+
+def tensors_for(session: Session, inputs: Mapping[str, Array]) -> dict[str, torch.Tensor]:
+    """Inputs in the formats and on the device of a session."""
+    assert isinstance(session, DeviceSession)
+    return placed(session, {name: torch.from_numpy(array) for name, array in inputs.items()})
+
+
+@pytest.mark.parametrize("backend", ON_DEVICE, indirect=True)
+class TestOnDevice:
+    """The second door of sessions: the same results, and nothing passes through the host."""
+
+    @pytest.mark.parametrize("sizes", SIZES)
+    def test_it_gives_what_arrays_give(
+        self, session: Session, subject: Subject, sizes: dict[str, int]
+    ) -> None:
+        inputs = subject.inputs(sizes, seed=4)
+        assert isinstance(session, DeviceSession)
+        assert set(session.formats) == set(inputs)
+        found = run_on_device(session, tensors_for(session, inputs))
+        assert list(found) == [tensor.name for tensor in session.spec.outputs]
+        assert {str(tensor.device) for tensor in found.values()} == {session.device}
+        wanted = session.run(inputs)
+        for tensor in session.spec.outputs:
+            array = found[tensor.name].to("cpu", getattr(torch, tensor.dtype)).numpy()
+            assert np.array_equal(array, wanted[tensor.name]), tensor.name
+
+    def test_results_are_the_callers(self, session: Session, subject: Subject) -> None:
+        first = run_on_device(session, tensors_for(session, subject.inputs(seed=1)))
+        kept = {name: tensor.clone() for name, tensor in first.items()}
+        second = run_on_device(session, tensors_for(session, subject.inputs(seed=2)))
+        for name, tensor in first.items():
+            assert torch.equal(tensor, kept[name])
+            assert not torch.equal(tensor, second[name])
+
+    def test_other_names_types_and_shapes(self, session: Session, subject: Subject) -> None:
+        assert isinstance(session, DeviceSession)
+        tensors = tensors_for(session, subject.inputs())
+        name = next(iter(tensors))
+        for wrong in (
+            {f"my_{key}": tensor for key, tensor in tensors.items()},
+            {},
+            tensors | {name: tensors[name].to(torch.int8)},
+        ):
+            with pytest.raises(ShapeError, match=f"^{subject.part.spec.name} wants "):
+                session.run_on_device(wrong)
+
+    @pytest.mark.parametrize("subject", ["text"], indirect=True)
+    def test_closed_while_others_call(self, backend: str, subject: Subject) -> None:
+        session = subject.session(backend)
+        tensors = tensors_for(session, subject.inputs())
+        assert isinstance(session, DeviceSession)
+        results = session.run_on_device(tensors)
+        session.close()
+        assert list(results) == [tensor.name for tensor in session.spec.outputs]
+        with pytest.raises(ShapeError, match=r"is closed\. Load it again\."):
+            session.run_on_device(tensors)
+
+    @pytest.mark.parametrize("subject", ["text"], indirect=True)
+    def test_a_device_that_is_not_there(self, backend: str, subject: Subject) -> None:
+        with pytest.raises((ForeignBundle, SettingError), match=r"cuda:99|no GPU"):
+            subject.session(backend, device="cuda:99")
+
+
+@pytest.mark.parametrize(
+    "backend",
+    [name for name in INSTALLED if isinstance(name, str) and name not in GPU_TARGETS],
+    indirect=True,
+)
+@pytest.mark.parametrize("subject", ["text"], indirect=True)
+def test_what_runs_on_the_processor_says_so(backend: str, subject: Subject) -> None:
+    with pytest.raises(SettingError, match="runs on the processor, and device is cuda:0"):
+        subject.session(backend, device="cuda:0")

@@ -12,10 +12,12 @@ import pytest
 import torch
 
 from samforge.core.images import ImageSpec
+from samforge.core.session import Array, TensorFormat, Tensors
+from samforge.core.timing import Timings
 from samforge.media import read_image
 from samforge.models.tiny.scenes import draw_scene
-from samforge.runtime import PhraseTokenizer
-from samforge.runtime.device import DeviceSegmenter, Resizer, masks
+from samforge.runtime import PhraseTokenizer, Segmenter
+from samforge.runtime.device import DeviceExecutor, Resizer, masks
 from samforge.runtime.device.admission import admitted_on_device, admitted_reference
 from samforge.runtime.device.masks import above_reference, index_on_device, masks_to_host
 from samforge.runtime.device.transfer import Uploader
@@ -98,18 +100,30 @@ def test_a_read_only_picture_arrives_whole() -> None:
     assert np.array_equal(upload(picture[::-1]).cpu().numpy(), picture[::-1])
 
 
+def on_device(
+    sessions: Mapping[str, Any], image: ImageSpec, tokenizer: PhraseTokenizer, **settings: Any
+) -> Segmenter:
+    executor = DeviceExecutor(sessions, image, tokenizer, read_image, **settings)
+    return Segmenter(executor, image_size=image.size, parts=sessions)
+
+
 class OnGpu:
     """A part of the tiny model behind the door of a device session, in float32."""
+
+    runtime, processor, device, captures = "torch", "the GPU", "cuda:0", True
 
     def __init__(self, part: Any) -> None:
         module = copy.deepcopy(part.module).cuda()
         self.part, self.spec = dataclasses.replace(part, module=module), part.spec
-        self.device = torch.device("cuda")
+        self.formats = {one.name: TensorFormat(dtype=one.dtype) for one in part.spec.inputs}
 
-    def placed(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {name: tensor.cuda() for name, tensor in tensors.items()}
+    def run(self, tensors: Tensors) -> dict[str, Array]:
+        raise AssertionError("nothing goes through the host")
 
-    def run_tensors(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def close(self) -> None:
+        pass
+
+    def run_on_device(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return dict(self.part(tensors))
 
 
@@ -123,8 +137,7 @@ def test_a_stream_in_cuda_graphs_finds_what_single_calls_find(
     phrases = ("red circle", "star", "blue object")
     images = [draw_scene(index, split="demo").image for index in range(8)]
     plain, graphs = (
-        DeviceSegmenter(sessions, tiny.image, tokenizer, read_image, graphs=graphs)
-        for graphs in (False, True)
+        on_device(sessions, tiny.image, tokenizer, graphs=graphs) for graphs in (False, True)
     )
     with torch.inference_mode():
         wanted = [plain.predict(image, text=phrases) for image in images]
@@ -149,7 +162,7 @@ def test_a_camera_may_fill_one_buffer(
     tiny = checkpoint("tiny")
     tokenizer = PhraseTokenizer(tiny.tokenizer, tiny.context, 0)
     sessions = {name: OnGpu(part(name, "tiny")) for name in ("vision", "text", "detector")}
-    device = DeviceSegmenter(sessions, tiny.image, tokenizer, read_image)
+    device = on_device(sessions, tiny.image, tokenizer)
     images = [torch.from_numpy(draw_scene(index, split="demo").image) for index in range(7)]
     # Large, so that copies take long enough to be overtaken.
     images = [image.repeat_interleave(16, 0).repeat_interleave(16, 1) for image in images]
@@ -170,3 +183,39 @@ def test_a_camera_may_fill_one_buffer(
     encoded = device.encode(pinned)
     pinned.zero_()
     assert device.predict(encoded, text="star").labels == wanted[0].labels
+
+
+def test_boxes_thresholds_and_stages_on_the_gpu(
+    part: Callable[..., Any], checkpoint: Callable[[str], Any]
+) -> None:
+    tiny = checkpoint("tiny")
+    tokenizer = PhraseTokenizer(tiny.tokenizer, tiny.context, 0)
+    names = ("vision", "text", "detector", "detector_boxes")
+    sessions = {name: OnGpu(part(name, "tiny")) for name in names}
+    plain, graphs = (
+        on_device(sessions, tiny.image, tokenizer, graphs=graphs) for graphs in (False, True)
+    )
+    images = [draw_scene(index, split="demo").image for index in range(3)]
+    found = plain.predict(images[0], text="object")
+    asked: list[dict[str, Any]] = [
+        {"boxes_xyxy": found.boxes_xyxy[:1]},
+        {"boxes_xyxy": found.boxes_xyxy[:2], "box_labels": [1, 0], "text": "object"},
+        {"text": ["star", "object"], "threshold": [0.9, 0.1]},
+    ]
+    for prompt in (*asked, *asked):
+        for source in (images[0], graphs.encode(images[0])):
+            one = graphs.predict(source, **prompt)
+            other = plain.predict(images[0], **prompt)
+            assert one.labels == other.labels
+            assert len(one)
+            assert np.allclose(one.scores, other.scores, atol=1e-4)
+            different = np.asarray(one.masks) != np.asarray(other.masks)
+            assert different.sum() <= 1e-4 * different.size
+    timings = Timings()
+    graphs.predict(images, text="star", timings=timings)
+    stages = {stage.stage: stage.milliseconds for stage in timings.stages()}
+    assert list(stages) == ["decode", "preprocess", "vision", "text", "detector", "post-process"]
+    assert min(stages.values()) > 0
+    for _ in graphs.stream(iter(images), text="star"):
+        graphs.close()  # results that are on their way may be lost, nothing else
+        break

@@ -82,7 +82,7 @@ def test_tensors_on_the_gpu_stay_there(
 ) -> None:
     inputs = _inputs(example, 2, seed=5)
     wanted = session.run({name: tensor.numpy() for name, tensor in inputs.items()})
-    found = session.run_on_gpu({name: tensor.cuda() for name, tensor in inputs.items()})
+    found = session.run_on_device({name: tensor.cuda() for name, tensor in inputs.items()})
     for name, array in found.items():
         tensor = torch.as_tensor(array, device="cuda")
         assert tensor.data_ptr() == array.pointer
@@ -93,7 +93,7 @@ def test_tensors_elsewhere_are_refused(
     session: EngineSession, example: Callable[..., dict[str, Any]]
 ) -> None:
     with pytest.raises(ShapeError, match=r"runs on cuda:0, and .* lies on the processor"):
-        session.run_on_gpu(_inputs(example, 1, seed=1))
+        session.run_on_device(_inputs(example, 1, seed=1))
 
 
 def test_repeated_shapes_replay_a_graph_and_give_the_same(

@@ -23,8 +23,9 @@ from samforge.core.errors import (
     ShapeError,
 )
 from samforge.core.images import ImageSpec
-from samforge.core.session import Array, TensorFormat, Tensors
+from samforge.core.session import Array, DeviceSession, TensorFormat, Tensors
 from samforge.core.timing import Timings
+from samforge.measure import Witness
 from samforge.media import read_image
 from samforge.models.tiny.scenes import draw_scene
 from samforge.runtime import (
@@ -297,6 +298,31 @@ def test_a_closed_segmenter_says_so_and_leaves_results_alone(segmenters: Any) ->
     ):
         with pytest.raises(ShapeError, match="The segmenter is closed"):
             call()
+
+
+def test_a_watched_segmenter_is_asked_on_its_device(segmenters: Any) -> None:
+    device, host = segmenters
+    witnesses = Witness(), Witness()
+    sessions: Mapping[str, Any] = executor_of(device)._sessions
+    watched = like(device, witnesses[0].sessions(sessions))
+    assert all(isinstance(one, DeviceSession) for one in executor_of(watched)._sessions.values())
+    plain: Mapping[str, Any] = host._executor._sessions
+    beside = segmenter_from_sessions(
+        witnesses[1].sessions(plain),
+        executor_of(device)._image,
+        executor_of(device)._text._tokenizer,
+        read_image,
+    )
+    for image in scenes(2):
+        for segmenter in (watched, beside):
+            segmenter.predict(segmenter.encode(image), text=PHRASES)
+    (found, wanted) = witnesses
+    assert found.image == wanted.image == 1
+    assert len(found.readings) == len(wanted.readings) == 2 * len(PHRASES)
+    for one, other in zip(found.readings, wanted.readings, strict=True):
+        assert (one.image, one.part) == (other.image, other.part)
+        assert np.allclose(one.logits, other.logits, atol=0.05)  # one grey level of the resize
+    assert [one.tensor for one in found.features] == [one.tensor for one in wanted.features]
 
 
 def test_two_threads_take_turns(segmenters: Any) -> None:

@@ -184,4 +184,4 @@ def test_a_bundle_without_a_proof(bundle: Path, capsys: pytest.CaptureFixture[st
     shutil.rmtree(bundle / "verify")
     reseal(bundle, manifest)
     assert cli.main(["verify", str(bundle)]) == 5
-    assert "holds no verify/proof.npz to verify it with" in capsys.readouterr().err
+    assert "holds no verify/pictures.npz and no verify/proof.npz" in capsys.readouterr().err

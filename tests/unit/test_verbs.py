@@ -99,7 +99,7 @@ def test_no_bundle_at_all(fake_bundle: Callable[..., samforge.Bundle]) -> None:
         samforge.compare([])
     with pytest.raises(SettingError, match="bench got no bundle"):
         samforge.bench([])
-    with pytest.raises(DamagedBundle, match=r"holds no verify/proof\.npz"):
+    with pytest.raises(DamagedBundle, match=r"holds no verify/pictures\.npz"):
         samforge.verify(fake_bundle("unproven").root)
 
 

@@ -1,6 +1,6 @@
 """Latency, fidelity and accuracy of sessions and segmenters."""
 
-from samforge.core.manifest import PROOF_NAME
+from samforge.core.manifest import PICTURES_NAME, PROOF_NAME
 from samforge.measure.accuracy import Accuracy
 from samforge.measure.batches import PartsAlone
 from samforge.measure.cgf1 import CgF1
@@ -44,6 +44,12 @@ from samforge.measure.proof import (
     proven_tensors,
     write_proof,
 )
+from samforge.measure.proof_pictures import (
+    ProofPictures,
+    check_proof_pictures,
+    proof_pictures_from_file,
+    write_proof_pictures,
+)
 from samforge.measure.report import report_html, write_report
 from samforge.measure.report_data import FusionRow, ReportData, account_rows
 from samforge.measure.segmentation import SegmenterAccuracy, measure_segmenter
@@ -51,6 +57,7 @@ from samforge.measure.verdict import Verdict, check_verdict
 from samforge.measure.witness import Witness, finite
 
 __all__ = [
+    "PICTURES_NAME",
     "PROOF_NAME",
     "Accuracy",
     "BodyMesh",
@@ -64,6 +71,7 @@ __all__ = [
     "PackedDetections",
     "PartsAlone",
     "PredictionFidelity",
+    "ProofPictures",
     "ProvenTensor",
     "Regions",
     "ReportData",
@@ -76,6 +84,7 @@ __all__ = [
     "check_cgf1",
     "check_predictions",
     "check_proof",
+    "check_proof_pictures",
     "check_verdict",
     "compare_detections",
     "compare_meshes",
@@ -92,11 +101,13 @@ __all__ = [
     "mesh_from_file",
     "odd_limits",
     "odd_pictures",
+    "proof_pictures_from_file",
     "proven_tensors",
     "regions_from_file",
     "report_html",
     "root_relative_mm",
     "save_people",
     "write_proof",
+    "write_proof_pictures",
     "write_report",
 ]

@@ -10,13 +10,21 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from samforge.core.around import AroundSession
 from samforge.core.errors import FidelityError
-from samforge.core.session import Array, PartSpec, Session, Tensors
+from samforge.core.session import (
+    Array,
+    DeviceSession,
+    PartSpec,
+    Session,
+    TensorFormat,
+    Tensors,
+)
 
 SATURATED = 20.0
 """Logits beyond this are taken for it: their scores differ from 0 or 1 by less than float32 can
@@ -68,7 +76,7 @@ class Witness:
 
     def sessions(self, sessions: Mapping[str, Session]) -> dict[str, Session]:
         """The same sessions, watched."""
-        return {name: _Watched(session=one, witness=self) for name, one in sessions.items()}
+        return {name: _watched(one, self) for name, one in sessions.items()}
 
     def saw(self, spec: PartSpec, outputs: dict[str, Array]) -> None:
         """Take what a part gave.
@@ -167,3 +175,43 @@ class _Watched(AroundSession):
         outputs = self.session.run(tensors)
         self.witness.saw(self.spec, outputs)
         return outputs
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _WatchedOnDevice(AroundSession):
+    """The same of a session that takes tensors where they are."""
+
+    session: DeviceSession
+    witness: Witness
+    captures: bool = False
+    """Nothing can be looked at inside a CUDA graph."""
+
+    @property
+    def device(self) -> str:
+        """Where its tensors live."""
+        return self.session.device
+
+    @property
+    def formats(self) -> Mapping[str, TensorFormat]:
+        """How it wants its inputs."""
+        return self.session.formats
+
+    def run(self, tensors: Tensors) -> dict[str, Array]:
+        """Run the part on arrays, and look at what it gives."""
+        outputs = self.session.run(tensors)
+        self.witness.saw(self.spec, outputs)
+        return outputs
+
+    def run_on_device(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
+        """Run the part on the device, and look at what it gives."""
+        from samforge.runtime.device.session import arrays_from
+
+        outputs = self.session.run_on_device(tensors)
+        self.witness.saw(self.spec, arrays_from(self.session, outputs))
+        return outputs
+
+
+def _watched(session: Session, witness: Witness) -> Session:
+    if isinstance(session, DeviceSession):
+        return _WatchedOnDevice(session=session, witness=witness)
+    return _Watched(session=session, witness=witness)

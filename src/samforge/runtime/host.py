@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from samforge.core.detections import Detections
+from samforge.core.errors import ImageError
 from samforge.core.images import ImageSource, ImageSpec, RgbImage
 from samforge.core.reference import META
 from samforge.core.session import Array, Session
@@ -186,7 +187,17 @@ class HostExecutor:
         ]
 
 
+_CPU = 1  # of DLPack's kinds of devices
+
+
 def _array_of(image: Any) -> Any:
     """A tensor of another library on the host is a picture as well, in its own memory."""
-    foreign = not isinstance(image, np.ndarray) and hasattr(image, "__dlpack_device__")
-    return np.from_dlpack(image) if foreign else image
+    if isinstance(image, np.ndarray) or not hasattr(image, "__dlpack_device__"):
+        return image
+    kind, number = image.__dlpack_device__()
+    if int(kind) != _CPU:
+        raise ImageError(
+            f"The image lies on a GPU (number {int(number)}), and this segmenter takes images of "
+            "the host. Bring it there first (image.cpu())."
+        )
+    return np.from_dlpack(image)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,10 @@ import numpy as np
 from samforge.backends import backend_from_name
 from samforge.core.errors import FidelityError
 from samforge.core.files import atomic_write_json
-from samforge.core.manifest import PROOF_NAME
+from samforge.core.labelled import LabelledImage
+from samforge.core.manifest import PICTURES_NAME, PROOF_NAME
 from samforge.core.session import Array
+from samforge.core.timing import Timings
 from samforge.measure import (
     OddPicture,
     SegmenterAccuracy,
@@ -25,11 +28,14 @@ from samforge.measure import (
     limit_of,
     odd_limits,
     odd_pictures,
+    write_proof_pictures,
 )
+from samforge.measure.asking import ask
 from samforge.measure.fidelity import compare_outputs
+from samforge.measure.packed import pack
 from samforge.measure.proof import write_proof
 from samforge.runtime import image_bchw_from_rgb
-from samforge.steps.calibrate import float_sessions
+from samforge.steps.calibrate import float_sessions, segmenter_of
 from samforge.steps.context import BuildContext, StepOutput, arrays
 from samforge.steps.images import (
     DRAWN,
@@ -51,6 +57,12 @@ NAMED = 5
 ONE_OF_EACH = {"batch": 1, "prompts": 1, "boxes": 1}
 RANDOM = "Weights are random: what is found has no meaning and was not compared."
 SAME_IMAGES = "Verified on the calibration's own images: there were fewer than two for each sample."
+PROOF_PICTURES = 2
+"""Pictures that a bundle carries."""
+PROOF_SIDE = 1024
+"""Of their sides, pixels, at most."""
+SEGMENTER = {"vision", "text", "detector"}
+"""Parts that find something in a picture."""
 ALONE = {"images", "input_ids"}
 """What a part may take to be run on a picture without the others."""
 NOT_ASKED = (
@@ -86,13 +98,13 @@ def verify_bundle(context: BuildContext) -> StepOutput:
         FidelityError: Masks, boxes or scores differ, objects are lost or made up, an output is not
             finite, or what was asked is too little to tell; the figures are kept.
     """
-    proof = _proof(context) if context.runs_on.elsewhere else ()
+    proof = (*(_proof(context) if context.runs_on.elsewhere else ()), *_proof_pictures(context))
     if backend_from_name(context.runtime).version() is None:
         return StepOutput(outputs=proof, figures=(), notes=(NOT_VERIFIED,))
     if context.recipe.random_weights:
         return StepOutput(outputs=proof, figures=(), notes=(RANDOM,))
     notes = () if verified_on_others(context) else (SAME_IMAGES,)
-    if not {"vision", "text", "detector"} <= set(context.parts):
+    if not set(context.parts) >= SEGMENTER:
         return _features(context, proof, notes)
     try:
         load = (partial(float_sessions, context), partial(built_sessions, context))
@@ -137,6 +149,46 @@ def _proof(context: BuildContext) -> tuple[str, ...]:
     for session in sessions.values():
         session.close()
     return (PROOF_NAME,)
+
+
+def _proof_pictures(context: BuildContext) -> tuple[str, ...]:
+    """Keep what fp32 finds in a few pictures: any machine's segmenter can be asked the same."""
+    if context.recipe.random_weights or not set(context.parts) >= SEGMENTER:
+        return ()
+    images = [smaller(image) for image in islice(verification_images(context), PROOF_PICTURES)]
+    sessions = float_sessions(context)
+    asking = ask(
+        segmenter_of(context, sessions),
+        images,
+        timings=Timings(),
+        boxes="detector_boxes" in sessions,
+    )
+    answers = {asked.key: pack(asked.found) for asked in asking}
+    write_proof_pictures(context.path(PICTURES_NAME), images, answers)
+    for session in sessions.values():
+        session.close()
+    return (PICTURES_NAME,)
+
+
+def smaller(image: LabelledImage) -> LabelledImage:
+    """A picture of at most about a megapixel, for bundles carry it along: every Nth pixel of it."""
+    step = -(-max(image.image_rgb.shape[:2]) // PROOF_SIDE)
+    if step == 1:
+        return image
+    rgb = np.ascontiguousarray(image.image_rgb[::step, ::step])
+    height, width = rgb.shape[:2]
+    none = np.zeros((0, height, width), np.bool_)
+    questions = (
+        replace(
+            question,
+            masks=none,
+            boxes_xyxy=None
+            if question.boxes_xyxy is None
+            else (question.boxes_xyxy / step).clip(0, [width, height, width, height]),
+        )
+        for question in image.questions
+    )
+    return replace(image, image_rgb=rgb, questions=tuple(questions))
 
 
 def _given(context: BuildContext) -> set[str]:

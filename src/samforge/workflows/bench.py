@@ -21,12 +21,12 @@ from samforge.measure import (
     Budget,
     Latency,
     PartsAlone,
-    Samples,
     StageLatency,
     Subject,
     latency_from_samples,
     measure_in_turn,
 )
+from samforge.measure.latency import Samples
 from samforge.models import tiny
 from samforge.runtime import Segmenter
 from samforge.runtime.executor import PARTS

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from samforge.assembly import load
 from samforge.core.bundle import Bundle, open_bundle
+from samforge.core.devices import AUTO
 from samforge.core.errors import FidelityError, SettingError
 from samforge.core.native import Report, error_of_item
 from samforge.core.recipe import Gates, Recipe
@@ -52,6 +53,7 @@ def compare(
     bundles: Sequence[str | Path | Bundle],
     data: str | LabelledData = "scenes:1000",
     *,
+    device: str = AUTO,
     done: Done = unseen,
     report: Report | None = None,
 ) -> tuple[BundleAccuracy, ...]:
@@ -64,6 +66,8 @@ def compare(
         bundles: Folders, or bundles that are open; the first says what is right.
         data: ``scenes:N``, ``coco:FILE.json``, or what ``data_from_text`` made of one. Gone through
             once for each bundle.
+        device: Where to run, as ``samforge.load`` takes it: ``auto`` runs each bundle on what it
+            was built for.
         done: Called after each image.
         report: Takes images that cannot be measured; they count for nobody, and the others go on.
             None raises at the first.
@@ -81,10 +85,18 @@ def compare(
     answers: dict[tuple[int, int], PackedDetections] = {}
     first, *others = opened
     if not others:
-        return (accuracy_of(first, data, done=done, report=report),)
-    rows = [accuracy_of(first, data, record=answers, done=done, report=report)]
+        return (accuracy_of(first, data, device=device, done=done, report=report),)
+    rows = [accuracy_of(first, data, device=device, record=answers, done=done, report=report)]
     rows += [
-        accuracy_of(bundle, data, reference=rows[0], answers=answers, done=done, report=report)
+        accuracy_of(
+            bundle,
+            data,
+            device=device,
+            reference=rows[0],
+            answers=answers,
+            done=done,
+            report=report,
+        )
         for bundle in others
     ]
     return tuple(rows)
@@ -94,6 +106,7 @@ def accuracy_of(  # noqa: PLR0913  what is measured, against what, and who is to
     bundle: Bundle,
     data: LabelledData,
     *,
+    device: str = AUTO,
     record: MutableMapping[tuple[int, int], PackedDetections] | None = None,
     reference: BundleAccuracy | None = None,
     answers: Mapping[tuple[int, int], PackedDetections] | None = None,
@@ -105,6 +118,7 @@ def accuracy_of(  # noqa: PLR0913  what is measured, against what, and who is to
     Args:
         bundle: Opened and checked.
         data: Gone through once.
+        device: Where to run.
         record: Takes the bundle's answers: it is the reference of others.
         reference: The figures to compare with.
         answers: What the reference answered.
@@ -113,7 +127,7 @@ def accuracy_of(  # noqa: PLR0913  what is measured, against what, and who is to
     """
     manifest = bundle.manifest
     accuracy = measure_segmenter(
-        load(bundle),
+        load(bundle, device=device),
         data.images(),
         boxes=BOXES_PART in manifest.parts,
         record=record,

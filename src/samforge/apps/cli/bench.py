@@ -9,7 +9,7 @@ import typer
 
 import samforge
 from samforge.apps.cli.output import JsonOption, print_json, print_line, print_note, print_table
-from samforge.apps.cli.places import DigestsOption, opened_bundles
+from samforge.apps.cli.places import DeviceOption, DigestsOption, opened_bundles
 from samforge.apps.cli.progress import progress_bar
 from samforge.core.errors import SettingError
 
@@ -74,6 +74,7 @@ def bench(  # noqa: PLR0913  every argument is an option that a user types
     markdown: Annotated[
         bool, typer.Option("--markdown", help="Print Markdown for a README instead of tables.")
     ] = False,
+    device: DeviceOption = "auto",
     digest: DigestsOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -100,6 +101,7 @@ def bench(  # noqa: PLR0913  every argument is an option that a user types
         budget=budget,
         baseline=baseline_among(opened) if baseline is None else 0,
         image=samforge.read_image(image) if image is not None else None,
+        device=device,
         threads=threads,
         memory=memory,
     )

@@ -16,7 +16,7 @@ from samforge.apps.cli.output import (
     print_table,
     shown_path,
 )
-from samforge.apps.cli.places import DigestsOption, opened_bundles
+from samforge.apps.cli.places import DeviceOption, DigestsOption, opened_bundles
 from samforge.apps.cli.progress import progress_bar
 from samforge.core.errors import FidelityError
 
@@ -88,6 +88,7 @@ def compare(  # noqa: PLR0913, PLR0917  every argument is an option that a user 
         bool,
         typer.Option("--gate", help="Fail unless every bundle holds its recipe's gates."),
     ] = False,
+    device: DeviceOption = "auto",
     digest: DigestsOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -111,7 +112,7 @@ def compare(  # noqa: PLR0913, PLR0917  every argument is an option that a user 
     if gate:
         require_reference(opened)
     with progress_bar(source.name, source.count * len(opened), as_json=as_json) as done:
-        rows = compared(opened, source, done=done, report=problems)
+        rows = compared(opened, source, device=device, done=done, report=problems)
     failed = failed_gates(opened, rows) if gate else ()
     if as_json:
         _print_json(source.name, seed, rows, failed if gate else None, problems.all)

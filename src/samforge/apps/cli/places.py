@@ -11,6 +11,16 @@ import typer
 import samforge
 from samforge.core.errors import DamagedBundle
 
+DeviceOption: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        metavar="DEVICE",
+        help="Where to run: auto (what the bundle was built for), cpu, cuda, or a GPU by number, "
+        "such as cuda:1.",
+    ),
+]
+"""What ``samforge.load`` takes as its device."""
 DigestOption: TypeAlias = Annotated[
     str | None,
     typer.Option(

@@ -16,7 +16,7 @@ from samforge.apps.cli.output import (
     print_table,
     shown_path,
 )
-from samforge.apps.cli.places import DigestOption, OverwriteOption, check_outputs
+from samforge.apps.cli.places import DeviceOption, DigestOption, OverwriteOption, check_outputs
 from samforge.apps.cli.progress import progress_bar
 from samforge.apps.cli.stages import print_stages
 from samforge.core.files import writable_folder
@@ -66,6 +66,7 @@ def predict(  # noqa: PLR0913  every argument is an option that a user types
         int | None,
         typer.Option("--threads", min=1, help="Processor threads.", show_default="all cores"),
     ] = None,
+    device: DeviceOption = "auto",
     digest: DigestOption = None,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
@@ -94,13 +95,14 @@ def predict(  # noqa: PLR0913  every argument is an option that a user types
     check_outputs(results_for(files, out), overwrite=overwrite)
     out = writable_folder(out)
     opened = samforge.open_bundle(bundle, digest=digest)
-    found = _run(opened, files, prompts, out, threads=threads, as_json=as_json)
+    segmenter = _loaded(opened, device, threads)
+    found = _run(segmenter, files, prompts, out, as_json=as_json)
     found = replace(
         found,
         failures=(*(failure_from(path, error) for path, error in unusable), *found.failures),
     )
     if as_json:
-        _print_json(opened, out, found, notes)
+        _print_json(opened, segmenter, out, found, notes)
     else:
         _print(out, found, prompts)
         for note in notes:
@@ -109,32 +111,41 @@ def predict(  # noqa: PLR0913  every argument is an option that a user types
         raise typer.Exit(found.failures[0].exit_code)
 
 
-def _run(
-    bundle: samforge.Bundle,
-    files: list[Path],
-    prompts: Prompts,
-    out: Path,
-    *,
-    threads: int | None,
-    as_json: bool,
-) -> Predictions:
+def _loaded(bundle: samforge.Bundle, device: str, threads: int | None) -> samforge.Segmenter:
+    """Load a bundle, and say what is to be known of its results."""
     from samforge.core.manifest import verified
-    from samforge.workflows.predict import predict_files
 
     if not verified(bundle.manifest) and not bundle.manifest.recipe.get("random_weights"):
         print_note(f"{bundle.root} was not verified on hardware: run samforge verify first.")
     if bundle.manifest.recipe.get("random_weights"):
         print_note(f"{bundle.root} has random weights: what it finds means nothing.")
-    segmenter = samforge.load(bundle, threads=threads)
+    return samforge.load(bundle, device=device, threads=threads)
+
+
+def _run(
+    segmenter: samforge.Segmenter,
+    files: list[Path],
+    prompts: Prompts,
+    out: Path,
+    *,
+    as_json: bool,
+) -> Predictions:
+    from samforge.workflows.predict import predict_files
+
     with progress_bar("images", len(files), as_json=as_json or len(files) < 2) as done:
         return predict_files(segmenter, files, prompts, out, done=done)
 
 
 def _print_json(
-    bundle: samforge.Bundle, out: Path, found: Predictions, notes: Sequence[str]
+    bundle: samforge.Bundle,
+    segmenter: samforge.Segmenter,
+    out: Path,
+    found: Predictions,
+    notes: Sequence[str],
 ) -> None:
     payload: dict[str, Any] = {
         "bundle": bundle.root,
+        "processor": segmenter.processor,
         "out": out,
         "images": [
             {"image": one.image, **one.found, "overlay": one.overlay, "coco": one.coco}

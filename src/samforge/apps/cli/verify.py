@@ -3,32 +3,60 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from samforge.apps.cli.output import JsonOption, print_json, print_line, print_note, print_table
-from samforge.apps.cli.places import DigestOption
+from samforge.apps.cli.places import DeviceOption, DigestOption
+
+if TYPE_CHECKING:
+    from samforge.workflows.verify import Verification
 
 
 def verify(
     bundle: Annotated[
         Path, typer.Argument(metavar="BUNDLE", help="Folder that samforge build made.")
     ],
+    device: DeviceOption = "auto",
     digest: DigestOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run a bundle here and compare it with what fp32 gave when it was built.
 
-    Engines are built for GPUs that the builder need not have. This runs every part on inputs that
-    the bundle carries, compares with the fp32 outputs beside them, and fails where they differ.
+    The segmenter that this machine uses is asked about pictures that the bundle carries. Engines
+    are built for GPUs that the builder need not have: of these, every part runs on tensors that the
+    bundle carries as well. Where anything differs from what fp32 gave, the command fails.
     """
     from samforge.workflows.verify import verify as verified
 
-    found = verified(bundle, digest=digest)
+    found = verified(bundle, device=device, digest=digest)
     if as_json:
         print_json("verify", {"verification": found})
         return
+    if found.tensors:
+        _print_tensors(found)
+    if found.evidence is not None:
+        print_table(
+            f"Found in {found.evidence.images} pictures, against fp32",
+            ("gate", "figure", "limit"),
+            [(gate, f"{value:.4f}", f"{limit:g}") for gate, (value, limit) in found.gates.items()],
+            numbers=("figure", "limit"),
+        )
+        print_line(
+            f"{found.evidence.questions} questions, {found.evidence.objects} objects that fp32 "
+            "finds."
+        )
+    print_line(
+        f"Verified on {found.processor} in {found.seconds:.1f} s: every gate holds.", style="green"
+    )
+    if found.recorded:
+        print_line(f"The bundle remembers it, and has a new digest: {found.digest}")
+    else:
+        print_note(f"{found.bundle} cannot be written, so it does not remember this.")
+
+
+def _print_tensors(found: Verification) -> None:
     print_table(
         f"{found.target} {found.precision} against fp32",
         ("part", "tensor", "cosine", "SQNR dB", "max diff"),
@@ -44,12 +72,4 @@ def verify(
         ],
         numbers=("cosine", "SQNR dB", "max diff"),
     )
-    print_line(
-        f"Verified on {found.processor} in {found.seconds:.1f} s: every cosine is at least "
-        f"{found.limit:g}.",
-        style="green",
-    )
-    if found.recorded:
-        print_line(f"The bundle remembers it, and has a new digest: {found.digest}")
-    else:
-        print_note(f"{found.bundle} cannot be written, so it does not remember this.")
+    print_line(f"Every cosine is at least {found.limit:g}.")

@@ -16,7 +16,7 @@ from samforge.apps.cli.output import (
     print_table,
     shown_path,
 )
-from samforge.apps.cli.places import DigestOption, OverwriteOption, check_outputs
+from samforge.apps.cli.places import DeviceOption, DigestOption, OverwriteOption, check_outputs
 from samforge.apps.cli.progress import progress_bar
 from samforge.core.errors import Interrupted, PromptError, SettingError, VideoError
 from samforge.core.files import writable_folder
@@ -64,6 +64,7 @@ def video(  # noqa: PLR0913  every argument is an option that a user types
         int | None,
         typer.Option("--threads", min=1, help="Processor threads.", show_default="all cores"),
     ] = None,
+    device: DeviceOption = "auto",
     digest: DigestOption = None,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
@@ -87,7 +88,7 @@ def video(  # noqa: PLR0913  every argument is an option that a user types
     )
     _check_files(plan, overwrite=overwrite)
     opened = samforge.open_bundle(bundle, digest=digest)
-    result = _run(opened, plan, threads=threads, as_json=as_json)
+    result = _run(opened, plan, device=device, threads=threads, as_json=as_json)
     if as_json and not result.interrupted:
         _print_json(opened, plan, result)
     elif not as_json:
@@ -142,7 +143,7 @@ def _check_files(plan: VideoPlan, *, overwrite: bool) -> None:
 
 
 def _run(
-    bundle: samforge.Bundle, plan: VideoPlan, *, threads: int | None, as_json: bool
+    bundle: samforge.Bundle, plan: VideoPlan, *, device: str, threads: int | None, as_json: bool
 ) -> VideoResult:
     from dataclasses import replace
 
@@ -152,7 +153,7 @@ def _run(
     manifest = bundle.manifest
     if manifest.recipe.get("random_weights"):
         print_note(f"{bundle.root} has random weights: what it finds means nothing.")
-    segmenter = samforge.load(bundle, threads=threads)
+    segmenter = samforge.load(bundle, device=device, threads=threads)
     precision = manifest.recipe.get("precision", "")
     plan = replace(plan, title=f"{manifest.target} {precision}".strip())
     with VideoReader(plan.video) as reader:

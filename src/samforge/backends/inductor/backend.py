@@ -272,7 +272,7 @@ class InductorSession(OfOneProcess):
                 f"{sorted(one.spec.name for one in self.record.inputs)}, got {sorted(tensors)}."
             )
         given = tensors[name]
-        tensor = given if isinstance(given, torch.Tensor) else torch.from_dlpack(given)
+        tensor = given if isinstance(given, torch.Tensor) else torch.utils.dlpack.from_dlpack(given)
         layout = "channels last" if passed.channels_last else "contiguous"
         fits = tensor.is_contiguous(
             memory_format=torch.channels_last if passed.channels_last else torch.contiguous_format

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samforge.core.session import DeviceSession
+from samforge.core.session import Array, DeviceSession
 
 
 def placed(session: DeviceSession, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -20,6 +20,17 @@ def run(session: DeviceSession, tensors: Mapping[str, Tensor]) -> dict[str, Tens
     """Run a session on tensors in its formats; its outputs as torch's tensors, not copied."""
     outputs = session.run_on_device(tensors)
     return {name: _tensor(value, session.device) for name, value in outputs.items()}
+
+
+def arrays_from(session: DeviceSession, outputs: Mapping[str, Any]) -> dict[str, Array]:
+    """What a session gave, copied to the host in the types of its interface."""
+    return {
+        tensor.name: _tensor(outputs[tensor.name], session.device)
+        .to("cpu", getattr(torch, tensor.dtype))
+        .contiguous()
+        .numpy()
+        for tensor in session.spec.outputs
+    }
 
 
 def _placed(session: DeviceSession, name: str, tensor: Tensor) -> Tensor:
@@ -34,5 +45,5 @@ def _tensor(value: Any, device: str) -> Tensor:
     if isinstance(value, Tensor):
         return value
     if hasattr(value, "__dlpack__"):
-        return torch.from_dlpack(value)
+        return torch.utils.dlpack.from_dlpack(value)
     return torch.as_tensor(value, device=device)

@@ -38,8 +38,10 @@ class Uploader:
             own: Whether the picture needs memory of its own there, because the caller may fill
                 this one again before it is used.
         """
-        if isinstance(rgb, Tensor) and rgb.device.type == self.device.type:
+        if isinstance(rgb, Tensor) and rgb.device == self.device:
             return rgb.clone() if own else rgb
+        if isinstance(rgb, Tensor) and rgb.device.type == "cuda":
+            return rgb.to(self.device)  # of another GPU
         if not self._cuda:
             shared = rgb if isinstance(rgb, Tensor) else torch.from_numpy(_writable(rgb))
             return shared.clone() if own else shared
