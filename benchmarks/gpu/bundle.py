@@ -56,6 +56,11 @@ def open_and_run(bundle: Path, results: Results) -> None:
         "as a stream": lambda: list(device.stream(images, text=PHRASES)),
         "as a stream of pairs": lambda: list(device.stream(images, text=PHRASES, batch=2)),
     }
+    box = wanted[0].boxes_xyxy[:1]
+    alike = host.predict(images[0], boxes_xyxy=box)
+    for _ in range(3):
+        found = device.predict(images[0], boxes_xyxy=box)
+    results.add("by a box, share of pixels that differ", differing([found], [alike]))
     for words, way in ways.items():
         for _ in range(3):  # the last with masks begun ahead
             found = way()

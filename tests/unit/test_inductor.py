@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from samforge.backends import backend_from_name
-from samforge.backends.inductor.backend import link_options, package_from_exported
+from samforge.backends.inductor.backend import BACKEND, link_options, package_from_exported
 from samforge.backends.inductor.memory import out_of_memory_message
 from samforge.backends.inductor.record import (
     PackageRecord,
@@ -25,6 +25,7 @@ from samforge.core.errors import (
     ForeignBundle,
     SettingError,
 )
+from samforge.core.facts import FACTS_KEY
 from samforge.core.session import PartSpec, TensorSpec
 
 X = TensorSpec(name="x", dtype="float32", shape=("batch", 3))
@@ -55,6 +56,20 @@ def test_a_record_is_read_without_loading_code(tmp_path: Path) -> None:
     table = json.dumps({"samforge": RECORD.to_json(), "AOTI_DEVICE_KEY": "cuda"})
     path = archive(tmp_path / "a.aoti.pt2", {"a/data/x.wrapper_metadata.json": table})
     assert record_from_package(path) == RECORD
+
+
+def test_a_package_for_a_gpu_holds_metadata_of_its_kernels_too(tmp_path: Path) -> None:
+    """The first bundles on a GPU were refused: their stamp stood in one of several such files."""
+    own = json.dumps({"samforge": RECORD.to_json(), FACTS_KEY: "facts"})
+    kernel = json.dumps({"kernel": "triton_red", "num_warps": 8})
+    for names in ("ab", "ba"):
+        files = dict(zip((f"m/{name}_metadata.json" for name in names), (kernel, own), strict=True))
+        path = archive(tmp_path / f"{names}.aoti.pt2", {**files, "m/c_metadata.json": "no JSON"})
+        assert BACKEND.facts_from_artifact(path) == "facts"
+        assert record_from_package(path) == RECORD
+    other = json.dumps({FACTS_KEY: "others"})
+    two = archive(tmp_path / "two.aoti.pt2", {"a_metadata.json": own, "b_metadata.json": other})
+    assert BACKEND.facts_from_artifact(two) is None
 
 
 @pytest.mark.parametrize(
@@ -105,8 +120,9 @@ def test_another_processor(
 
 def test_another_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 9))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA L4")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 9))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA L4")
     with pytest.raises(ForeignBundle) as caught:
         check_device(RECORD, tmp_path / "v")
     assert str(caught.value).endswith(

@@ -20,11 +20,25 @@ def note_from_archive(path: Path, name: str) -> str | None:
         Nothing for a file that is no archive, or has no such note or two of them: the runtime says
         what is wrong with the former with a better message.
     """
+    notes = notes_from_archive(path, name)
+    return notes[0] if len(notes) == 1 else None
+
+
+def notes_from_archive(path: Path, name: str) -> tuple[str, ...]:
+    """Read every file of an archive whose name ends so, but for those too long for a note.
+
+    Args:
+        path: The archive.
+        name: The last characters of the file's name: ``/extra/notes``.
+
+    Returns:
+        Nothing for a file that is no archive.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             found = [one for one in archive.infolist() if one.filename.endswith(name)]
-            if len(found) != 1 or found[0].file_size > LARGEST_NOTE:
-                return None
-            return archive.read(found[0]).decode()
+            return tuple(
+                archive.read(one).decode() for one in found if one.file_size <= LARGEST_NOTE
+            )
     except (OSError, ValueError, NotImplementedError, RuntimeError, zipfile.BadZipFile):
-        return None
+        return ()

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from samforge.backends._archive import note_from_archive
+from samforge.backends._archive import notes_from_archive
 from samforge.backends.inductor.memory import memory_errors
 from samforge.backends.inductor.record import (
     KEY,
@@ -323,14 +323,16 @@ class InductorBackend:
         return (f"CPU, {runtime.get_num_threads()} threads", *gpus)
 
     def facts_from_artifact(self, path: Path) -> str | None:
-        """The stamp in the package's metadata."""
-        text = note_from_archive(path, "_metadata.json")
-        try:
-            table = strict_json(text or "null")
-        except StrictJsonError:
-            return None
-        found = table.get(FACTS_KEY) if isinstance(table, dict) else None
-        return found if isinstance(found, str) else None
+        """The stamp in the package's metadata: one for a GPU holds such files of kernels as well."""
+        stamps = []
+        for text in notes_from_archive(path, "_metadata.json"):
+            try:
+                table = strict_json(text)
+            except StrictJsonError:
+                continue
+            found = table.get(FACTS_KEY) if isinstance(table, dict) else None
+            stamps += [found] if isinstance(found, str) else []
+        return stamps[0] if len(set(stamps)) == 1 else None
 
     def session_from_artifact(
         self,

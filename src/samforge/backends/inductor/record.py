@@ -124,15 +124,27 @@ def record_from_package(path: Path) -> PackageRecord:
     Raises:
         DamagedBundle: It is no whole package of samforge's.
     """
+    reason = "it holds no metadata"
     try:
         with zipfile.ZipFile(path) as archive:
             for name in archive.namelist():
-                if name.endswith("_metadata.json"):
-                    return PackageRecord.from_json(strict_json(archive.read(name).decode())[KEY])
-        reason = "it holds no metadata"
+                if not name.endswith("_metadata.json"):
+                    continue
+                table = _table(archive.read(name))
+                if table is not None:  # kernels of a GPU have such files as well
+                    return PackageRecord.from_json(table[KEY])
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         reason = str(error)
     raise DamagedBundle(f"AOTInductor cannot load {path}: {reason}. Build it again.")
+
+
+def _table(text: bytes) -> dict[str, Any] | None:
+    """Metadata that holds our record."""
+    try:
+        table = strict_json(text.decode())
+    except ValueError:
+        return None
+    return table if isinstance(table, dict) and KEY in table else None
 
 
 def check_device(record: PackageRecord, path: Path, index: int = 0) -> None:
