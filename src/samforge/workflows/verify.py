@@ -49,6 +49,13 @@ def verify(path: str | Path, *, digest: str | None = None) -> Verification:
 
     A part that cannot be loaded or run does not end the others: all that fail are named.
 
+    Args:
+        path: The bundle's folder.
+        digest: The bundle's digest, as a build prints it: any other bundle is refused.
+
+    Returns:
+        What each part gave, compared with fp32.
+
     Raises:
         BundleError: It is no bundle, is damaged, holds no proof, is another than the one of the
             digest, or cannot run here.

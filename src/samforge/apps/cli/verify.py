@@ -20,8 +20,9 @@ def verify(
 ) -> None:
     """Run a bundle here and compare it with what fp32 gave when it was built.
 
-    Engines are built for GPUs that the builder need not have. This runs every part on inputs that
-    the bundle carries, compares with the fp32 outputs beside them, and fails where they differ.
+    Engines are built for GPUs that the builder need not have. The command runs every part on inputs
+    that the bundle carries and compares the outputs with the fp32 ones beside them. It fails where
+    they differ.
     """
     from samforge.workflows.verify import verify as verified
 
