@@ -54,7 +54,7 @@ class Bundle:
 
     @property
     def digest(self) -> str:
-        """SHA-256 that covers the whole bundle: the manifest, and every file by its list of hashes."""
+        """SHA-256 that covers the whole bundle: the manifest, and by its hashes every file."""
         return self.manifest.digest
 
     def path(self, relative: str) -> Path:
