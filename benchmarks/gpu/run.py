@@ -52,14 +52,15 @@ FAMILIES = {
              "package"),
     "dinov3": ("dinov3-stock", "dinov3-bf16", "dinov3-fp8"),
 }  # fmt: skip
-"""Contenders unless others are named. transformers' SAM 3 wants a run of its own: see gpu.md."""
+"""Contenders unless others are named. transformers' SAM 3 wants a run of its own: see
+gpu-measurements.md."""
 MEASURING_S = {"stock": 65.0}
 """Of the limit, kept for measuring a contender: whoever still compiles then is stopped."""
 OTHERS_S = 20.0
 """The same for contenders that are not named there."""
 WORKSPACE = {"TORCH_CUBLASLT_UNIFIED_WORKSPACE": "0", "CUBLASLT_WORKSPACE_SIZE": "0"}
 """For every contender: with a workspace cuBLASLt takes kernels that have it cleared first, 4 us
-around each of 72 products of the vision part. See gpu.md."""
+around each of 72 products of the vision part. See gpu-measurements.md."""
 GRACE_S = 20.0
 """Until one that does not stop compiling is ended."""
 

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CARD = ROOT / "src/samforge/models/tiny/MODEL_CARD.md"
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
     CARD,
 ]
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)[^)]*\)")

@@ -100,12 +100,6 @@ def test_a_read_only_picture_arrives_whole() -> None:
     assert np.array_equal(upload(picture[::-1]).cpu().numpy(), picture[::-1])
 
 
-class Uncaptured(OnGpu):
-    """Of which no CUDA graph is made."""
-
-    captures = False
-
-
 def on_device(
     sessions: Mapping[str, Any], image: ImageSpec, tokenizer: PhraseTokenizer, **settings: Any
 ) -> Segmenter:
@@ -131,6 +125,12 @@ class OnGpu:
 
     def run_on_device(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return dict(self.part(tensors))
+
+
+class Uncaptured(OnGpu):
+    """Of which no CUDA graph is made."""
+
+    captures = False
 
 
 @pytest.mark.parametrize("batch", [1, 3])

@@ -54,7 +54,7 @@ class Bundle:
 
     @property
     def digest(self) -> str:
-        """SHA-256 that covers all of it: the manifest, and by its list of hashes every file."""
+        """SHA-256 that covers the whole bundle: the manifest, and by its hashes every file."""
         return self.manifest.digest
 
     def path(self, relative: str) -> Path:
@@ -101,7 +101,7 @@ class Bundle:
             return False
 
     def is_current(self) -> bool:
-        """Whether it still lies at its place: False after another was published there."""
+        """Whether the bundle still lies at its place: False after another was published there."""
         return self.unchanged((MANIFEST_NAME,))
 
     def _check_listed(self, relative: str) -> None:
@@ -114,7 +114,7 @@ class Bundle:
 def open_bundle(path: str | Path, *, verify: bool = True, digest: str | None = None) -> Bundle:
     """Open a bundle and make sure that it is the one that was built.
 
-    While a build replaces it, this is the old bundle or the new one, never a mixture.
+    While a build replaces the bundle, you get the old one or the new one, never a mixture.
 
     Args:
         path: The folder.
@@ -127,7 +127,7 @@ def open_bundle(path: str | Path, *, verify: bool = True, digest: str | None = N
         ForeignBundle: There is no bundle, or one of another schema version.
         DamagedBundle: A file is missing, changed, not listed, or lies outside the bundle; or it is
             not the bundle of this digest.
-        SettingError: ``digest`` is none.
+        SettingError: ``digest`` is not 64 hexadecimal digits.
     """
     wanted = checked_digest(digest)
     try:
@@ -169,7 +169,7 @@ def require_digest(bundle: Bundle, digest: str | None) -> None:
 
     Raises:
         DamagedBundle: It has another digest.
-        SettingError: ``digest`` is none.
+        SettingError: ``digest`` is not 64 hexadecimal digits.
     """
     wanted = checked_digest(digest)
     if wanted is not None and bundle.digest != wanted:

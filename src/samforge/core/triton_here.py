@@ -1,6 +1,7 @@
 """Whether Triton's kernels can be had. Each has its meaning in plain torch beside it.
 
-That runs on processors, and tests hold the kernel to it. Figures: docs/gpu.md.
+That runs on processors, and tests hold the kernel to it. Figures:
+docs/developers/gpu-measurements.md.
 """
 
 from __future__ import annotations

@@ -126,11 +126,11 @@ def bench(  # noqa: PLR0913  every size and limit has a default
     """Measure bundles in turn: latency, throughput, memory, size and speed-up.
 
     Args:
-        bundles: Folders, or bundles that are open. Speed-ups are against the first in fp32, or the
-            first.
+        bundles: Folders, or bundles that are open. Speed-ups are measured against the first in
+            fp32, or against the first where none is fp32.
         batch: Images in a call; each size is measured.
         prompts: Phrases asked of an image; each number is measured.
-        budget: How long.
+        budget: How many rounds, or how many seconds, to measure.
         image: Input, or None for drawn scenes (tiny) or noise (others).
         device: Where to run, as ``samforge.load`` takes it.
         threads: Processor threads, or None for each runtime's own choice.

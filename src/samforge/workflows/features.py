@@ -83,6 +83,17 @@ def feature_pictures(
 ) -> FeatureReport:
     """Run the image encoder of a bundle on files, draw the picture and time it.
 
+    Args:
+        bundle: An opened bundle with an image encoder.
+        files: Image files.
+        out: PNG file to write.
+        settings: How to draw; None takes the defaults.
+        runs: Runs to time.
+        threads: Processor threads, or None for the runtime's own choice.
+
+    Returns:
+        Figures of the features of each image, and the latency of the part.
+
     Raises:
         ForeignBundle: The bundle has no image encoder.
         FidelityError: A feature is no finite number.

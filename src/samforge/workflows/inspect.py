@@ -64,6 +64,13 @@ class BundleReport:
 def inspect(path: str | Path, *, digest: str | None = None) -> BundleReport:
     """Read a bundle and hash its files.
 
+    Args:
+        path: The bundle's folder.
+        digest: The bundle's digest, as a build prints it; None takes any.
+
+    Returns:
+        What is in the bundle, and whether it is intact.
+
     Raises:
         ForeignBundle: It is no bundle.
         DamagedBundle: Its manifest cannot be used; damage of other files is in the report.

@@ -142,14 +142,18 @@ def predict_files(
 ) -> Predictions:
     """Segment every image and write its results; one that fails does not stop the others.
 
-    Whatever goes wrong with one: no memory for its masks, a name that cannot be written, a bug.
+    That holds for whatever goes wrong with one: no memory for its masks, a name that cannot be
+    written, a bug.
 
     Args:
-        segmenter: With its sessions loaded.
-        images: Files.
-        prompts: Asked of each image.
-        out: Folder that can be written.
+        segmenter: What finds them, with its sessions loaded.
+        images: Image files.
+        prompts: What to find in each image.
+        out: Folder for overlays and COCO files; it has to be writable.
         done: Called after each image.
+
+    Returns:
+        The result of each image, the failures, and the times.
     """
     timings = Timings()
     results: list[ImageResult] = []

@@ -81,7 +81,10 @@ def verify(path: str | Path, *, device: str = AUTO, digest: str | None = None) -
     Args:
         path: The bundle's folder.
         device: Where to run, as ``samforge.load`` takes it.
-        digest: The bundle's digest: any other bundle is refused.
+        digest: The bundle's digest, as a build prints it: any other bundle is refused.
+
+    Returns:
+        What each part gave, and what the segmenter found, compared with fp32.
 
     Raises:
         BundleError: It is no bundle, is damaged, holds no proof, is another than the one of the

@@ -41,7 +41,9 @@ def bench(  # noqa: PLR0913  every argument is an option that a user types
     ] = None,
     seconds: Annotated[
         float | None,
-        typer.Option("--seconds", help="Begin no round after so many.", show_default="no limit"),
+        typer.Option(
+            "--seconds", help="Begin no round after this many seconds.", show_default="no limit"
+        ),
     ] = None,
     warm_up: Annotated[
         int, typer.Option("--warm-up", min=0, help="Rounds before those that count.")
@@ -51,7 +53,7 @@ def bench(  # noqa: PLR0913  every argument is an option that a user types
         typer.Option(
             "--baseline",
             metavar="BUNDLE",
-            help="Speed-ups are against it.",
+            help="Bundle that speed-ups are measured against.",
             show_default="the first fp32 one",
         ),
     ] = None,

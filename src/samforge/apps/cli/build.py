@@ -97,7 +97,7 @@ def build(  # noqa: PLR0913  every argument is an option that a user types
         bool | None,
         typer.Option(
             "--random-weights/--trained-weights",
-            help="Random weights: they tell size and speed, and find nothing.",
+            help="Use random weights: they show size and speed, and find nothing.",
             show_default="trained",
         ),
     ] = None,

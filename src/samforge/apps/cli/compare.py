@@ -78,7 +78,7 @@ def compare(  # noqa: PLR0913, PLR0917  every argument is an option that a user 
     ] = None,
     limit: Annotated[
         int | None,
-        typer.Option("--limit", min=1, help="Use the first images only.", show_default=False),
+        typer.Option("--limit", min=1, help="Use the first N images only.", show_default=False),
     ] = None,
     seed: Annotated[
         int,

@@ -40,7 +40,7 @@ def features(  # noqa: PLR0913  every argument is an option that a user types
         float | None,
         typer.Option(
             "--threshold",
-            help="Foreground above this share of the first component, 0 to 1; 0: all of it.",
+            help="Foreground exceeds this share of the first component, 0 to 1; 0 takes all.",
             show_default="the best split",
         ),
     ] = None,

@@ -48,8 +48,8 @@ def mesh_compare(  # noqa: PLR0913  every argument is an option that a user type
 ) -> None:
     """Compare two recovered bodies vertex by vertex, in millimetres.
 
-    Root-relative deviation tells pose and shape, camera-space deviation placement as well. The
-    files are what samforge.measure.save_people writes of SAM 3D Body's results.
+    Root-relative deviation shows pose and shape, camera-space deviation shows placement as well.
+    samforge.measure.save_people writes such files from SAM 3D Body's results.
     """
     from samforge.core.errors import FidelityError, SettingError
     from samforge.measure import compare_meshes, mesh_from_file, regions_from_file

@@ -73,8 +73,8 @@ def predict(  # noqa: PLR0913  every argument is an option that a user types
 ) -> None:
     """Find what phrases or boxes name in images; write overlays and COCO files.
 
-    An image that cannot be used is named at the end; the others are done all the same. What of a
-    folder is left out is named too.
+    Images that cannot be used are named at the end, and the others are done all the same. Files of
+    a folder that are left out are named, too.
     """
     from dataclasses import replace
 

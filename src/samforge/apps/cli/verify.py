@@ -25,8 +25,8 @@ def verify(
     """Run a bundle here and compare it with what fp32 gave when it was built.
 
     The segmenter that this machine uses is asked about pictures that the bundle carries. Engines
-    are built for GPUs that the builder need not have: of these, every part runs on tensors that the
-    bundle carries as well. Where anything differs from what fp32 gave, the command fails.
+    are built for GPUs that the builder need not have: every part of those runs on tensors that the
+    bundle carries as well. The command fails where anything differs from what fp32 gave.
     """
     from samforge.workflows.verify import verify as verified
 

@@ -52,7 +52,7 @@ def video(  # noqa: PLR0913  every argument is an option that a user types
     ] = 1,
     max_frames: Annotated[
         int | None,
-        typer.Option("--max-frames", min=1, help="Stop after so many.", show_default="all"),
+        typer.Option("--max-frames", min=1, help="Stop after N frames.", show_default="all"),
     ] = None,
     coco: Annotated[
         Path | None,

@@ -323,7 +323,7 @@ class InductorBackend:
         return (f"CPU, {runtime.get_num_threads()} threads", *gpus)
 
     def facts_from_artifact(self, path: Path) -> str | None:
-        """The stamp in the package's metadata: one for a GPU holds such files of kernels as well."""
+        """The stamp in the package's metadata; kernels of a GPU have such files as well."""
         stamps = []
         for text in notes_from_archive(path, "_metadata.json"):
             try:
