@@ -137,7 +137,7 @@ def forget(
         if memory.pinned or memory.frame in needed.memories:
             kept.append(memory)
         elif memory.frame in needed.pointers:
-            kept.append(replace(memory, features=None))
+            kept.append(memory if memory.features is None else replace(memory, features=None))
     return MemoryBank(memories=tuple(kept))
 
 

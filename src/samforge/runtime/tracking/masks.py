@@ -96,7 +96,7 @@ def without_overlaps(masks: Floats, scores: npt.NDArray[Any]) -> Floats:
         scores: (M,); of equal ones the lower row is the better one.
 
     Returns:
-        (M, h, w), where a cell of a worse object is clamped to -10.
+        (M, h, w), where all cells of a mask but those that it won are clamped to -10.
     """
     if len(masks) < 2:
         return masks.copy()

@@ -226,6 +226,8 @@ def needed_frames(
         newest = {number for number in ordinary if ages[number] <= 0}
         memories = newest | _nearest(worth, ages, rules.memories - 1, rules.stride)
         pointers = newest | _nearest(worth, ages, rules.pointers - 1, rules.stride)
+    # One more than is selected, without its features: that there are more decides the order.
+    pointers |= set(past[: rules.conditioning + 1])
     if rules.all_conditioning_pointers:
         pointers |= set(conditioning)
     return Needed(memories=frozenset(memories | lasting), pointers=frozenset(pointers | lasting))
