@@ -55,7 +55,8 @@ def mask_ious(first: Masks, second: Masks) -> Floats:
     # Sums of ones are exact in float32 up to 16.7 million cells, in whatever order they are added.
     both = one @ other.T
     either = one.sum(axis=1)[:, None] + other.sum(axis=1)[None] - both
-    return both / np.maximum(either, np.float32(1))
+    ious: Floats = both / np.maximum(either, np.float32(1))
+    return ious
 
 
 def _flat(masks: Masks) -> Floats:
