@@ -115,7 +115,8 @@ def remember(
 
     Args:
         bank: What was known.
-        memory: The newest frame in the direction of time; or an older one that was corrected.
+        memory: The newest frame in the direction of time, or an older one that was corrected. Pin
+            prompts that are given before a pass begins: it is taken to have come this far.
         rules: Which memories are attended to.
         reverse: Whether the video runs backwards.
     """
