@@ -1,0 +1,194 @@
+"""What one object remembers: a bounded bank of arrays, and what a frame takes from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from samforge.core.errors import SettingError, ShapeError
+from samforge.runtime.tracking.constants import META, MemoryRules
+from samforge.runtime.tracking.memory import Attended, attended_frames, needed_frames
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Memory:
+    """What is remembered of one frame.
+
+    Raises:
+        ShapeError: An array has another number of axes.
+    """
+
+    frame: int
+    """Number of the frame."""
+    pointer: Array
+    """(D,), the object's pointer."""
+    features: Array | None
+    """(L, C), its map of features, or None where only the pointer is still needed. Any dtype that
+    an npz file holds; bfloat16 as its bits in uint16."""
+    conditioning: bool = False
+    """Whether it is a birth, a reconditioning or a prompt."""
+    score: float = 0.0
+    """Its effective score, for memory selection among ordinary frames."""
+    pinned: bool = False
+    """Whether it is never forgotten: a user's prompt, for passes in the other direction."""
+
+    def __post_init__(self) -> None:
+        features = self.features
+        if self.pointer.ndim != 1 or (features is not None and features.ndim != 2):
+            got = None if features is None else features.shape
+            raise ShapeError(
+                f"A memory wants a pointer (D,) and features (L, C), got {self.pointer.shape} and "
+                f"{got}."
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class MemoryBank:
+    """The memories of one object.
+
+    Raises:
+        SettingError: Two memories are of one frame, or they are not in order.
+    """
+
+    memories: tuple[Memory, ...] = ()
+    """By ascending frame."""
+
+    def __post_init__(self) -> None:
+        frames = [memory.frame for memory in self.memories]
+        if frames != sorted(set(frames)):
+            raise SettingError(
+                f"A bank wants one memory a frame, in order, got {frames[:20]}. Add by remember()."
+            )
+
+    def __iter__(self) -> Iterator[Memory]:
+        return iter(self.memories)
+
+    def __len__(self) -> int:
+        return len(self.memories)
+
+    @property
+    def conditioning(self) -> tuple[int, ...]:
+        """Conditioning frames, ascending."""
+        return tuple(memory.frame for memory in self.memories if memory.conditioning)
+
+    @property
+    def ordinary(self) -> dict[int, float]:
+        """The other frames, ascending, with their scores."""
+        return {memory.frame: memory.score for memory in self.memories if not memory.conditioning}
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all arrays."""
+        return sum(
+            memory.pointer.nbytes + (0 if memory.features is None else memory.features.nbytes)
+            for memory in self.memories
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Gathered:
+    """What memory attention takes for one object: M memories and P pointers.
+
+    The axis of objects is not there yet: those of equal M and P can be stacked.
+    """
+
+    memory: Array
+    """(M, L, C)."""
+    memory_codes: npt.NDArray[np.int64]
+    """(M,): 0 for conditioning frames, else 1 and up."""
+    pointers: Array
+    """(P, D)."""
+    pointer_times: npt.NDArray[np.float32]
+    """(P,): distances as shares of the span, what the sine code is made of."""
+
+
+def remember(
+    bank: MemoryBank, memory: Memory, rules: MemoryRules = META.memory, *, reverse: bool = False
+) -> MemoryBank:
+    """Add a frame, in place of what was known of it, and forget what no later frame attends to.
+
+    Args:
+        bank: What was known.
+        memory: The newest frame in the direction of time, or an older one that was corrected. Pin
+            prompts that are given before a pass begins: it is taken to have come this far.
+        rules: Which memories are attended to.
+        reverse: Whether the video runs backwards.
+    """
+    others = [known for known in bank if known.frame != memory.frame]
+    grown = MemoryBank(memories=tuple(sorted([*others, memory], key=lambda known: known.frame)))
+    # Prompts may lie ahead; ordinary frames are where the pass has been.
+    passed = [known.frame for known in grown if not known.conditioning or known is memory]
+    now = min(passed) if reverse else max(passed)
+    return forget(grown, now, rules, reverse=reverse)
+
+
+def forget(
+    bank: MemoryBank, now: int, rules: MemoryRules = META.memory, *, reverse: bool = False
+) -> MemoryBank:
+    """Drop what no frame after ``now`` can attend to; pinned memories stay as they are."""
+    needed = needed_frames(bank.conditioning, bank.ordinary, now, rules, reverse=reverse)
+    kept = []
+    for memory in bank:
+        if memory.pinned or memory.frame in needed.memories:
+            kept.append(memory)
+        elif memory.frame in needed.pointers:
+            kept.append(memory if memory.features is None else replace(memory, features=None))
+    return MemoryBank(memories=tuple(kept))
+
+
+def gather(
+    bank: MemoryBank,
+    frame: int,
+    rules: MemoryRules = META.memory,
+    *,
+    length: int | None = None,
+    reverse: bool = False,
+) -> Gathered:
+    """Stack what a frame attends to.
+
+    Args:
+        bank: What the object remembers.
+        frame: The frame that attends.
+        rules: How many memories, and which.
+        length: Frames of the video; None for a stream.
+        reverse: Whether the video runs backwards.
+
+    Raises:
+        SettingError: There is no conditioning frame, or a map of features was forgotten, which
+            happens only if the direction of time changed.
+    """
+    attended = attended_frames(
+        bank.conditioning, bank.ordinary, frame, rules, length=length, reverse=reverse
+    )
+    known = {memory.frame: memory for memory in bank}
+    return Gathered(
+        memory=np.stack([_features(known[number]) for number, _ in attended.memories]),
+        memory_codes=np.array([code for _, code in attended.memories], np.int64),
+        pointers=_pointers(bank, attended),
+        pointer_times=np.array(
+            [np.float32(distance) / attended.pointer_span for _, distance in attended.pointers],
+            np.float32,
+        ),
+    )
+
+
+def _features(memory: Memory) -> Array:
+    if memory.features is None:
+        raise SettingError(
+            f"The features of frame {memory.frame} were forgotten: the pass had gone on. Start the "
+            "pass in the other direction from its first frame, with prompts that are pinned."
+        )
+    return memory.features
+
+
+def _pointers(bank: MemoryBank, attended: Attended) -> Array:
+    known = {memory.frame: memory.pointer for memory in bank}
+    width = len(bank.memories[0].pointer)
+    rows = [known[number] for number, _ in attended.pointers]
+    return np.stack(rows) if rows else np.zeros((0, width), bank.memories[0].pointer.dtype)
