@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from samforge.backends import backend_from_name
+from samforge.core.axes import ONE_OF_EACH
 from samforge.core.errors import FidelityError
 from samforge.core.files import atomic_write_json
 from samforge.core.manifest import PROOF_NAME
@@ -48,7 +49,6 @@ REPORT = "report/verification.json"
 """What was compared, and the figures; written before the gates are asked."""
 NAMED = 5
 """Layers that a gate which failed names."""
-ONE_OF_EACH = {"batch": 1, "prompts": 1, "boxes": 1}
 RANDOM = "Weights are random: what is found has no meaning and was not compared."
 SAME_IMAGES = "Verified on the calibration's own images: there were fewer than two for each sample."
 ALONE = {"images", "input_ids"}
