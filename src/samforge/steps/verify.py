@@ -12,6 +12,7 @@ import numpy as np
 
 from samforge.backends import backend_from_name
 from samforge.core.axes import ONE_OF_EACH
+from samforge.core.capabilities import TEXT
 from samforge.core.errors import FidelityError
 from samforge.core.files import atomic_write_json
 from samforge.core.manifest import PROOF_NAME
@@ -33,7 +34,6 @@ from samforge.runtime import image_bchw_from_rgb
 from samforge.steps.calibrate import float_sessions
 from samforge.steps.context import BuildContext, StepOutput, arrays
 from samforge.steps.images import (
-    DRAWN,
     Gallery,
     Images,
     gallery_of,
@@ -41,7 +41,7 @@ from samforge.steps.images import (
     verification_images,
     verified_on_others,
 )
-from samforge.steps.phrases import more_phrases, tokenizer_of
+from samforge.steps.phrases import knows_scenes, more_phrases, tokenizer_of
 from samforge.steps.pictures import FOLDER, Answers, write_pictures
 from samforge.steps.rounds import Both, Sessions, ask_both, built_sessions
 
@@ -92,7 +92,7 @@ def verify_bundle(context: BuildContext) -> StepOutput:
     if context.recipe.random_weights:
         return StepOutput(outputs=proof, figures=(), notes=(RANDOM,))
     notes = () if verified_on_others(context) else (SAME_IMAGES,)
-    if not {"vision", "text", "detector"} <= set(context.parts):
+    if not TEXT.among(context.parts):
         return _features(context, proof, notes)
     try:
         load = (partial(float_sessions, context), partial(built_sessions, context))
@@ -162,7 +162,7 @@ def proven(
         FidelityError: An output is not finite.
     """
     both, odd = Both(), Both()
-    labelled = context.recipe.model in DRAWN and context.recipe.calibration.source is None
+    labelled = context.recipe.calibration.source is None and knows_scenes(context)
     batches: list[tuple[Both, Images]] = [(odd, gallery.odd)]
     done, count, shown = 0, gallery.first, None
     while True:
