@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from samforge.core.errors import SettingError
-from samforge.core.session import PartSpec
 from samforge.core.structure import unknown_names
+
+if TYPE_CHECKING:
+    # Recipes ask this table, and reading one loads no numpy.
+    from samforge.core.session import PartSpec
 
 SWEPT = (1, 2, 3, 5, 8)
 """Sizes that every axis takes where parts are compared, besides its largest."""

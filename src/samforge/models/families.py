@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -89,8 +89,8 @@ def _sam3(request: Request) -> Model:
 
 
 def _not_dinov3(name: str) -> bool:
-    """A name on the Hugging Face Hub says nothing before its files are here: SAM 3's loading reads
-    them, and refuses what is no SAM 3."""
+    # A name on the Hugging Face Hub says nothing before its files are here: SAM 3's loading reads
+    # them, and refuses what is no SAM 3.
     return not dinov3.is_dinov3(name)
 
 
@@ -110,15 +110,19 @@ DEFINITIONS: Mapping[str, PartDef[Any, Any]] = {
 """Every part of every family by name: no two families share one."""
 
 
-def family_of(name: str) -> Family:
+def family_of(name: str, families: Sequence[Family] = FAMILIES) -> Family:
     """Find the family that claims the name of a model.
+
+    Args:
+        name: As the user wrote it.
+        families: Those to ask.
 
     Raises:
         SettingError: Several claim it, or none does.
     """
-    found = [family for family in FAMILIES if family.claims(name)]
+    found = [family for family in families if family.claims(name)]
     if len(found) != 1:
-        known = ", ".join(family.name for family in found or FAMILIES)
+        known = ", ".join(family.name for family in found or families)
         told = "may be a model of" if found else "is no model of the known families:"
         raise SettingError(f"{name} {told} {known}. Name a folder or a file of one family.")
     return found[0]

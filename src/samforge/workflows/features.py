@@ -90,8 +90,8 @@ def feature_pictures(
     part = next((name for name in IMAGE_ENCODERS if name in bundle.manifest.parts), None)
     if part is None:
         raise ForeignBundle(
-            f"{bundle.root} has no part {' or '.join(IMAGE_ENCODERS)}, which give features. It holds "
-            f"{', '.join(bundle.manifest.parts)}."
+            f"{bundle.root} has no part {' or '.join(IMAGE_ENCODERS)}, which give features. It "
+            f"holds {', '.join(bundle.manifest.parts)}."
         )
     settings = settings or PictureSettings()
     out = writable_folder(out.parent) / out.name
