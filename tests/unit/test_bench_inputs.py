@@ -1,4 +1,4 @@
-"""What bundles are timed on: chosen by the words that a model reads, not by its name."""
+"""What bundles are asked and timed on: chosen by the words that a model reads, not by its name."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 from made_up import reseal
 
 import samforge
+from samforge.apps.cli.build import next_command
 from samforge.assembly import tokenizer_from_bundle
 from samforge.core.errors import SettingError
 from samforge.models import tiny
@@ -45,6 +46,16 @@ def test_a_model_of_any_words_gets_noise(fake_bundle: Make) -> None:
     assert bundle.manifest.model == "tiny"
     assert not knows_scenes(bundle)
     assert not knows_scenes(fake_bundle("features", text=False))
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny-stressed"])
+def test_the_next_command_asks_for_what_the_model_knows(name: str, fake_bundle: Make) -> None:
+    made = fake_bundle()
+    reseal(made.root, replace(made.manifest, model=name))
+    assert "--text 'red circle'" in next_command(samforge.open_bundle(made.root))
+    byte_tokenizer(300).save(str(made.path("tokenizer/tokenizer.json")))
+    reseal(made.root, replace(made.manifest, model=name))
+    assert "--text 'person'" in next_command(samforge.open_bundle(made.root))
 
 
 def test_what_is_run_on() -> None:
