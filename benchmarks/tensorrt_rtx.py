@@ -101,7 +101,7 @@ def _program(checkpoint: Any, part: str, precision: str, folder: Path) -> Path:
 
     from samforge.core.recipe import Quantization
     from samforge.models.part import example_inputs
-    from samforge.models.sam3.parts import part_from_checkpoint, part_spec
+    from samforge.models.sam3.parts import part_from_checkpoint, part_inputs
     from samforge.transform.export import (
         TRACED_SIZES,
         exported_from_file,
@@ -114,7 +114,7 @@ def _program(checkpoint: Any, part: str, precision: str, folder: Path) -> Path:
 
     def inputs(sizes: dict[str, int], seed: int) -> dict[str, torch.Tensor]:
         return example_inputs(
-            part_spec(checkpoint.config, part, checkpoint.reference),
+            part_inputs(checkpoint.config, part, checkpoint.reference),
             sizes,
             vocabulary=checkpoint.config.text_config.vocab_size,
             eos_id=checkpoint.eos_id,

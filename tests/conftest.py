@@ -327,7 +327,7 @@ def part(checkpoint: Callable[..., Any]) -> Callable[..., Any]:
 def example(checkpoint: Callable[..., Any]) -> Callable[..., Any]:
     """Random inputs of a part, with dynamic axes of the given sizes."""
     from samforge.models.part import example_inputs
-    from samforge.models.sam3.parts import part_spec
+    from samforge.models.sam3.parts import part_inputs
 
     def make(
         name: str,
@@ -339,7 +339,7 @@ def example(checkpoint: Callable[..., Any]) -> Callable[..., Any]:
     ) -> Any:
         own = checkpoint(model, reference)
         return example_inputs(
-            part_spec(own.config, name, reference),
+            part_inputs(own.config, name, reference),
             sizes,
             vocabulary=own.config.text_config.vocab_size,
             eos_id=own.eos_id,

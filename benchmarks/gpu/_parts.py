@@ -99,9 +99,10 @@ def family_inputs(checkpoint: Any, spec: PartSpec, sizes: dict[str, int], seed: 
     if hasattr(checkpoint, "inputs"):
         return checkpoint.inputs(spec.name, sizes, seed)
     from samforge.models.part import example_inputs
+    from samforge.models.sam3.parts import part_inputs
 
     return example_inputs(
-        spec,
+        part_inputs(checkpoint.config, spec.name, checkpoint.reference),
         sizes,
         vocabulary=checkpoint.config.text_config.vocab_size,
         eos_id=checkpoint.eos_id,

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from samforge.backends import backend_from_name
 from samforge.core.bundle import Bundle, open_bundle, require_digest
+from samforge.core.capabilities import CAPABILITIES, TEXT
 from samforge.core.devices import AUTO, checked_device
 from samforge.core.errors import BundleError, DamagedBundle, ForeignBundle
 from samforge.core.facts import check_facts
@@ -24,8 +25,6 @@ from samforge.runtime import PhraseTokenizer, Segmenter, segmenter_from_sessions
 _MOST_TRIES = 100
 """Loads that a replacement may disturb before it is told."""
 T = TypeVar("T")
-
-SEGMENTER_PARTS = ("vision", "text", "detector", "detector_boxes")
 
 
 def load(
@@ -90,7 +89,7 @@ def _loaded(
     bundle: Bundle, device: str | None, threads: int | None
 ) -> tuple[dict[str, Session], PhraseTokenizer, Bundle]:
     manifest = bundle.manifest
-    missing = [name for name in SEGMENTER_PARTS[:3] if name not in manifest.parts]
+    missing = TEXT.missing(manifest.parts)
     if missing or manifest.text is None:
         raise ForeignBundle(
             f"{bundle.root} holds {', '.join(manifest.parts)}; to segment it needs "
@@ -98,7 +97,7 @@ def _loaded(
         )
     sessions: dict[str, Session] = {}
     try:
-        for name in SEGMENTER_PARTS:
+        for name in dict.fromkeys(part for one in CAPABILITIES for part in one.parts):
             if name in manifest.parts:
                 sessions[name] = session_from_bundle(bundle, name, device=device, threads=threads)
         return sessions, tokenizer_from_bundle(bundle), bundle

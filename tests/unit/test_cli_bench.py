@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pytest
+from made_up import reseal
 from PIL import Image
 
 import samforge
@@ -26,14 +28,10 @@ from samforge.core.session import PartSpec, TensorSpec
 from samforge.core.timing import Timings
 from samforge.measure.batches import made_up_inputs
 from samforge.measure.latency import StageLatency, latency_from_samples
-from samforge.models import tiny
 from samforge.workflows.bench import (
     BenchRow,
     Case,
     baseline_among,
-    images_for,
-    input_words,
-    phrases_for,
     size_of_parts,
     subjects_from_bundle,
 )
@@ -42,7 +40,7 @@ from samforge.workflows.memory import Weight, gpu_bytes_from_csv, weigh
 Capture = pytest.CaptureFixture[str]
 Make = Callable[..., samforge.Bundle]
 QUICK = ("--iterations", "4", "--warm-up", "1", "--no-memory")
-STAGES = ["preprocess", "vision", "detector", "post-process", "text"]
+STAGES = ["decode", "preprocess", "vision", "detector", "post-process", "text"]
 
 
 def _bench(*words: object) -> int:
@@ -112,7 +110,7 @@ def test_markdown_is_a_table(fake_bundle: Make, capsys: Capture) -> None:
     assert lines[0].startswith("| bundle | batch | phrases | median ms |")
     assert lines[2].startswith("| fake | 1 | 1 | ")
     assert {line.count("|") for line in lines[:3]} == {lines[0].count("|")}
-    assert "| bundle | batch | phrases | preprocess | vision | detector |" in "\n".join(lines)
+    assert "| bundle | batch | phrases | decode | preprocess | vision | detector |" in "\n".join(lines)
     assert lines[-1].startswith("`samforge bench`, 2")
 
 
@@ -209,7 +207,7 @@ def test_inputs_are_made_up_by_type() -> None:
     }
     assert np.array_equal(inputs["a"], made_up_inputs(spec, {"batch": 2, "prompts": 3})["a"])
     assert inputs["c"].all()
-    with pytest.raises(SettingError, match=r"detector has the axis 'prompts', sizes are known of"):
+    with pytest.raises(SettingError, match=r"detector has the axis 'prompts', and sizes are known of batch"):
         made_up_inputs(spec, {"batch": 2})
 
 
@@ -227,25 +225,19 @@ def test_a_batch_that_the_bundle_was_not_built_for(fake_bundle: Make, capsys: Ca
     timings = Timings()
     segment(timings)
     text(timings)
-    assert [stage.stage for stage in timings.stages()] == STAGES
+    assert {stage.stage for stage in timings.stages()} == set(STAGES)
 
 
-def test_what_is_run_on() -> None:
-    first, second = images_for("tiny", 2, None)
-    assert np.array_equal(first, tiny.draw_scene(0, split="demo").image)
-    assert not np.array_equal(first, second)
-    assert images_for("facebook/sam3", 1, None)[0].shape == (720, 1280, 3)
-    picture = np.zeros((4, 4, 3), np.uint8)
-    assert images_for("tiny", 2, picture) == [picture, picture]
-    assert input_words(["tiny", "x"], None) == (
-        "drawn scenes of 224 x 224 (tiny), noise of 1280 x 720 (others)"
-    )
-    assert input_words(["x"], None) == "noise of 1280 x 720"
-    assert input_words(["x"], Path("folder/dog.jpg")) == "dog.jpg"
-    assert set(phrases_for("tiny", 63)) == set(tiny.vocabulary())
-    assert len(set(phrases_for("facebook/sam3", 40))) == 40
-    with pytest.raises(SettingError, match=r"knows 63 phrases, 64 were asked for\."):
-        phrases_for("tiny", 64)
+def test_the_stressed_model_is_timed_on_scenes_with_words_it_knows(
+    fake_bundle: Make, capsys: Capture
+) -> None:
+    made = fake_bundle()
+    reseal(made.root, replace(made.manifest, model="tiny-stressed"))
+    # A word that the model does not know would warn, and warnings are errors.
+    assert _bench(made.root, "--prompts", 3, *QUICK, "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["conditions"]["input"] == "drawn scenes of 224 x 224"
+    assert report["rows"][0]["model"] == "tiny-stressed"
 
 
 def test_sizes_and_the_baseline(fake_bundle: Make) -> None:

@@ -249,7 +249,7 @@ def windowed(small_config: Make) -> tuple[Part, ExportedProgram]:
     from transformers.models.sam3.modeling_sam3 import Sam3VisionModel
 
     from samforge.models.sam3.checkpoint import with_image_size
-    from samforge.models.sam3.parts import part_spec
+    from samforge.models.sam3.parts import part_inputs, part_spec
     from samforge.models.sam3.vision import Vision
 
     config = with_image_size(small_config(84), 84)
@@ -259,8 +259,9 @@ def windowed(small_config: Make) -> tuple[Part, ExportedProgram]:
     encoder = Sam3VisionModel(config.vision_config)
     module = Vision(encoder, config).eval().requires_grad_(False)
     spec = part_spec(config, "vision", "transformers")
-    part = Part(spec=spec, module=module, axis_limits={"batch": (1, None)})
-    inputs = example_inputs(part.spec, TRACED_SIZES, vocabulary=300, eos_id=299)
+    drawn = part_inputs(config, "vision", "transformers")
+    part = Part(spec=spec, inputs=drawn, module=module, axis_limits={"batch": (1, None)})
+    inputs = example_inputs(part.inputs, TRACED_SIZES, vocabulary=300, eos_id=299)
     return part, exported_from_part(part, inputs)
 
 
@@ -275,7 +276,7 @@ def test_windows_are_made_once_between_global_layers(
     permutes = [operators(p)[aten.permute.default] for p in (program, results.program)]
     assert permutes[0] - permutes[1] == 2 + 2  # two more in position embeddings, now constants
     for batch in (1, 3):
-        inputs = example_inputs(part.spec, {"batch": batch}, vocabulary=300, eos_id=299)
+        inputs = example_inputs(part.inputs, {"batch": batch}, vocabulary=300, eos_id=299)
         wanted = run_exported(program, part.spec, inputs)
         assert difference(wanted, run_exported(results.program, part.spec, inputs)) <= 1e-5
 
@@ -291,7 +292,9 @@ def test_window_order_alone_is_exact(windowed: tuple[Part, ExportedProgram]) -> 
     exact = editor.program()
     assert operators(exact)[aten.permute.default] < operators(program)[aten.permute.default]
     for batch in (1, 2, 3):
-        inputs = example_inputs(part.spec, {"batch": batch}, vocabulary=300, eos_id=299, seed=batch)
+        inputs = example_inputs(
+            part.inputs, {"batch": batch}, vocabulary=300, eos_id=299, seed=batch
+        )
         wanted = run_exported(program, part.spec, inputs)
         assert difference(wanted, run_exported(exact, part.spec, inputs)) == 0
 
@@ -311,7 +314,7 @@ def test_fused_onnx(windowed: tuple[Part, ExportedProgram], tmp_path: Path) -> N
     save_onnx(model, tmp_path / "vision.onnx")
     session = BACKEND.session_from_artifact(tmp_path / "vision.onnx", part.spec)
     for batch in (1, 3):
-        inputs = example_inputs(part.spec, {"batch": batch}, vocabulary=300, eos_id=299)
+        inputs = example_inputs(part.inputs, {"batch": batch}, vocabulary=300, eos_id=299)
         wanted = run_exported(program, part.spec, inputs)
         results = session.run({name: tensor.numpy() for name, tensor in inputs.items()})
         found_tensors = {name: torch.from_numpy(array) for name, array in results.items()}

@@ -249,7 +249,7 @@ def test_another_image_size(small_folder: Any, name: str, size: int) -> None:
     subject = Subject(partial(part_from_checkpoint, own), example_inputs, stock, own.eos_id)
     grounding = subject.part("grounding")
     inputs = example_inputs(
-        grounding.spec,
+        grounding.inputs,
         {"batch": 1, "prompts": 2},
         vocabulary=own.config.text_config.vocab_size,
         eos_id=own.eos_id,

@@ -10,7 +10,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from samforge.core.errors import FidelityError
+from samforge.core.axes import LARGE_SIZES, SWEPT
+from samforge.core.errors import FidelityError, SettingError
 from samforge.core.recipe import Engine, Recipe
 from samforge.core.session import PartSpec, TensorSpec
 from samforge.core.targets import TARGETS
@@ -18,11 +19,8 @@ from samforge.models.loading import model_from_name
 from samforge.steps.context import BuildContext, check_gate
 from samforge.steps.convert import compared_with_samples
 from samforge.steps.samples import (
-    LARGE_SIZES,
-    LARGEST,
     MOST_PAIRS,
     PICTURES,
-    SWEPT,
     sample_inputs,
     sweep_of,
     told_apart,
@@ -39,7 +37,7 @@ BOXES = PartSpec(
 def test_every_axis_takes_every_size(target: str) -> None:
     recipe = Recipe(target=target, precision="fp32", engine=Engine(batch=4, prompts=8, boxes=16))
     sizes = sweep_of(recipe, BOXES)
-    largest = LARGEST
+    largest = {"batch": 8, "prompts": 8, "boxes": 16}
     if target.startswith("tensorrt"):
         largest = {"batch": 4, "prompts": 8, "boxes": 16}
     for axis, most in largest.items():
@@ -68,6 +66,31 @@ def test_sizes_that_a_part_cannot_tell_apart_are_one() -> None:
     )
     assert told_apart(LARGE_SIZES, vision) == ({"batch": 1}, {"batch": 2})
     assert {one["prompts"] for one in LARGE_SIZES} >= {1, 2, 5}
+
+
+def test_sizes_of_a_part_keep_their_order() -> None:
+    """Samples are drawn by their number: another order would give other samples."""
+    text = PartSpec(
+        name="text",
+        inputs=(TensorSpec(name="input_ids", dtype="int64", shape=("prompts", 12)),),
+        outputs=(),
+    )
+    assert [one["prompts"] for one in sweep_of(Recipe(target="onnxruntime"), text)] == [
+        *(1, 8, 3, 2, 5)
+    ]
+    assert [tuple(one.values()) for one in sweep_of(Recipe(target="onnxruntime"), BOXES)] == [
+        *((1, 1, 1), (1, 8, 2), (2, 3, 3), (3, 2, 5), (5, 1, 8), (8, 1, 16), (8, 1, 1), (1, 5, 1))
+    ]
+
+
+def test_an_axis_that_nobody_knows_has_no_sizes() -> None:
+    odd = PartSpec(
+        name="odd",
+        inputs=(TensorSpec(name="x", dtype="float32", shape=("batch", "clicks", 2)),),
+        outputs=(),
+    )
+    with pytest.raises(SettingError, match=r"An axis of part odd is unknown: 'clicks'; allowed"):
+        sweep_of(Recipe(target="onnxruntime"), odd)
 
 
 def test_pictures_are_of_every_kind() -> None:

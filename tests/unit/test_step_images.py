@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,12 @@ import pytest
 from samforge.core.errors import ImageError, SettingError
 from samforge.core.recipe import Calibration, Recipe
 from samforge.media import write_png
+from samforge.models import tiny
 from samforge.models.loading import model_from_name
 from samforge.models.tiny import draw_scene
 from samforge.steps.context import BuildContext
 from samforge.steps.images import calibration_images, verification_images, verified_on_others
+from samforge.steps.phrases import knows_scenes
 
 
 def context(
@@ -21,7 +24,7 @@ def context(
 ) -> BuildContext:
     return BuildContext(
         recipe=Recipe(model=model, precision="int8", calibration=calibration, **recipe),
-        model=model_from_name("tiny"),
+        model=model_from_name(model),
         root=root,
         parts=("vision", "text", "detector"),
     )
@@ -42,6 +45,22 @@ def test_the_tiny_model_is_calibrated_on_scenes_it_is_not_measured_on(tmp_path: 
     first = next(verification_images(mine))
     assert np.array_equal(first.image_rgb, draw_scene(0, split="held-out").image)
     assert verified_on_others(mine)
+
+
+def test_words_decide_what_was_taught_and_no_name_does(tmp_path: Path, small_folder: Path) -> None:
+    """A copy of the tiny model in a folder needs no images either; other words need some."""
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    config = {"model_type": "sam3", **json.loads(tiny.CONFIG_PATH.read_text())}
+    (copy / "config.json").write_text(json.dumps(config))
+    for file in (tiny.WEIGHTS_PATH, tiny.TOKENIZER_PATH):
+        (copy / file.name).symlink_to(file)
+    models = {"tiny": True, "tiny-stressed": True, str(copy): True, str(small_folder): False}
+    for number, (model, taught) in enumerate(models.items()):
+        mine = context(tmp_path / str(number), Calibration(samples=1), model=model)
+        assert knows_scenes(mine) is taught, model
+    first = next(calibration_images(context(tmp_path, Calibration(samples=1), model=str(copy))))
+    assert np.array_equal(first.image_rgb, draw_scene(0, split="train").image)
 
 
 def test_a_folder_is_shared_between_calibration_and_verification(tmp_path: Path) -> None:
@@ -95,8 +114,8 @@ def test_an_unreadable_image_is_named(tmp_path: Path) -> None:
         list(calibration_images(mine))
 
 
-def test_other_models_need_images(tmp_path: Path) -> None:
-    mine = context(tmp_path, Calibration(), model="checkpoint")
+def test_other_models_need_images(tmp_path: Path, small_folder: Path) -> None:
+    mine = context(tmp_path, Calibration(), model=str(small_folder))
     with pytest.raises(SettingError, match="--calibration DIR --prompt person"):
         list(calibration_images(mine))
 
@@ -107,9 +126,10 @@ def test_phrases_come_with_the_images(tmp_path: Path) -> None:
         list(calibration_images(mine))
 
 
-def test_random_weights_see_noise(tmp_path: Path) -> None:
-    mine = context(tmp_path, Calibration(samples=2), model="checkpoint", random_weights=True)
+def test_random_weights_see_noise(tmp_path: Path, small_folder: Path) -> None:
+    settings = {"model": str(small_folder), "random_weights": True}
+    mine = context(tmp_path, Calibration(samples=2), **settings)
     first, second = calibration_images(mine)
-    assert first.image_rgb.shape == (224, 224, 3)
+    assert first.image_rgb.shape == (mine.model.image.size, mine.model.image.size, 3)
     assert 120 < first.image_rgb.mean() < 135
     assert not np.array_equal(first.image_rgb, second.image_rgb)

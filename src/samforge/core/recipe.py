@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
+from samforge.core.axes import AXES, BATCH, BOXES, PROMPTS
 from samforge.core.errors import SettingError
 from samforge.core.reference import META, REFERENCES
 from samforge.core.structure import (
@@ -78,11 +79,11 @@ class Quantization:
 class Engine:
     """How TensorRT builds engines."""
 
-    batch: int = 4
+    batch: int = BATCH.engine
     """Most images in one call."""
-    prompts: int = 8
+    prompts: int = PROMPTS.engine
     """Most phrases in one call."""
-    boxes: int = 16
+    boxes: int = BOXES.engine
     """Most exemplar boxes of a phrase."""
     workspace_gib: float | None = None
     """Most GPU memory a layer may use for itself; None leaves it to the library."""
@@ -92,9 +93,16 @@ class Engine:
     """File that remembers timings of kernels across builds; ignored when it is another GPU's."""
 
     def __post_init__(self) -> None:
-        for name in ("batch", "prompts", "boxes"):
-            if getattr(self, name) < 1:
-                raise SettingError(f"engine.{name} wants at least 1, got {getattr(self, name)}.")
+        for name, size in self.largest().items():
+            if size < 1:
+                raise SettingError(f"engine.{name} wants at least 1, got {size}.")
+
+    def largest(self) -> dict[str, int]:
+        """Largest size of every axis: those that have a field here, and the table's for others."""
+        own = {field.name for field in fields(self)}
+        return {
+            name: getattr(self, name) if name in own else axis.engine for name, axis in AXES.items()
+        }
 
 
 LARGEST_IMAGE = 1 << 14

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from samforge.core.errors import SettingError
+from samforge.core.axes import BATCH, BOXES, PROMPTS, sized
 from samforge.core.session import Array, PartSpec, Session
 from samforge.core.timing import Timings
 
@@ -26,7 +26,7 @@ class PartsAlone:
             boxes: Size of the axis ``boxes``.
         """
         self._sessions = sessions
-        sizes = {"batch": batch, "prompts": prompts, "boxes": boxes}
+        sizes = {BATCH.name: batch, PROMPTS.name: prompts, BOXES.name: boxes}
         self._inputs = {
             name: made_up_inputs(session.spec, sizes) for name, session in sessions.items()
         }
@@ -47,12 +47,7 @@ def made_up_inputs(spec: PartSpec, sizes: Mapping[str, int], *, seed: int = 0) -
     rng = np.random.default_rng(seed)
     inputs: dict[str, Array] = {}
     for tensor in spec.inputs:
-        unknown = [a for a in tensor.shape if isinstance(a, str) and a not in sizes]
-        if unknown:
-            raise SettingError(
-                f"{spec.name} has the axis {unknown[0]!r}, sizes are known of {', '.join(sizes)}."
-            )
-        shape = [sizes[axis] if isinstance(axis, str) else axis for axis in tensor.shape]
+        shape = sized(tensor.shape, sizes, spec.name)
         if np.issubdtype(np.dtype(tensor.dtype), np.floating):
             inputs[tensor.name] = rng.standard_normal(shape).astype(tensor.dtype)
         else:

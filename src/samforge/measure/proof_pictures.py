@@ -62,7 +62,7 @@ def write_proof_pictures(
         arrays[f"picture/{number}"] = image.image_rgb
         asked = [
             {
-                "text": question.text,
+                "phrase": question.text,
                 "boxes_xyxy": _listed(question.boxes_xyxy),
                 "box_labels": _listed(question.box_labels),
                 "answer": answers[number, place].to_dict(),
@@ -134,7 +134,7 @@ def check_proof_pictures(
 def _question(asked: Mapping[str, Any], answer: PackedDetections) -> Question:
     boxes, labels = asked["boxes_xyxy"], asked["box_labels"]
     return Question(
-        text=asked["text"],
+        text=asked["phrase"],
         boxes_xyxy=None if boxes is None else np.array(boxes, np.float32).reshape(-1, 4),
         box_labels=None if labels is None else np.array(labels, np.int64),
         masks=answer.unpack().masks,

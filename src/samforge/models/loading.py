@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
-from samforge.core.errors import CheckpointError, SettingError, UnknownModel
+from samforge.core.errors import CheckpointError, UnknownModel
 from samforge.core.paths import checked_path
 from samforge.core.reference import META
-from samforge.models.dinov3 import loading as dinov3
+from samforge.models.families import Request, family_of
 from samforge.models.family import Model
-from samforge.models.sam3 import loading as sam3
-from samforge.models.sam3.family import Sam3
-from samforge.models.tiny.stress import StressedSource
-
-STRESSED = "tiny-stressed"
-"""The tiny model with outlier channels and the same function: as hard to quantize as real ViTs."""
 
 
 def model_from_name(
@@ -50,24 +43,12 @@ def model_from_name(
     checked_path(name, UnknownModel)
     if tokenizer is not None:
         checked_path(tokenizer, CheckpointError)
-    if name == STRESSED:
-        plain = sam3.checkpoint_from_name(
-            "tiny", reference=reference, image_size=image_size, tokenizer=tokenizer
-        )
-        return Sam3(replace(plain, name=name, source=StressedSource(plain.source, seed=seed)))
-    if not dinov3.is_dinov3(name):
-        return Sam3(
-            sam3.checkpoint_from_name(
-                name,
-                reference=reference,
-                image_size=image_size,
-                random_weights=random_weights,
-                seed=seed,
-                tokenizer=tokenizer,
-            )
-        )
-    if tokenizer is not None:
-        raise SettingError(f"{name} takes no phrases: leave the tokenizer {tokenizer} out.")
-    return dinov3.checkpoint_from_name(
-        name, image_size=image_size, random_weights=random_weights, seed=seed
+    request = Request(
+        name=name,
+        reference=reference,
+        image_size=image_size,
+        random_weights=random_weights,
+        seed=seed,
+        tokenizer=tokenizer,
     )
+    return family_of(name).load(request)

@@ -2,14 +2,94 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from samforge.core.axes import Axis, sized
+from samforge.core.capabilities import Capability
+from samforge.core.errors import SettingError
 from samforge.core.session import PartSpec, TensorSpec
+from samforge.models.drawing import Draw, TokenIds
+
+C = TypeVar("C")
+"""Checkpoint of a family."""
+T = TypeVar("T")
+"""What the shapes of a family's tensors depend on."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Input:
+    """One input of a part, and how an example of it is made."""
+
+    spec: TensorSpec
+    """Name, type and shape."""
+    draw: Draw
+    """Draws an array of its kind."""
+
+    def example(
+        self, rng: np.random.Generator, sizes: Mapping[str, int], tokens: TokenIds
+    ) -> Tensor:
+        """Draw a tensor.
+
+        Raises:
+            SettingError: An axis has no size, or what is drawn is of another type.
+        """
+        name, wanted = self.spec.name, self.spec.dtype
+        array = self.draw(rng, sized(self.spec.shape, sizes, name), tokens)
+        if array.dtype != wanted:
+            raise SettingError(
+                f"{name} is {wanted}, and its example is drawn as {array.dtype}. "
+                f"Give its definition what draws {wanted}."
+            )
+        return torch.from_numpy(array)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PartDef(Generic[C, T]):
+    """All that differs between the parts of a family."""
+
+    name: str
+    """As in ``--part``."""
+    build: Callable[[C, dict[str, Tensor]], nn.Module]
+    """Composes the module, and adds the tensors of the checkpoint that it loaded by name."""
+    inputs: Callable[[T], tuple[Input, ...]]
+    """In the order of the module's arguments."""
+    outputs: Callable[[T], tuple[TensorSpec, ...]]
+    """In the order of the module's results."""
+    axes: tuple[Axis, ...]
+    """The dynamic axes of its inputs."""
+    serves: Capability | None = None
+    """The first capability that needs it; None for a part that works alone."""
+    stays_half: bool = False
+    """Whether a lowering to fp8 leaves it in bf16 whole, because it would gain too little."""
+
+    def spec(self, tensors: T) -> PartSpec:
+        """Interface of the part."""
+        inputs = tuple(one.spec for one in self.inputs(tensors))
+        return PartSpec(name=self.name, inputs=inputs, outputs=self.outputs(tensors))
+
+    def limits(self) -> dict[str, tuple[int, int | None]]:
+        """Smallest and largest size of each dynamic axis."""
+        return {axis.name: (1, None) for axis in self.axes}
+
+
+def definition_of(
+    name: str, definitions: Mapping[str, PartDef[C, T]], family: str
+) -> PartDef[C, T]:
+    """Find the definition of a part.
+
+    Raises:
+        SettingError: The family has no such part.
+    """
+    if name not in definitions:
+        kind = "Its part" if len(definitions) == 1 else "Its parts"
+        raise SettingError(f"{family} has no part '{name}'. {kind}: {', '.join(definitions)}.")
+    return definitions[name]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,6 +98,8 @@ class Part:
 
     spec: PartSpec
     """Names, types and shapes of inputs and outputs."""
+    inputs: tuple[Input, ...] = ()
+    """Definitions of its inputs; empty for a part that nobody draws examples of."""
     module: nn.Module
     """In eval mode, float32; positional arguments and results in the order of ``spec``."""
     axis_limits: Mapping[str, tuple[int, int | None]] = field(default_factory=dict)
@@ -57,12 +139,17 @@ def held_as_they_are(module: nn.Module, loaded: Mapping[str, Tensor]) -> dict[st
 
 
 def example_inputs(
-    spec: PartSpec, sizes: Mapping[str, int], *, vocabulary: int, eos_id: int, seed: int = 0
+    inputs: Sequence[Input],
+    sizes: Mapping[str, int],
+    *,
+    vocabulary: int = 0,
+    eos_id: int = 0,
+    seed: int = 0,
 ) -> dict[str, Tensor]:
-    """Make random inputs of the right kind: normal features, valid ids, boxes in the image.
+    """Make random inputs of the right kind: each is drawn as its definition says.
 
     Args:
-        spec: Interface of the part.
+        inputs: Of the part, in the order of its arguments.
         sizes: Size of every dynamic axis.
         vocabulary: Token ids are drawn below it.
         eos_id: Closes every row of ids, so the text mask has something to find.
@@ -70,37 +157,10 @@ def example_inputs(
 
     Returns:
         One tensor for each input, by name.
+
+    Raises:
+        SettingError: An axis has no size, or a definition draws another type than it declares.
     """
     rng = np.random.default_rng(seed)
-    return {tensor.name: _example(tensor, sizes, rng, vocabulary, eos_id) for tensor in spec.inputs}
-
-
-def _example(
-    tensor: TensorSpec,
-    sizes: Mapping[str, int],
-    rng: np.random.Generator,
-    vocabulary: int,
-    eos_id: int,
-) -> Tensor:
-    shape = tuple(sizes[axis] if isinstance(axis, str) else axis for axis in tensor.shape)
-    if tensor.name == "input_ids":
-        ids = rng.integers(0, max(1, vocabulary - 2), shape)
-        ids[ids == eos_id] = 0
-        for row in ids:
-            length = int(rng.integers(2, shape[1]))
-            row[length - 1 :] = eos_id
-        return torch.from_numpy(ids)
-    if tensor.name == "text_mask":
-        lengths = rng.integers(2, shape[1], shape[0])
-        return torch.from_numpy(np.arange(shape[1])[None] < lengths[:, None])
-    if tensor.name == "boxes_cxcywh":
-        size = rng.uniform(0.05, 0.5, (*shape[:-1], 2))
-        centre = rng.uniform(size / 2, 1 - size / 2)
-        return torch.from_numpy(np.concatenate([centre, size], -1).astype(np.float32))
-    if tensor.name == "box_labels":
-        labels = rng.integers(0, 2, shape)
-        labels[..., 0] = 1
-        if shape[-1] > 1:
-            labels[..., -1][rng.random(shape[:-1]) < 0.5] = -10
-        return torch.from_numpy(labels)
-    return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
+    tokens = TokenIds(vocabulary=vocabulary, eos_id=eos_id)
+    return {one.spec.name: one.example(rng, sizes, tokens) for one in inputs}

@@ -8,6 +8,8 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
+from samforge.core.axes import BATCH, PROMPTS
+from samforge.core.capabilities import DETECTOR, TEXT, TEXT_ENCODER, VISION
 from samforge.core.detections import Detections
 from samforge.core.errors import SettingError, ShapeError
 from samforge.core.images import ImageSpec
@@ -17,8 +19,6 @@ from samforge.runtime.postprocess import Thresholds
 from samforge.runtime.prompts import Exemplars
 from samforge.runtime.tokenize import PhraseTokenizer
 
-PARTS = ("vision", "text", "detector")
-"""Parts that every segmenter needs."""
 _MASK_BYTES = 512 << 20  # of pred_masks in one detector call
 
 
@@ -160,25 +160,26 @@ def check_sessions(
         SettingError: A part is missing.
         ShapeError: The vision or the text part was built for other sizes.
     """
-    missing = [part for part in PARTS if part not in sessions]
+    missing = list(TEXT.missing(sessions))
     if missing:
+        *first, last = TEXT.parts
         raise SettingError(
-            f"A segmenter needs the parts {', '.join(PARTS[:-1])} and {PARTS[-1]}, {missing} are "
+            f"A segmenter needs the parts {', '.join(first)} and {last}, {missing} are "
             f"missing (there are {sorted(sessions)}). Build the bundle again with them."
         )
-    _check_axis(sessions["vision"].spec, "images", -1, image.size, "image size")
-    _check_axis(sessions["text"].spec, "input_ids", -1, tokenizer.context, "text context")
+    _check_axis(sessions[VISION].spec, "images", -1, image.size, "image size")
+    _check_axis(sessions[TEXT_ENCODER].spec, "input_ids", -1, tokenizer.context, "text context")
 
 
 def images_in_a_call(sessions: Mapping[str, Session], most: int) -> int:
     """Images that the parts take at a time, at most ``most``."""
     limits = [most]
-    for name, tensor in (("vision", "images"), ("detector", "fpn_0")):
+    for name, tensor in ((VISION, "images"), (DETECTOR, "fpn_0")):
         limits += [
             limit
             for limit in (
                 fixed_axis(sessions[name].spec, tensor, 0),
-                largest_of(sessions[name], "batch"),
+                largest_of(sessions[name], BATCH.name),
             )
             if limit is not None
         ]
@@ -198,7 +199,7 @@ def phrases_in_a_call(session: Session, images: int) -> int:
         return 1
     one = 4 * images * int(np.prod([size for size in sizes if size is not None], dtype=np.int64))
     most = max(1, _MASK_BYTES // one)
-    largest = largest_of(session, "prompts")
+    largest = largest_of(session, PROMPTS.name)
     return most if largest is None else min(most, largest)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from samforge.core.capabilities import BOXES, DETECTOR, TEXT, TEXT_ENCODER, VISION
 from samforge.core.detections import Detections
 from samforge.core.errors import ImageError
 from samforge.core.images import ImageSource, ImageSpec, RgbImage
@@ -73,10 +74,10 @@ class HostExecutor:
         self._read_image = read_image
         self._prompt_batch = prompt_batch
         self._reference = reference
-        self.processor = sessions["vision"].processor + (f" ({note})" if note else "")
+        self.processor = sessions[VISION].processor + (f" ({note})" if note else "")
         one = 3 * image.size**2
         self.most_images = images_in_a_call(sessions, max(1, _BATCH_ELEMENTS // one))
-        text = sessions["text"]
+        text = sessions[TEXT_ENCODER]
         text_batch = fixed_axis(text.spec, "input_ids", 0) or prompt_batch
         self._text = TextEncoder(text, tokenizer, batch=text_batch)
 
@@ -115,7 +116,7 @@ class HostExecutor:
         """Take a batch of images to detections, some phrases at a time."""
         timings = timings or Timings()
         exemplars = question.exemplars
-        detector = self._sessions["detector" if exemplars is None else "detector_boxes"]
+        detector = self._sessions[TEXT.detector if exemplars is None else BOXES.detector]
         wanted = {tensor.name for tensor in detector.spec.inputs}
         seen = self._features(images, timings)
         tensors = {name: array for name, array in seen.items() if name in wanted}
@@ -127,7 +128,7 @@ class HostExecutor:
         for start in range(0, len(question.phrases), step):
             part = slice(start, start + step)
             tensors |= {"text_features": features[part], "text_mask": mask[part]}
-            with timings.stage("detector", detector.processor):
+            with timings.stage(DETECTOR, detector.processor):
                 out = detector.run(tensors)
             with timings.stage("post-process"):
                 for number, image in enumerate(images):
@@ -160,11 +161,11 @@ class HostExecutor:
 
     def _seen(self, images: Sequence[TakenImage], timings: Timings) -> dict[str, Array]:
         """What the vision part makes of a batch."""
-        vision = self._sessions["vision"]
+        vision = self._sessions[VISION]
         with timings.stage("preprocess"):
             squashed = [image_bchw_from_rgb(image.rgb, self._image) for image in images]
             images_bchw = squashed[0] if len(squashed) == 1 else np.concatenate(squashed)
-        with timings.stage("vision", vision.processor):
+        with timings.stage(VISION, vision.processor):
             return dict(vision.run({"images": images_bchw}))
 
     def _found(

@@ -9,6 +9,7 @@ from typing import Any, Self, TypeAlias, TypeVar, overload
 import numpy as np
 import numpy.typing as npt
 
+from samforge.core.capabilities import BOXES
 from samforge.core.detections import Detections
 from samforge.core.errors import InputError, OutOfMemory, PromptError, SettingError, ShapeError
 from samforge.core.images import ImageSource
@@ -153,11 +154,11 @@ class Segmenter:
         if box_labels is not None and not has_boxes:
             raise PromptError("box_labels came without boxes_xyxy. Give the boxes they belong to.")
         question = question_from(text, threshold, mask_threshold, has_boxes=has_boxes)
-        if has_boxes and "detector_boxes" not in self._parts:
+        if has_boxes and not BOXES.among(self._parts):
             raise SettingError(
-                f"Boxes need the part detector_boxes, this bundle has {', '.join(self._parts)}. "
-                "Build it again with detector_boxes among the recipe's parts, or prompt it with "
-                "text."
+                f"Boxes need the part {BOXES.detector}, this bundle has {', '.join(self._parts)}. "
+                f"Build it again with {BOXES.detector} among the recipe's parts, or prompt it "
+                "with text."
             )
         if isinstance(image, (list, tuple)):
             if has_boxes:

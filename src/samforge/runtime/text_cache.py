@@ -8,6 +8,7 @@ from threading import Lock
 
 import numpy as np
 
+from samforge.core.capabilities import TEXT_ENCODER
 from samforge.core.session import Array, Session
 from samforge.core.timing import Timings
 from samforge.runtime.tokenize import PhraseTokenizer
@@ -51,11 +52,11 @@ class TextEncoder:
         with self._lock:
             found = {phrase: self._known[phrase] for phrase in phrases if phrase in self._known}
         missing = [phrase for phrase in phrases if phrase not in found]
-        timings.add("text", 0.0, self._session.processor, calls=0)
+        timings.add(TEXT_ENCODER, 0.0, self._session.processor, calls=0)
         step = self._batch or max(1, len(missing))
         for start in range(0, len(missing), step):
             part = missing[start : start + step]
-            with timings.stage("text", self._session.processor):
+            with timings.stage(TEXT_ENCODER, self._session.processor):
                 out = self._session.run({"input_ids": self._tokenizer.encode(part)})
             for i, phrase in enumerate(part):
                 # Copies: a view would keep the features of the whole batch alive.

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from samforge.backends import backend_from_name
 from samforge.core.around import AroundSession
+from samforge.core.capabilities import BOXES, TEXT, TEXT_ENCODER, VISION
 from samforge.core.errors import SettingError
 from samforge.core.files import atomic_write_json
 from samforge.core.session import Array, PartSpec, Session, Tensors
@@ -27,8 +28,8 @@ from samforge.measure.witness import Witness, save_witness
 from samforge.media import read_image
 from samforge.runtime import Segmenter, image_bchw_from_rgb, segmenter_from_sessions
 from samforge.steps.context import BuildContext, StepOutput
-from samforge.steps.images import DRAWN, calibration_images, first_tried, trial_images
-from samforge.steps.phrases import tokenizer_of
+from samforge.steps.images import calibration_images, first_tried, trial_images
+from samforge.steps.phrases import knows_scenes, tokenizer_of
 from samforge.transform.export import exported_from_file
 from samforge.transform.quantize import check_skips, names_from_program
 
@@ -40,7 +41,6 @@ WITNESS = f"{FOLDER}/witness.npz"
 """What the float parts gave meanwhile."""
 SEEN = f"{FOLDER}/seen"
 """What the float vision part makes of these images: the other parts' trials need nothing else."""
-SEGMENTING = ("vision", "text", "detector", "detector_boxes")
 
 
 def calibrate_parts(context: BuildContext) -> StepOutput:
@@ -51,7 +51,7 @@ def calibrate_parts(context: BuildContext) -> StepOutput:
     """
     _check_skips(context)
     shutil.rmtree(context.root / FOLDER, ignore_errors=True)  # of a build with other settings
-    made = _segmented(context) if "text" in context.parts else _images_only(context)
+    made = _segmented(context) if TEXT_ENCODER in context.parts else _images_only(context)
     outputs = tuple(path for paths in made.values() for path in paths)
     counts = ({"part": part, "samples": len(paths)} for part, paths in made.items() if part)
     return StepOutput(outputs=outputs, figures=tuple(counts))
@@ -107,7 +107,7 @@ def float_sessions(context: BuildContext, parts: Iterable[str] | None = None) ->
 def segmenter_of(context: BuildContext, sessions: Mapping[str, Session]) -> Segmenter:
     """A segmenter over sessions of this build."""
     text = context.model.text
-    missing = [part for part in SEGMENTING[:3] if part not in sessions]
+    missing = TEXT.missing(sessions)
     if text is None or missing:
         raise SettingError(
             f"{context.recipe.precision} measures the detector on what vision and text make of "
@@ -126,15 +126,15 @@ def segmenter_of(context: BuildContext, sessions: Mapping[str, Session]) -> Segm
 
 def _segmented(context: BuildContext) -> dict[str, list[str]]:
     floating: dict[str, Session] = dict(float_sessions(context))
-    vision = floating["vision"]
-    floating["vision"] = Remembering(
+    vision = floating[VISION]
+    floating[VISION] = Remembering(
         spec=vision.spec, context=context, load=lambda: vision, most=first_tried(context)
     )
     sessions = {
         part: Recording(session=session, context=context) for part, session in floating.items()
     }
     found: dict[str, int] = {}
-    boxes = "detector_boxes" in sessions
+    boxes = BOXES.among(sessions)
     asking = ask(
         segmenter_of(context, sessions), calibration_images(context), timings=Timings(), boxes=boxes
     )
@@ -178,7 +178,8 @@ def _images_only(context: BuildContext) -> dict[str, list[str]]:
     unknown = [part for part in context.parts if len(context.spec(part).inputs) > 1]
     if unknown:
         raise SettingError(
-            f"{', '.join(unknown)} cannot be calibrated without the part text. Leave --part out."
+            f"{', '.join(unknown)} cannot be calibrated without the part {TEXT_ENCODER}. "
+            "Leave --part out."
         )
     written: dict[str, list[str]] = {part: [] for part in context.parts}
     for index, labelled in enumerate(calibration_images(context)):
@@ -190,7 +191,7 @@ def _images_only(context: BuildContext) -> dict[str, list[str]]:
 
 def _require_found(context: BuildContext, found: Mapping[str, int]) -> None:
     """Ranges of the detector mean little where it has nothing to find."""
-    if context.recipe.random_weights or context.recipe.model in DRAWN:
+    if context.recipe.random_weights or knows_scenes(context):
         return
     absent = [phrase for phrase, count in found.items() if not count]
     if absent:

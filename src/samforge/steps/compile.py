@@ -9,11 +9,12 @@ import torch
 from samforge.backends.inductor.backend import package_from_exported
 from samforge.core.targets import QUANTIZED
 from samforge.measure.fidelity import rows
+from samforge.models.families import part_definition
 from samforge.steps.context import BuildContext, StepOutput
 from samforge.steps.convert import compared_with_samples
 from samforge.steps.facts import facts_of
 from samforge.transform.export import exported_from_file
-from samforge.transform.lower import HALF_PARTS, Lowering, lower
+from samforge.transform.lower import Lowering, lower
 
 
 def compile_part(context: BuildContext, name: str) -> StepOutput:
@@ -25,7 +26,7 @@ def compile_part(context: BuildContext, name: str) -> StepOutput:
     """
     precision, spec = context.recipe.precision, context.spec(name)
     scales: dict[str, float] = {}
-    if precision in QUANTIZED and name not in HALF_PARTS:
+    if precision in QUANTIZED and not part_definition(name).stays_half:
         program = exported_from_file(context.path(context.smoothed(name)))
         scales = json.loads(context.path(context.scales(name)).read_text(encoding="utf-8"))
     else:

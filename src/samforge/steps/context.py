@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from samforge.core.axes import LARGE_SIZES
 from samforge.core.errors import FidelityError
 from samforge.core.recipe import Recipe
 from samforge.core.session import Array, PartSpec
@@ -16,7 +17,7 @@ from samforge.core.staging import staged_path
 from samforge.core.targets import Target, stop_of, target_from_name
 from samforge.measure.fidelity import TensorFidelity, worst
 from samforge.models.family import Model
-from samforge.steps.samples import LARGE_SIZES, sweep_of, told_apart
+from samforge.steps.samples import sweep_of, told_apart
 
 SMALL_IMAGE = 448
 """Up to this side in pixels steps are compared on batches too."""

@@ -115,11 +115,7 @@ def _settings(context: BuildContext) -> EngineSettings:
     return EngineSettings(
         precision=recipe.precision,
         compute_capabilities=recipe.compute_capabilities,
-        axes={
-            "batch": AxisRange(max=engine.batch),
-            "prompts": AxisRange(max=engine.prompts),
-            "boxes": AxisRange(max=engine.boxes),
-        },
+        axes={name: AxisRange(max=size) for name, size in engine.largest().items()},
         workspace_gib=engine.workspace_gib,
         optimization_level=engine.optimization_level,
         timing_cache=engine.timing_cache,

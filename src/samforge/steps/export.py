@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from samforge.core.axes import TRACED_SIZES
 from samforge.measure.fidelity import compare_outputs, rows
 from samforge.steps.account import exported_weights, settled
 from samforge.steps.context import BuildContext, StepOutput, arrays, check_gate
 from samforge.steps.facts import facts_of_exported
 from samforge.steps.samples import sample_inputs
 from samforge.transform.export import (
-    TRACED_SIZES,
     exported_from_file,
     exported_from_part,
     release,

@@ -20,10 +20,8 @@ from samforge.core.paths import checked_path
 from samforge.media import list_images, read_image
 from samforge.models import tiny
 from samforge.steps.context import SMALL_IMAGE, BuildContext
-from samforge.steps.phrases import more_phrases, phrases_of_picture
+from samforge.steps.phrases import knows_scenes, more_phrases, phrases_of_picture
 
-DRAWN = ("tiny", "tiny-stressed")
-"""Models that know drawn scenes: no images of the user's are needed."""
 VERIFIED_SCENES = 32
 """Held-out scenes that a bundle is verified on where no pictures are given."""
 FEW_SCENES = 8
@@ -85,7 +83,7 @@ def calibration_images(context: BuildContext) -> Iterator[LabelledImage]:
     """
     calibration = context.recipe.calibration
     if calibration.source is None:
-        if context.recipe.model in DRAWN:
+        if knows_scenes(context):
             yield from _scenes(context, calibration.samples, split="train")
         elif context.recipe.random_weights:
             yield from _noise(context, calibration.samples)
@@ -122,7 +120,7 @@ def trial_images(context: BuildContext, first: int, count: int) -> Iterator[Labe
         count: How many.
     """
     calibration, phrases = context.recipe.calibration, more_phrases(context)
-    if calibration.source is None and context.recipe.model in DRAWN:
+    if calibration.source is None and knows_scenes(context):
         # More scenes than calibration has: as many as it takes to tell.
         yield from tiny.labelled_scenes(
             count,
@@ -170,7 +168,7 @@ def verification_images(
         chosen = _to_verify(context)[first:last]
         for number, (name, image) in enumerate(_pictures(context, chosen), first):
             yield _asked(context, name, image, more=phrases_of_picture(phrases, number))
-    elif recipe.model in DRAWN:
+    elif knows_scenes(context):
         yield from tiny.labelled_scenes(
             last - first,
             first=recipe.calibration.seed * MOST_PICTURES + first,

@@ -42,6 +42,11 @@ def more_phrases(context: BuildContext) -> tuple[str, ...]:
     )
 
 
+def knows_scenes(context: BuildContext) -> bool:
+    """Whether the model was taught drawn scenes, so that no images of the user's are needed."""
+    return context.model.text is not None and tiny.knows_scenes(tokenizer_of(context).known_words)
+
+
 def phrases_of_picture(phrases: Sequence[str], picture: int, count: int = MORE) -> tuple[str, ...]:
     """The phrases that one picture is asked: every picture the next ones.
 

@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 from samforge.core.recipe import Recipe
 from samforge.core.targets import QUANTIZED, Target, stop_of, target_from_name
+from samforge.models.families import part_definition
 from samforge.steps.calibrate import calibrate_parts
 from samforge.steps.compile import compile_part
 from samforge.steps.context import BuildContext, StepOutput
@@ -17,7 +18,6 @@ from samforge.steps.export import export_part
 from samforge.steps.fuse import fuse_part
 from samforge.steps.quantize import quantize_part
 from samforge.steps.verify import verify_bundle
-from samforge.transform.lower import HALF_PARTS
 
 PartStep: TypeAlias = Callable[[BuildContext, str], StepOutput]
 BundleStep: TypeAlias = Callable[[BuildContext], StepOutput]
@@ -77,7 +77,7 @@ def stages(recipe: Recipe, parts: Sequence[str], *, until: str | None = None) ->
     """The steps of a recipe: stages in order, in each the chains that may run side by side."""
     before, after, together = _kinds(recipe, until)
     # What is compiled for a GPU is lowered, which leaves these parts in half.
-    half = HALF_PARTS if COMPILE in after else ()
+    half = [part for part in parts if part_definition(part).stays_half and COMPILE in after]
     planned: list[Stage] = []
     if recipe.precision in QUANTIZED and until != "export":
         planned += [_each(parts, before), ((Step(kind=CALIBRATE, part=None),),)]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from samforge.backends import backend_from_name
+from samforge.core.capabilities import BOXES
 from samforge.core.labelled import LabelledImage
 from samforge.core.session import Session
 from samforge.measure import PackedDetections, Verdict, Witness, measure_segmenter
@@ -86,7 +87,7 @@ def asked(
     measure_segmenter(
         segmenter_of(context, seen.witness.sessions(sessions)),
         images,
-        boxes="detector_boxes" in sessions if boxes is None else boxes,
+        boxes=BOXES.among(sessions) if boxes is None else boxes,
         reference=reference,
         record=answers,
         tally=seen.tally,

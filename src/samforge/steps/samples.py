@@ -6,13 +6,15 @@ its part on two phrases and on noise. So the sizes sweep each axis, and pictures
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import cycle
+from math import prod
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from samforge.core.axes import AXES, axes_of
 from samforge.core.images import ImageSpec, RgbImage
 from samforge.core.recipe import Recipe
 from samforge.core.session import PartSpec
@@ -20,18 +22,8 @@ from samforge.core.targets import target_from_name
 from samforge.models.family import Model
 from samforge.runtime import image_bchw_from_rgb
 
-SWEPT = (1, 2, 3, 5, 8)
-"""Sizes that every dynamic axis takes, besides the largest."""
-LARGEST = {"batch": 8, "prompts": 8, "boxes": 16}
-"""Largest size that is tried where a target sets no limit."""
 MOST_PAIRS = 8
 """Images times phrases in one call: every step runs all of them, and builds must stay quick."""
-LARGE_SIZES = (
-    {"batch": 1, "prompts": 2, "boxes": 1},
-    {"batch": 2, "prompts": 1, "boxes": 2},
-    {"batch": 1, "prompts": 5, "boxes": 3},
-)
-"""Of large images: attention over 5184 tokens takes 1.6 GiB an image where it is explicit."""
 PICTURES = ("noise", "black", "white", "one colour", "saturated", "photograph")
 """Kinds of pictures that take turns; ``noise`` is normal, as no picture is."""
 
@@ -45,24 +37,42 @@ def sweep_of(recipe: Recipe, spec: PartSpec) -> tuple[dict[str, int], ...]:
     Args:
         recipe: Engines have profiles with a largest size.
         spec: Sizes that the part cannot tell apart are left out.
+
+    Raises:
+        SettingError: The part has an axis that nobody knows.
     """
-    engine = recipe.engine
-    largest = dict(LARGEST)
+    own = axes_of(spec)
+    axes = [axis for axis in AXES.values() if axis.multiplies or axis in own]
+    largest = {axis.name: axis.largest for axis in axes}
     if target_from_name(recipe.target).engine:
-        largest = {"batch": engine.batch, "prompts": engine.prompts, "boxes": engine.boxes}
-    values = {
-        axis: sorted({size for size in SWEPT if size < most} | {most})
-        for axis, most in largest.items()
+        largest = recipe.engine.largest()
+    values = {axis.name: axis.sizes(largest[axis.name]) for axis in axes}
+    turns = {
+        axis.name: cycle(values[axis.name][1:] + values[axis.name][:1])
+        for axis in axes
+        if not axis.multiplies
     }
-    sizes = [{"batch": 1, "prompts": 1, "boxes": 1}]
-    boxes = cycle(values["boxes"][1:] + values["boxes"][:1])
+    sizes = [_one_of_each(values)]
     for index in range(max(map(len, values.values()))):
-        batch = values["batch"][min(index, len(values["batch"]) - 1)]
-        # Where there are more images there are fewer phrases.
-        fitting = (size for size in values["prompts"] if batch * size <= MOST_PAIRS)
-        prompts = max(fitting, default=1)
-        sizes.append({"batch": batch, "prompts": prompts, "boxes": next(boxes)})
+        long = {name: those for name, those in values.items() if name not in turns}
+        sizes.append(_products(long, index) | {name: next(turn) for name, turn in turns.items()})
     return told_apart(_with_all(sizes, values), spec)
+
+
+def _one_of_each(values: Mapping[str, list[int]]) -> dict[str, int]:
+    return dict.fromkeys(values, 1)
+
+
+def _products(values: Mapping[str, list[int]], index: int) -> dict[str, int]:
+    """Sizes of axes that multiply: the first takes its turn, and the others what room it leaves."""
+    sizes: dict[str, int] = {}
+    for name, those in values.items():
+        if not sizes:
+            sizes[name] = those[min(index, len(those) - 1)]
+            continue
+        fitting = (size for size in those if prod(sizes.values()) * size <= MOST_PAIRS)
+        sizes[name] = max(fitting, default=1)
+    return sizes
 
 
 def _with_all(
@@ -72,14 +82,18 @@ def _with_all(
     for axis, wanted in values.items():
         for size in wanted:
             if all(one[axis] != size for one in sizes):
-                sizes.append({"batch": 1, "prompts": 1, "boxes": 1, axis: size})
+                sizes.append(_one_of_each(values) | {axis: size})
     return tuple(sizes)
 
 
-def told_apart(sizes: tuple[dict[str, int], ...], spec: PartSpec) -> tuple[dict[str, int], ...]:
-    """The sizes that differ in an axis of the part, on these axes only."""
-    axes = {axis for one in spec.inputs for axis in one.shape if isinstance(axis, str)}
-    cut = [{axis: size for axis, size in one.items() if axis in axes} for one in sizes]
+def told_apart(sizes: Iterable[Mapping[str, int]], spec: PartSpec) -> tuple[dict[str, int], ...]:
+    """The sizes that differ in an axis of the part, on these axes only.
+
+    Raises:
+        SettingError: The part has an axis that nobody knows.
+    """
+    names = {axis.name for axis in axes_of(spec)}
+    cut = [{axis: size for axis, size in one.items() if axis in names} for one in sizes]
     return tuple(dict(items) for items in dict.fromkeys(tuple(one.items()) for one in cut))
 
 

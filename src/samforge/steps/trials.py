@@ -7,13 +7,15 @@ from functools import partial
 from torch.export import ExportedProgram
 
 from samforge.backends.torch import TorchSession
+from samforge.core.capabilities import BOXES, DETECTORS, TEXT, VISION
 from samforge.core.session import Session
 from samforge.measure import Verdict
 from samforge.measure.segmentation import tally_from_answers
 from samforge.measure.witness import witness_from_file
 from samforge.steps.calibrate import WITNESS, Remembering, calibration_answers, float_sessions
 from samforge.steps.context import BuildContext
-from samforge.steps.images import DRAWN, first_tried, most_tried, trial_images
+from samforge.steps.images import first_tried, most_tried, trial_images
+from samforge.steps.phrases import knows_scenes
 from samforge.steps.pictures import Answers
 from samforge.steps.rounds import Both, Seen, asked
 from samforge.transform.quantize import Programs, e4m3_program
@@ -32,13 +34,13 @@ class Trials:
         part = programs.calibrated.part
         self._context, self._programs, self._part = context, programs, part
         # Only phrases go through the detector without boxes: boxes would find no difference.
-        self._boxes = "detector_boxes" in context.parts and part != "detector"
-        others = [name for name in context.parts if name not in (part, "vision")]
+        self._boxes = BOXES.among(context.parts) and part != TEXT.detector
+        others = [name for name in context.parts if name not in (part, VISION)]
         if not self._boxes:
-            others = [name for name in others if name != "detector_boxes"]
+            others = [name for name in others if name != BOXES.detector]
         self._others: dict[str, Session] = dict(float_sessions(context, others))
-        if part != "vision":
-            self._others["vision"] = self._vision()
+        if part != VISION:
+            self._others[VISION] = self._vision()
         self._answers: list[Answers] = []
         self._reference = Seen()
 
@@ -49,7 +51,7 @@ class Trials:
             kept: Names of the groups.
         """
         context = self._context
-        labelled = context.recipe.model in DRAWN and context.recipe.calibration.source is None
+        labelled = context.recipe.calibration.source is None and knows_scenes(context)
         session = trial_session(context, self._programs, kept)
         measured, most, number = Seen(), most_tried(context), 0
         while True:
@@ -61,7 +63,7 @@ class Trials:
             asked(context, measured, sessions, images, self._answers[number], boxes=self._boxes)
             both = Both(reference=self._first(measured.tally.images), measured=measured)
             # What the detector gives has no features.
-            features = not self._part.startswith("detector")
+            features = self._part not in DETECTORS
             verdict = both.verdict(context, labelled=labelled, features=features)
             number += 1
             if verdict.held or verdict.lost or first + count >= most:
@@ -101,12 +103,12 @@ class Trials:
                 witness_from_file(context.path(WITNESS)),
             )
             if not self._boxes:
-                witness.readings = [one for one in witness.readings if one.part == "detector"]
+                witness.readings = [one for one in witness.readings if one.part == TEXT.detector]
             self._reference = Seen(tally=tally, witness=witness)
         else:
             floating: Session = (
                 self._vision()
-                if self._part == "vision"
+                if self._part == VISION
                 else float_sessions(context, [self._part])[self._part]
             )
             sessions = {**self._others, self._part: floating}
@@ -117,10 +119,8 @@ class Trials:
 
     def _vision(self) -> Remembering:
         context = self._context
-        load = partial(float_sessions, context, ["vision"])
-        return Remembering(
-            spec=context.spec("vision"), context=context, load=lambda: load()["vision"]
-        )
+        load = partial(float_sessions, context, [VISION])
+        return Remembering(spec=context.spec(VISION), context=context, load=lambda: load()[VISION])
 
 
 def trial_session(context: BuildContext, programs: Programs, kept: tuple[str, ...]) -> Session:

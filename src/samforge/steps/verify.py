@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 
 from samforge.backends import backend_from_name
+from samforge.core.axes import ONE_OF_EACH
+from samforge.core.capabilities import BOXES, TEXT
 from samforge.core.errors import FidelityError
 from samforge.core.files import atomic_write_json
 from samforge.core.labelled import LabelledImage
@@ -38,7 +40,6 @@ from samforge.runtime import image_bchw_from_rgb
 from samforge.steps.calibrate import float_sessions, segmenter_of
 from samforge.steps.context import BuildContext, StepOutput, arrays
 from samforge.steps.images import (
-    DRAWN,
     Gallery,
     Images,
     gallery_of,
@@ -46,7 +47,7 @@ from samforge.steps.images import (
     verification_images,
     verified_on_others,
 )
-from samforge.steps.phrases import more_phrases, tokenizer_of
+from samforge.steps.phrases import knows_scenes, more_phrases, tokenizer_of
 from samforge.steps.pictures import FOLDER, Answers, write_pictures
 from samforge.steps.rounds import Both, Sessions, ask_both, built_sessions
 
@@ -54,15 +55,12 @@ REPORT = "report/verification.json"
 """What was compared, and the figures; written before the gates are asked."""
 NAMED = 5
 """Layers that a gate which failed names."""
-ONE_OF_EACH = {"batch": 1, "prompts": 1, "boxes": 1}
 RANDOM = "Weights are random: what is found has no meaning and was not compared."
 SAME_IMAGES = "Verified on the calibration's own images: there were fewer than two for each sample."
 PROOF_PICTURES = 2
 """Pictures that a bundle carries."""
 PROOF_SIDE = 1024
 """Of their sides, pixels, at most."""
-SEGMENTER = {"vision", "text", "detector"}
-"""Parts that find something in a picture."""
 ALONE = {"images", "input_ids"}
 """What a part may take to be run on a picture without the others."""
 NOT_ASKED = (
@@ -104,7 +102,7 @@ def verify_bundle(context: BuildContext) -> StepOutput:
     if context.recipe.random_weights:
         return StepOutput(outputs=proof, figures=(), notes=(RANDOM,))
     notes = () if verified_on_others(context) else (SAME_IMAGES,)
-    if not set(context.parts) >= SEGMENTER:
+    if not TEXT.among(context.parts):
         return _features(context, proof, notes)
     try:
         load = (partial(float_sessions, context), partial(built_sessions, context))
@@ -153,7 +151,7 @@ def _proof(context: BuildContext) -> tuple[str, ...]:
 
 def _proof_pictures(context: BuildContext) -> tuple[str, ...]:
     """Keep what fp32 finds in a few pictures: any machine's segmenter can be asked the same."""
-    if context.recipe.random_weights or not set(context.parts) >= SEGMENTER:
+    if context.recipe.random_weights or not TEXT.among(context.parts):
         return ()
     images = [smaller(image) for image in islice(verification_images(context), PROOF_PICTURES)]
     sessions = float_sessions(context)
@@ -161,7 +159,7 @@ def _proof_pictures(context: BuildContext) -> tuple[str, ...]:
         segmenter_of(context, sessions),
         images,
         timings=Timings(),
-        boxes="detector_boxes" in sessions,
+        boxes=BOXES.among(sessions),
     )
     answers = {asked.key: pack(asked.found) for asked in asking}
     write_proof_pictures(context.path(PICTURES_NAME), images, answers)
@@ -214,7 +212,7 @@ def proven(
         FidelityError: An output is not finite.
     """
     both, odd = Both(), Both()
-    labelled = context.recipe.model in DRAWN and context.recipe.calibration.source is None
+    labelled = context.recipe.calibration.source is None and knows_scenes(context)
     batches: list[tuple[Both, Images]] = [(odd, gallery.odd)]
     done, count, shown = 0, gallery.first, None
     while True:

@@ -14,15 +14,16 @@ import torch.ao.quantization.fx._decomposed
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
+from samforge.core import axes
+from samforge.core.axes import axes_of
 from samforge.core.errors import ExportError
 from samforge.core.facts import FACTS_KEY
 from samforge.core.files import output_errors
 from samforge.core.session import PartSpec
 from samforge.models.part import Part
 
-TRACED_SIZES = {"batch": 2, "prompts": 3, "boxes": 4}
-"""Sizes of the dynamic axes while tracing: all different and above 1, so that none of them is
-taken for a constant or for another."""
+TRACED_SIZES = axes.TRACED_SIZES
+"""Sizes of the dynamic axes while tracing."""
 
 
 def exported_from_part(part: Part, inputs: dict[str, Tensor]) -> ExportedProgram:
@@ -38,13 +39,15 @@ def exported_from_part(part: Part, inputs: dict[str, Tensor]) -> ExportedProgram
 
     Raises:
         ExportError: torch.export gave up, or an axis became a constant.
+        SettingError: The part has an axis that nobody knows.
     """
-    axes = {
+    axes_of(part.spec)  # refuses what is in no table
+    dims = {
         axis: Dim(axis, min=low) if high is None else Dim(axis, min=low, max=high)
         for axis, (low, high) in part.axis_limits.items()
     }
     shapes = tuple(
-        {index: axes[axis] for index, axis in enumerate(tensor.shape) if isinstance(axis, str)}
+        {index: dims[axis] for index, axis in enumerate(tensor.shape) if isinstance(axis, str)}
         for tensor in part.spec.inputs
     )
     arguments = tuple(inputs[tensor.name] for tensor in part.spec.inputs)

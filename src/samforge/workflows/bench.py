@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-import numpy as np
-
 from samforge.assembly import load, session_from_bundle
 from samforge.backends import backend_from_name
+from samforge.core import capabilities
 from samforge.core.bundle import Bundle, open_bundle
+from samforge.core.capabilities import TEXT_ENCODER
 from samforge.core.devices import AUTO, checked_device
 from samforge.core.errors import SettingError
 from samforge.core.images import RgbImage
@@ -27,18 +27,14 @@ from samforge.measure import (
     measure_in_turn,
 )
 from samforge.measure.latency import Samples
-from samforge.models import tiny
 from samforge.runtime import Segmenter
-from samforge.runtime.executor import PARTS
+from samforge.workflows.bench_inputs import images_for, phrases_for
 from samforge.workflows.memory import Weight, weigh
+from samforge.workflows.vocabulary import knows_scenes
 from samforge.workflows.watching import Done, Note, unread, unseen
 
-WHOLE, TEXT = "whole", "text"
+WHOLE, TEXT = "whole", TEXT_ENCODER
 """What is measured of a bundle: the way from images to masks, and encoding the phrases."""
-
-_NOISE_HW = (720, 1280)
-# For models that read any word.
-_NOUNS = ("person", "car", "dog", "tree", "chair", "bottle", "bicycle", "house")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -251,7 +247,7 @@ def subjects_from_bundle(
         SettingError: It does not run on ``device``.
     """
     manifest = bundle.manifest
-    if manifest.text is None or not set(PARTS) <= set(manifest.parts):
+    if manifest.text is None or not capabilities.TEXT.among(manifest.parts):
         where = checked_device(device)
         sessions: dict[str, Session] = {
             name: session_from_bundle(bundle, name, device=where, threads=threads)
@@ -262,14 +258,15 @@ def subjects_from_bundle(
             for case in cases
         }
     segmenter = load(bundle, device=device, threads=threads)
-    known = phrases_for(manifest.model, max(case.prompts for case in cases))
+    taught = knows_scenes(bundle)
+    known = phrases_for(max(case.prompts for case in cases), taught=taught)
     segmenter.encode_phrases(known)
     subjects: dict[Key, Subject] = {}
     for case in cases:
         subject = _Predicting(
             segmenter=segmenter,
-            images=images_for(manifest.model, case.batch, image),
-            phrases=phrases_for(manifest.model, case.prompts),
+            images=images_for(case.batch, image, taught=taught),
+            phrases=phrases_for(case.prompts, taught=taught),
             known=known,
         )
         subjects[case, WHOLE], subjects[case, TEXT] = subject.predict, subject.encode_phrases
@@ -294,39 +291,6 @@ class _Predicting:
         self.segmenter.forget_phrases()
         self.segmenter.encode_phrases(self.phrases, timings=timings)
         self.segmenter.encode_phrases(self.known)  # of the other cases: their time is not counted
-
-
-def images_for(model: str, count: int, image: RgbImage | None) -> list[RgbImage]:
-    """The batch: the given image, drawn scenes for the tiny model, noise for others."""
-    if image is not None:
-        return [image] * count
-    if model == "tiny":
-        return [tiny.draw_scene(number, split="demo").image for number in range(count)]
-    rng = np.random.default_rng(0)
-    return [rng.integers(0, 256, (*_NOISE_HW, 3), np.uint8) for _ in range(count)]
-
-
-def input_words(models: Sequence[str], image: Path | None) -> str:
-    """Say what ``images_for`` gives."""
-    if image is not None:
-        return image.name
-    drawn = {model == "tiny" for model in models}
-    height, width = _NOISE_HW
-    size = tiny.draw_scene(0).image.shape[0]
-    scenes, noise = f"drawn scenes of {size} x {size}", f"noise of {width} x {height}"
-    if len(drawn) == 2:
-        return f"{scenes} (tiny), {noise} (others)"
-    return scenes if True in drawn else noise
-
-
-def phrases_for(model: str, count: int) -> list[str]:
-    """Distinct phrases that the model can read."""
-    known = list(tiny.vocabulary()) if model == "tiny" else list(_NOUNS)
-    if model == "tiny" and count > len(known):
-        raise SettingError(
-            f"The tiny model knows {len(known)} phrases, {count} were asked for. Give fewer."
-        )
-    return [*known, *(f"object {number}" for number in range(len(known), count))][:count]
 
 
 def size_of_parts(bundle: Bundle) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from samforge.assembly import load
 from samforge.core.bundle import Bundle, open_bundle
+from samforge.core.capabilities import BOXES
 from samforge.core.devices import AUTO
 from samforge.core.errors import FidelityError, SettingError
 from samforge.core.native import Report, error_of_item
@@ -22,9 +23,6 @@ from samforge.measure import (
 from samforge.workflows.labelled_data import LabelledData, data_from_text
 from samforge.workflows.vocabulary import known_words
 from samforge.workflows.watching import Done, unseen
-
-BOXES_PART = "detector_boxes"
-"""The part that takes exemplar boxes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,7 +127,7 @@ def accuracy_of(  # noqa: PLR0913  what is measured, against what, and who is to
     accuracy = measure_segmenter(
         load(bundle, device=device),
         data.images(),
-        boxes=BOXES_PART in manifest.parts,
+        boxes=BOXES.among(manifest.parts),
         record=record,
         reference=answers,
         done=done,

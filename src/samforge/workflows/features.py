@@ -8,6 +8,7 @@ from pathlib import Path
 
 from samforge.assembly import session_from_bundle
 from samforge.core.bundle import Bundle
+from samforge.core.capabilities import IMAGE_ENCODERS
 from samforge.core.errors import ForeignBundle
 from samforge.core.files import writable_folder
 from samforge.core.images import RgbImage
@@ -16,8 +17,6 @@ from samforge.measure import Latency, latency_from_samples
 from samforge.media import read_image, write_png
 from samforge.runtime import FeatureExtractor, FeatureStatistics
 
-PARTS = ("backbone", "vision")
-"""Parts that turn images into features, the first that a bundle has is taken."""
 CELL_PX = 480
 """Side of each picture on the sheet."""
 
@@ -99,11 +98,11 @@ def feature_pictures(
         FidelityError: A feature is no finite number.
         OutputError: The picture cannot be written.
     """
-    part = next((name for name in PARTS if name in bundle.manifest.parts), None)
+    part = next((name for name in IMAGE_ENCODERS if name in bundle.manifest.parts), None)
     if part is None:
         raise ForeignBundle(
-            f"{bundle.root} has no part {' or '.join(PARTS)}, which give features. It holds "
-            f"{', '.join(bundle.manifest.parts)}."
+            f"{bundle.root} has no part {' or '.join(IMAGE_ENCODERS)}, which give features. It "
+            f"holds {', '.join(bundle.manifest.parts)}."
         )
     settings = settings or PictureSettings()
     out = writable_folder(out.parent) / out.name

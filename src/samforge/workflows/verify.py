@@ -11,6 +11,7 @@ from typing import Any
 
 from samforge.assembly import load, session_from_bundle
 from samforge.core.bundle import Bundle, open_bundle
+from samforge.core.capabilities import BOXES
 from samforge.core.devices import AUTO, checked_device
 from samforge.core.errors import (
     DamagedBundle,
@@ -162,7 +163,7 @@ def _pictures(
         verdict = check_proof_pictures(
             proof,
             segmenter,
-            boxes="detector_boxes" in bundle.manifest.parts,
+            boxes=BOXES.among(bundle.manifest.parts),
             precision=precision,
             gates=gates,
         )

@@ -60,7 +60,7 @@ def form(
         if kind == "fused":
             return fuse(program("exported", name), target="onnxruntime").program
         part = eager(name).part
-        inputs = example_inputs(part.spec, TRACED_SIZES, vocabulary=49408, eos_id=49407)
+        inputs = example_inputs(part.inputs, TRACED_SIZES, vocabulary=49408, eos_id=49407)
         return exported_from_part(part, inputs)
 
     @lru_cache

@@ -134,8 +134,9 @@ def _conditions(plan: BenchPlan, rows: tuple[BenchRow, ...], image: Path | None)
     from importlib.metadata import version
 
     from samforge.apps.cli.bench_tables import Conditions, hardware_words
-    from samforge.workflows.bench import input_words
+    from samforge.workflows.bench_inputs import input_words
     from samforge.workflows.machine import this_machine
+    from samforge.workflows.vocabulary import knows_scenes
 
     machine = this_machine()
     return Conditions(
@@ -148,7 +149,7 @@ def _conditions(plan: BenchPlan, rows: tuple[BenchRow, ...], image: Path | None)
             "numpy": version("numpy"),
             **{row.target: row.runtime for row in rows},
         },
-        input=input_words([row.model for row in rows], image),
+        input=input_words([knows_scenes(bundle) for bundle in plan.bundles], image),
         warm_up=plan.budget.warm_up,
         rounds=rows[0].total.samples,
     )

@@ -19,6 +19,7 @@ from samforge.apps.cli.output import (
 )
 from samforge.apps.cli.progress import BuildProgress
 from samforge.apps.cli.steps import print_steps
+from samforge.core.capabilities import TEXT
 from samforge.core.errors import SettingError
 from samforge.core.files import size_text
 from samforge.core.targets import PRECISIONS, TARGET_NAMES
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
 RECIPE_SUFFIX = ".toml"
 FASTEST = "cpu"
 """The target that stands for whatever this processor is fastest with."""
-SMALL_MODELS = ("tiny", "tiny-stressed")
-"""Two parts of these fit into any memory. Of SAM 3's, one can take several GiB."""
 
 
 def build(  # noqa: PLR0913  every argument is an option that a user types
@@ -233,7 +232,10 @@ def _fastest(recipe: Recipe, out: Path, *, jobs: int | None, as_json: bool) -> B
 
 
 def _jobs(recipe: Recipe) -> int:
-    return 2 if recipe.model in SMALL_MODELS and (os.cpu_count() or 1) > 1 else 1
+    from samforge.models import tiny
+
+    # Two parts of these fit into any memory. Of SAM 3's, one can take several GiB.
+    return 2 if recipe.model in tiny.NAMES and (os.cpu_count() or 1) > 1 else 1
 
 
 def build_report(bundle: Bundle) -> dict[str, object]:
@@ -277,6 +279,7 @@ def print_built(bundle: Bundle) -> None:
 def next_command(bundle: Bundle) -> str:
     """The command that uses what was built."""
     from samforge.core.manifest import PROOF_NAME, verified
+    from samforge.workflows.vocabulary import knows_scenes
 
     manifest, root = bundle.manifest, shown_path(bundle.root)
     if PROOF_NAME in manifest.files and not verified(manifest):
@@ -286,7 +289,7 @@ def next_command(bundle: Bundle) -> str:
             "Its weights are random numbers: right for size and speed, and it finds nothing. "
             f"Next: samforge inspect {root}"
         )
-    if not {"vision", "text", "detector"} <= set(manifest.parts):
+    if not TEXT.among(manifest.parts):
         return f"Next: samforge inspect {root}"
-    phrase = "red circle" if manifest.model == "tiny" else "person"
+    phrase = "red circle" if knows_scenes(bundle) else "person"
     return f"Next: samforge predict {root} IMAGE --text '{phrase}' --out out"

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from samforge.core.axes import AXES
 from samforge.core.errors import SettingError
 from samforge.core.targets import PRECISIONS
 
@@ -31,11 +32,7 @@ class AxisRange:
         return str(self.min) if self.min == self.max else f"{self.min} to {self.max}"
 
 
-DEFAULT_AXES = {
-    "batch": AxisRange(max=4),
-    "prompts": AxisRange(max=8),
-    "boxes": AxisRange(max=16),
-}
+DEFAULT_AXES = {name: AxisRange(max=axis.engine) for name, axis in AXES.items()}
 """Sizes of the axes of our parts, tuned for one image and one prompt."""
 
 

@@ -11,16 +11,15 @@ import torch
 from torch import Tensor
 from transformers import DINOv3ViTConfig
 
-from samforge.core.errors import CheckpointError, CheckpointKeysError, SettingError
+from samforge.core.errors import CheckpointError, CheckpointKeysError
 from samforge.core.images import ImageSpec
-from samforge.core.session import PartSpec, TensorSpec
-from samforge.models.dinov3.backbone import Backbone, stock_model
-from samforge.models.dinov3.config import patch_px
-from samforge.models.part import Part, example_inputs, held_as_they_are
+from samforge.core.session import PartSpec
+from samforge.models.dinov3.backbone import stock_model
+from samforge.models.dinov3.parts import DEFINITIONS, FAMILY, PARTS
+from samforge.models.part import Part, definition_of, example_inputs, held_as_they_are
 from samforge.models.sources import WeightSource
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-PART = "backbone"
 MASK_TOKEN = "embeddings.mask_token"  # noqa: S105
 """Replaces masked patches in pre-training: checkpoints may lack it, and no part reads it."""
 FOLDED = dict.fromkeys(
@@ -51,7 +50,7 @@ class Dinov3Checkpoint:
     """Licence of the weights, or a notice that names it."""
     periods: Tensor | None = None
     """(head size / 4,) of the rotary encoding, where the checkpoint brings its own."""
-    family: str = "dinov3"
+    family: str = FAMILY
     """Name of the architecture."""
     text: None = None
     """The model reads no text."""
@@ -64,12 +63,12 @@ class Dinov3Checkpoint:
     @property
     def part_names(self) -> tuple[str, ...]:
         """Every part of the family."""
-        return (PART,)
+        return PARTS
 
     @property
     def default_parts(self) -> tuple[str, ...]:
         """What a bundle holds unless a recipe says otherwise."""
-        return (PART,)
+        return PARTS
 
     def check(self) -> None:
         """Compare the checkpoint's names with the architecture's.
@@ -98,44 +97,38 @@ class Dinov3Checkpoint:
             CheckpointKeysError: A tensor is missing or has another shape.
             CheckpointError: A tensor holds NaN or infinity.
         """
-        spec = self.spec(name)
-        model = stock_model(self.config)
-        state = self._state()
-        model.load_state_dict(state, assign=True)
-        module = Backbone(model, self.config, self.periods).eval().requires_grad_(False)
-        del state[MASK_TOKEN]  # of training; nothing reads it
-        origins = held_as_they_are(module, state)
+        definition = definition_of(name, DEFINITIONS, FAMILY)
+        loaded: dict[str, Tensor] = {}
+        module = definition.build(self, loaded).eval().requires_grad_(False)
+        del loaded[MASK_TOKEN]  # of training; nothing reads it
+        origins = held_as_they_are(module, loaded)
         return Part(
-            spec=spec,
+            spec=definition.spec(self.config),
+            inputs=definition.inputs(self.config),
             module=module,
-            axis_limits={"batch": (1, None)},
+            axis_limits=definition.limits(),
             origins=origins,
-            folded={name: FOLDED[name] for name in state if name not in origins},
+            folded={stored: FOLDED[stored] for stored in loaded if stored not in origins},
         )
 
     def spec(self, name: str) -> PartSpec:
-        """Interface of the part; the dynamic axis is ``batch``.
+        """Interface of the part.
 
         Raises:
             SettingError: No such part.
         """
-        if name != PART:
-            raise SettingError(f"dinov3 has no part '{name}'. Its part: {PART}.")
-        size, width = self.config.image_size, self.config.hidden_size
-        side = size // patch_px(self.config)
-        images = TensorSpec(name="images", dtype="float32", shape=("batch", 3, size, size))
-        features = TensorSpec(name="features", dtype="float32", shape=("batch", width, side, side))
-        return PartSpec(name=PART, inputs=(images,), outputs=(features,))
+        return definition_of(name, DEFINITIONS, FAMILY).spec(self.config)
 
     def inputs(self, name: str, sizes: Mapping[str, int], seed: int = 0) -> dict[str, Tensor]:
         """Random inputs of the part: normal, as normalized pixels are.
 
         Args:
             name: ``backbone``.
-            sizes: Size of the axis ``batch``.
+            sizes: Size of every axis of the part.
             seed: The same seed gives the same tensors.
         """
-        return example_inputs(self.spec(name), sizes, vocabulary=0, eos_id=0, seed=seed)
+        inputs = definition_of(name, DEFINITIONS, FAMILY).inputs(self.config)
+        return example_inputs(inputs, sizes, seed=seed)
 
     def settings(self) -> dict[str, Any]:
         """What decides the graph, as plain values."""
@@ -145,8 +138,13 @@ class Dinov3Checkpoint:
         """Numbers in all weights that the part reads."""
         return sum(prod(shape) for shape in state_shapes(self.config).values())
 
-    def _state(self) -> dict[str, Tensor]:
-        """The stock model's state in float32, with an empty place for the mask token."""
+    def state(self) -> dict[str, Tensor]:
+        """Read the stock model's state in float32, with an empty place for the mask token.
+
+        Raises:
+            CheckpointKeysError: A tensor is missing or has another shape.
+            CheckpointError: A tensor holds NaN or infinity.
+        """
         shapes, names = state_shapes(self.config), self.source.names()
         state = {MASK_TOKEN: torch.empty(1, 1, self.config.hidden_size, device="meta")}
         missing, wrong, broken = [], [], []

@@ -14,7 +14,14 @@ from samforge.core.session import PartSpec
 from samforge.models.family import TextAssets
 from samforge.models.part import Part, example_inputs
 from samforge.models.sam3.checkpoint import Sam3Checkpoint, state_shapes
-from samforge.models.sam3.parts import DEFAULT_PARTS, PARTS, part_from_checkpoint, part_spec
+from samforge.models.sam3.parts import (
+    DEFAULT_PARTS,
+    FAMILY,
+    PARTS,
+    part_from_checkpoint,
+    part_inputs,
+    part_spec,
+)
 from samforge.models.sources import WeightSource
 
 
@@ -23,7 +30,7 @@ class Sam3:
     """A SAM 3 checkpoint and the parts that can be made from it."""
 
     checkpoint: Sam3Checkpoint
-    family: str = "sam3"
+    family: str = FAMILY
     part_names: tuple[str, ...] = PARTS
     default_parts: tuple[str, ...] = DEFAULT_PARTS
 
@@ -68,7 +75,7 @@ class Sam3:
     def inputs(self, name: str, sizes: Mapping[str, int], seed: int) -> dict[str, Tensor]:
         """Random inputs of a part."""
         return example_inputs(
-            self.spec(name),
+            part_inputs(self.checkpoint.config, name, self.checkpoint.reference),
             sizes,
             vocabulary=self.text.vocabulary,
             eos_id=self.checkpoint.eos_id,

@@ -74,7 +74,7 @@ def checkpoint_from_name(
             reference.
     """
     path = Path(name)
-    if name == "tiny":
+    if name == tiny.NAME:
         config = Sam3Config(**json.loads(tiny.CONFIG_PATH.read_text()))
         files: tuple[Path, ...] = (tiny.WEIGHTS_PATH,)
         tokenizer, license_text = tokenizer or tiny.TOKENIZER_PATH, tiny.LICENSE_NOTICE

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from collections.abc import Mapping
+from typing import TypeAlias
+
+from torch import Tensor
 from transformers import Sam3Config
 
-from samforge.core.errors import CheckpointError, SettingError
+from samforge.core import capabilities
+from samforge.core.axes import BATCH, BOXES, PROMPTS
+from samforge.core.capabilities import DETECTOR, DETECTOR_WITH_BOXES, TEXT_ENCODER, VISION
+from samforge.core.errors import CheckpointError
 from samforge.core.reference import META
-from samforge.core.session import PartSpec, TensorSpec
-from samforge.models.part import Part, held_as_they_are
-from samforge.models.sam3.checkpoint import Sam3Checkpoint, feature_sizes
+from samforge.core.session import PartSpec
+from samforge.models.part import Input, Part, PartDef, definition_of, held_as_they_are
+from samforge.models.sam3.checkpoint import Sam3Checkpoint
 from samforge.models.sam3.class_token import ClassToken
 from samforge.models.sam3.detector import Detector, DetectorWithBoxes, DetectorWithClassToken
 from samforge.models.sam3.grounding import Grounding
 from samforge.models.sam3.modules import detector_modules, geometry_encoder
+from samforge.models.sam3.tensors import Sam3Tensors, sam3_tensors, specs_of
 from samforge.models.sam3.text import Text, text_encoder
 from samforge.models.sam3.vision import Vision, vision_encoder
 
-PARTS = ("vision", "text", "detector", "detector_boxes", "grounding")
-"""Every part of the family."""
-DEFAULT_PARTS = ("vision", "text", "detector", "detector_boxes")
-"""What a bundle holds unless a recipe says otherwise: all that :class:`Segmenter` runs."""
+FAMILY = "sam3"
+"""Name of the architecture."""
+Sam3PartDef: TypeAlias = PartDef[Sam3Checkpoint, Sam3Tensors]
 FOLDED = {
     "geometry_encoder": "folded into the class token, or left out where no boxes are asked",
     "vision_encoder.neck": "left out: the coarsest feature map, which the detector does not read",
@@ -29,7 +35,6 @@ FOLDED = {
     "text_encoder.text_projection": "left out: CLIP's own projection, which SAM 3 does not read",
 }
 """Why tensors of a module are not found in a part as they are, by the beginning of their names."""
-LIMITS = {"batch": (1, None), "prompts": (1, None), "boxes": (1, None)}
 
 
 def part_from_checkpoint(checkpoint: Sam3Checkpoint, name: str) -> Part:
@@ -43,20 +48,37 @@ def part_from_checkpoint(checkpoint: Sam3Checkpoint, name: str) -> Part:
         SettingError: No such part.
         CheckpointKeysError: The checkpoint lacks weights of the part or has them in another shape.
     """
-    if name not in PARTS:
-        raise SettingError(f"sam3 has no part '{name}'. Its parts: {', '.join(PARTS)}.")
-    spec = part_spec(checkpoint.config, name, checkpoint.reference)
-    used = {axis for tensor in spec.inputs for axis in tensor.shape if isinstance(axis, str)}
+    definition = definition_of(name, DEFINITIONS, FAMILY)
+    tensors = sam3_tensors(checkpoint.config, checkpoint.reference)
     loaded: dict[str, Tensor] = {}
-    module = _module(checkpoint, name, loaded).eval().requires_grad_(False)
+    module = definition.build(checkpoint, loaded).eval().requires_grad_(False)
     origins = held_as_they_are(module, loaded)
     return Part(
-        spec=spec,
+        spec=definition.spec(tensors),
+        inputs=definition.inputs(tensors),
         module=module,
-        axis_limits={axis: limits for axis, limits in LIMITS.items() if axis in used},
+        axis_limits=definition.limits(),
         origins=origins,
         folded={stored: _reason(stored) for stored in loaded if stored not in origins},
     )
+
+
+def part_spec(config: Sam3Config, name: str, reference: str) -> PartSpec:
+    """Interface of a part.
+
+    Raises:
+        SettingError: No such part.
+    """
+    return definition_of(name, DEFINITIONS, FAMILY).spec(sam3_tensors(config, reference))
+
+
+def part_inputs(config: Sam3Config, name: str, reference: str) -> tuple[Input, ...]:
+    """Definitions of a part's inputs, for :func:`samforge.models.part.example_inputs`.
+
+    Raises:
+        SettingError: No such part.
+    """
+    return definition_of(name, DEFINITIONS, FAMILY).inputs(sam3_tensors(config, reference))
 
 
 def _reason(stored: str) -> str:
@@ -65,20 +87,6 @@ def _reason(stored: str) -> str:
     if stem is None:
         raise CheckpointError(f"{stored} was loaded and is not in the part that asked for it.")
     return FOLDED[stem]
-
-
-def _module(checkpoint: Sam3Checkpoint, name: str, loaded: dict[str, Tensor]) -> nn.Module:
-    if name == "vision":
-        return _vision(checkpoint, loaded)
-    if name == "text":
-        return _text(checkpoint, loaded)
-    if name == "grounding":
-        return Grounding(
-            _vision(checkpoint, loaded),
-            _text(checkpoint, loaded),
-            _detector(checkpoint, name, loaded),
-        )
-    return _detector(checkpoint, name, loaded)
 
 
 def _vision(checkpoint: Sam3Checkpoint, loaded: dict[str, Tensor]) -> Vision:
@@ -98,63 +106,76 @@ def _text(checkpoint: Sam3Checkpoint, loaded: dict[str, Tensor]) -> Text:
     return Text(encoder, projection, checkpoint.config, checkpoint.eos_id, masks_zero=masks_zero)
 
 
-def _detector(checkpoint: Sam3Checkpoint, name: str, loaded: dict[str, Tensor]) -> Detector:
+def _detector(checkpoint: Sam3Checkpoint, loaded: dict[str, Tensor]) -> Detector:
+    meta = checkpoint.reference == META
+    return _detector_of_kind(DetectorWithClassToken if meta else Detector, checkpoint, loaded)
+
+
+def _detector_with_boxes(checkpoint: Sam3Checkpoint, loaded: dict[str, Tensor]) -> Detector:
+    return _detector_of_kind(DetectorWithBoxes, checkpoint, loaded)
+
+
+def _detector_of_kind(
+    kind: type[Detector], checkpoint: Sam3Checkpoint, loaded: dict[str, Tensor]
+) -> Detector:
     modules = detector_modules(checkpoint.config)
     loaded |= checkpoint.load(modules.named())
-    meta = checkpoint.reference == META
-    kind: type[Detector] = DetectorWithClassToken if meta else Detector
-    if name == "detector_boxes":
-        kind = DetectorWithBoxes
-    return kind(modules, checkpoint.config, clamps_presence=not meta)
+    return kind(modules, checkpoint.config, clamps_presence=checkpoint.reference != META)
 
 
-def part_spec(config: Sam3Config, name: str, reference: str) -> PartSpec:
-    """Interface of a part; dynamic axes are ``batch``, ``prompts`` and ``boxes``."""
-    images, input_ids, features, text, exemplars, results = _tensors(config)
-    seen = features
-    if reference == META:
-        width = config.detr_encoder_config.hidden_size
-        seen = (*features, _float("class_token", "batch", 1, width))
-    interfaces: dict[str, tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]] = {
-        "vision": (images, seen),
-        "text": (input_ids, text),
-        "detector": (seen + text, results),
-        "detector_boxes": (features + text + exemplars, results),
-        "grounding": (images + input_ids, results),
-    }
-    inputs, outputs = interfaces[name]
-    return PartSpec(name=name, inputs=inputs, outputs=outputs)
-
-
-def _tensors(config: Sam3Config) -> tuple[tuple[TensorSpec, ...], ...]:
-    """Groups of tensors that the interfaces are made of."""
-    size, cells = config.vision_config.image_size, feature_sizes(config)
-    width = config.detr_encoder_config.hidden_size
-    context = config.text_config.max_position_embeddings
-    queries = config.detr_decoder_config.num_queries
-    found = ("batch", "prompts", queries)
-    return (
-        (_float("images", "batch", 3, size, size),),
-        (TensorSpec(name="input_ids", dtype="int64", shape=("prompts", context)),),
-        tuple(
-            _float(f"fpn_{level}", "batch", width, side, side) for level, side in enumerate(cells)
-        ),
-        (
-            _float("text_features", "prompts", context, width),
-            TensorSpec(name="text_mask", dtype="bool", shape=("prompts", context)),
-        ),
-        (
-            _float("boxes_cxcywh", "batch", "prompts", "boxes", 4),
-            TensorSpec(name="box_labels", dtype="int64", shape=("batch", "prompts", "boxes")),
-        ),
-        (
-            _float("pred_logits", *found),
-            _float("pred_boxes", *found, 4),
-            _float("pred_masks", *found, cells[0], cells[0]),
-            _float("presence_logit", "batch", "prompts"),
-        ),
+def _grounding(checkpoint: Sam3Checkpoint, loaded: dict[str, Tensor]) -> Grounding:
+    return Grounding(
+        _vision(checkpoint, loaded), _text(checkpoint, loaded), _detector(checkpoint, loaded)
     )
 
 
-def _float(name: str, *shape: int | str) -> TensorSpec:
-    return TensorSpec(name=name, dtype="float32", shape=shape)
+_ALL: tuple[Sam3PartDef, ...] = (
+    PartDef(
+        name=VISION,
+        build=_vision,
+        inputs=lambda tensors: tensors.images,
+        outputs=lambda tensors: specs_of(tensors.seen),
+        axes=(BATCH,),
+        serves=capabilities.TEXT,
+    ),
+    PartDef(
+        name=TEXT_ENCODER,
+        build=_text,
+        inputs=lambda tensors: tensors.input_ids,
+        outputs=lambda tensors: specs_of(tensors.text),
+        axes=(PROMPTS,),
+        serves=capabilities.TEXT,
+        stays_half=True,  # a phrase is encoded once
+    ),
+    PartDef(
+        name=DETECTOR,
+        build=_detector,
+        inputs=lambda tensors: tensors.seen + tensors.text,
+        outputs=lambda tensors: tensors.results,
+        axes=(BATCH, PROMPTS),
+        serves=capabilities.TEXT,
+        stays_half=True,  # its products are too small to gain
+    ),
+    PartDef(
+        name=DETECTOR_WITH_BOXES,
+        build=_detector_with_boxes,
+        inputs=lambda tensors: tensors.features + tensors.text + tensors.exemplars,
+        outputs=lambda tensors: tensors.results,
+        axes=(BATCH, PROMPTS, BOXES),
+        serves=capabilities.BOXES,
+        stays_half=True,
+    ),
+    PartDef(
+        name="grounding",
+        build=_grounding,
+        inputs=lambda tensors: tensors.images + tensors.input_ids,
+        outputs=lambda tensors: tensors.results,
+        axes=(BATCH, PROMPTS),
+    ),
+)
+DEFINITIONS: Mapping[str, Sam3PartDef] = {one.name: one for one in _ALL}
+"""Every part of the family by name."""
+PARTS = tuple(DEFINITIONS)
+"""The names alone."""
+DEFAULT_PARTS = tuple(one.name for one in _ALL if one.serves is not None)
+"""What a bundle holds unless a recipe says otherwise: all that :class:`Segmenter` runs."""

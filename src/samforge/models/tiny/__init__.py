@@ -12,21 +12,32 @@ from pathlib import Path
 
 from samforge.models.tiny.held_out import labelled_scenes
 from samforge.models.tiny.moving import draw_clip
-from samforge.models.tiny.scenes import SIZE, Scene, draw_scene, vocabulary
+from samforge.models.tiny.scenes import SIZE, Scene, draw_scene, knows_scenes, vocabulary
 
 __all__ = [
     "CONFIG_PATH",
     "LICENSE_NOTICE",
+    "NAME",
+    "NAMES",
     "SIZE",
+    "STRESSED",
     "TOKENIZER_PATH",
     "WEIGHTS_PATH",
     "Scene",
     "draw_clip",
     "draw_scene",
+    "knows_scenes",
     "labelled_scenes",
     "vocabulary",
     "weights_digest",
 ]
+
+NAME = "tiny"
+"""Of the model, where a model is named."""
+STRESSED = "tiny-stressed"
+"""The same model with outlier channels and the same function: as hard to quantize as real ViTs."""
+NAMES = (NAME, STRESSED)
+"""Of the models that come with samforge."""
 
 _FOLDER = Path(__file__).resolve().parent
 

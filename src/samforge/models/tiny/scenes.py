@@ -7,6 +7,7 @@ seed alone, so a held-out set needs no files: the thousand scenes of a report ar
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
 from statistics import NormalDist
@@ -137,6 +138,15 @@ def vocabulary() -> tuple[str, ...]:
         *(f"{colour} {ANY}" for colour in COLOURS),
         *(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES),
     )
+
+
+def knows_scenes(words: Collection[str]) -> bool:
+    """Whether a model was taught drawn scenes: by the words it reads, whatever it is called.
+
+    Args:
+        words: Those that its tokenizer knows; none where it builds any word from pieces.
+    """
+    return {word for phrase in vocabulary() for word in phrase.split()} <= set(words)
 
 
 def draw_scene(seed: int, *, split: str = "held-out", size: int = SIZE) -> Scene:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from samforge.core.axes import PROMPTS
+from samforge.core.capabilities import BOXES, DETECTOR, TEXT, TEXT_ENCODER, VISION
 from samforge.core.detections import Detections
 from samforge.core.errors import SettingError
 from samforge.core.forks import OfOneProcess
@@ -100,7 +102,7 @@ class DeviceExecutor(OfOneProcess):
         if len(devices) > 1:
             raise SettingError(f"All parts run on one device, got {sorted(devices)}.")
         self.device = devices.pop()
-        self.processor = f"{sessions['vision'].processor}, pictures to masks"
+        self.processor = f"{sessions[VISION].processor}, pictures to masks"
         self.most_images = images_in_a_call(sessions, _MOST_IMAGES)
         self._device = torch.device(self.device)
         self._sessions = dict(sessions)
@@ -110,8 +112,8 @@ class DeviceExecutor(OfOneProcess):
         graphs = graphs and all(session.captures for session in sessions.values())
         self._lock = RLock()
         with self._here():
-            text = sessions["text"]
-            text_batch = fixed_axis(text.spec, "input_ids", 0) or largest_of(text, "prompts")
+            text = sessions[TEXT_ENCODER]
+            text_batch = fixed_axis(text.spec, "input_ids", 0) or largest_of(text, PROMPTS.name)
             self._text = PhraseFeatures(text, tokenizer, batch=text_batch)
             self._resize = Resizer(image, self._device)
             self._upload = Uploader(self._device)
@@ -186,7 +188,7 @@ class DeviceExecutor(OfOneProcess):
                 )
             sizes = tuple(image.size_hw for image in images)
             count = len(question.phrases)
-            name = "detector" if question.exemplars is None else "detector_boxes"
+            name = (TEXT if question.exemplars is None else BOXES).detector
             step = self._prompt_batch or phrases_in_a_call(self._sessions[name], len(images))
             if count <= step:
                 pending = self._detect(name, Asked(question=question, sizes_hw=sizes), marks, alone)
@@ -252,7 +254,7 @@ class DeviceExecutor(OfOneProcess):
 
     def _vision(self, pictures: Sequence[Tensor], marks: Marks) -> dict[str, Tensor]:
         """Encode pictures into the static features of their batch size."""
-        batch, vision = len(pictures), self._sessions["vision"]
+        batch, vision = len(pictures), self._sessions[VISION]
         size = self._image.size
         marks.begin()
         images = self._buffers(
@@ -262,7 +264,7 @@ class DeviceExecutor(OfOneProcess):
             self._resize(rgb, images["images"][index])
         marks.end("preprocess")
         outputs = self._vision_graphs.run(batch, lambda: run(vision, images))
-        marks.end("vision")
+        marks.end(VISION)
         # At fixed addresses: the graph's own outputs, which the detector's graph reads.
         self._static["features", batch] = dict(outputs)
         return self._static["features", batch]
@@ -282,7 +284,7 @@ class DeviceExecutor(OfOneProcess):
     def _words(self, phrases: tuple[str, ...], marks: Marks) -> tuple[Tensor, Tensor]:
         marks.begin_if_idle()
         features = self._text(phrases)
-        marks.end("text")
+        marks.end(TEXT_ENCODER)
         return features
 
     def _detect(self, name: str, asked: Asked, marks: Marks, alone: bool) -> InFlight:
@@ -292,7 +294,7 @@ class DeviceExecutor(OfOneProcess):
         detector = self._sessions[name]
         words, mask = self._words(question.phrases, marks)
         prompt = self._buffers(
-            ("text", name, count), detector, {"text_features": words, "text_mask": mask}
+            ("words", name, count), detector, {"text_features": words, "text_mask": mask}
         )
         prompt["text_features"].copy_(words)
         prompt["text_mask"].copy_(mask)
@@ -309,7 +311,7 @@ class DeviceExecutor(OfOneProcess):
         where = features["fpn_0"].data_ptr()
         self._reader.make_room()
         outputs = self._detector_graphs.run((name, batch, count, slots, where), call)
-        marks.end("detector")
+        marks.end(DETECTOR)
         return self._reader.pending(outputs["pred_masks"], outputs["summary"], asked, alone=alone)
 
     def _boxes(self, name: str, question: Question) -> tuple[dict[str, Tensor], int]:
@@ -320,7 +322,7 @@ class DeviceExecutor(OfOneProcess):
         arrays = question.exemplars.tensors(fixed_axis(detector.spec, "boxes_cxcywh", 2))
         tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
         slots = int(tensors["box_labels"].shape[2])
-        boxes = self._buffers(("boxes", name, slots), detector, tensors)
+        boxes = self._buffers(("exemplars", name, slots), detector, tensors)
         for key, tensor in tensors.items():
             boxes[key].copy_(tensor)
         return boxes, slots

@@ -2,10 +2,9 @@
 
 from samforge.transform.lower.program import Lowered, interface_dtype, lower
 from samforge.transform.lower.scales import fp8_scales_from_samples
-from samforge.transform.lower.settings import HALF_PARTS, Lowering
+from samforge.transform.lower.settings import Lowering
 
 __all__ = [
-    "HALF_PARTS",
     "Lowered",
     "Lowering",
     "fp8_scales_from_samples",

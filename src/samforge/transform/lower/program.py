@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule, Node
 
+from samforge.core.axes import axes_of, sized
 from samforge.core.errors import ExportError
 from samforge.core.session import PartSpec, TensorSpec
 from samforge.transform.lower.context import RuleContext, operator_name
@@ -24,8 +25,6 @@ from samforge.transform.lower.residual import join_sums
 from samforge.transform.lower.rules import RULES, folded_convolutions
 from samforge.transform.lower.settings import Lowering
 
-TRACED_SIZES = {"batch": 2, "prompts": 3, "boxes": 4}
-"""As in the export: all different and above 1, so that none is taken for a constant."""
 ALWAYS_FLOAT32 = ("pred_logits", "pred_boxes", "presence_logit", "boxes_cxcywh", "images")
 """Never half, whatever passes between parts."""
 NO_OPERATION = ("_assert_tensor_metadata", "dropout")
@@ -60,6 +59,7 @@ def lower(
 
     Raises:
         ExportError: The changed graph cannot be traced.
+        SettingError: The part has an axis that nobody knows.
     """
     fixed = dict(sizes or {})
     module = program.module()
@@ -103,20 +103,18 @@ def _example(
     spec: PartSpec, fixed: Mapping[str, int], settings: Lowering, device: str
 ) -> tuple[tuple[Tensor, ...], tuple[dict[int, Any], ...]]:
     """Example inputs and their dynamic axes."""
-    dims = {axis: Dim(axis, min=1) for axis in TRACED_SIZES if axis not in fixed}
+    traced = {axis.name: axis.traced for axis in axes_of(spec)}
+    dims = {axis: Dim(axis, min=1) for axis in traced if axis not in fixed}
     inputs, shapes = [], []
     for tensor in spec.inputs:
-        shape = tuple(
-            axis if isinstance(axis, int) else fixed.get(axis, TRACED_SIZES.get(axis, 2))
-            for axis in tensor.shape
-        )
+        shape = sized(tensor.shape, {**traced, **fixed}, f"{spec.name}'s {tensor.name}")
         example = torch.zeros(shape, dtype=interface_dtype(tensor, settings), device=device)
         if settings.half_features and tensor.name.startswith("fpn_"):
             example = example.contiguous(memory_format=torch.channels_last)
         inputs.append(example)
         shapes.append(
             {
-                index: dims.setdefault(axis, Dim(axis, min=1))
+                index: dims[axis]
                 for index, axis in enumerate(tensor.shape)
                 if isinstance(axis, str) and axis not in fixed
             }

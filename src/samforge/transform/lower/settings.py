@@ -37,9 +37,6 @@ work."""
 HALF_IN_FP8 = ("*decoder*", "*text*", "*encoder.layers*", "*scoring*", "*masks*", "*class_token*")
 """Linears that fp8 leaves in bf16: those of other parts, where one holds the whole model, as
 ``grounding`` does, and the class token's, which are no work and stand behind every phrase."""
-HALF_PARTS = ("text", "detector", "detector_boxes")
-"""Parts that fp8 leaves in bf16 whole: a phrase is encoded once, and the detector's products are
-too small to gain."""
 WANTS_QUANTIZED = ("*o_proj*",)
 """Linears that fp8 leaves in bf16 unless the kernel before them quantizes: they gain 7 us by a
 faster product (17.6 to 10.5 us on an H100), which a pass over their input would lose."""

@@ -10,14 +10,15 @@ import onnx
 import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 
+from samforge.core.axes import BATCH
 from samforge.core.session import PartSpec, TensorSpec
 
 TOKENS, WIDTH, HEADS, HIDDEN = 576, 1024, 16, 4736
 """Those of one attention window in SAM 3's image encoder."""
 SPEC = PartSpec(
     name="block",
-    inputs=(TensorSpec(name="tokens", dtype="float32", shape=("batch", TOKENS, WIDTH)),),
-    outputs=(TensorSpec(name="result", dtype="float32", shape=("batch", TOKENS, WIDTH)),),
+    inputs=(TensorSpec(name="tokens", dtype="float32", shape=(BATCH.name, TOKENS, WIDTH)),),
+    outputs=(TensorSpec(name="result", dtype="float32", shape=(BATCH.name, TOKENS, WIDTH)),),
 )
 RANGE = 6.0
 """Largest magnitude of what linears read here: normalized values, attention, GELU."""
@@ -55,7 +56,7 @@ class _Block:
         hidden = self._add("Gelu", [hidden], "gelu")
         self._add("Add", [first, self._linear(hidden, "fc2", HIDDEN, WIDTH)], "result")
         tensors = [
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", TOKENS, WIDTH])
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, [BATCH.name, TOKENS, WIDTH])
             for name in ("tokens", "result")
         ]
         graph = helper.make_graph(self.nodes, "block", tensors[:1], tensors[1:], self.weights)

@@ -1,0 +1,68 @@
+"""Random values of one input each: the right kind, without meaning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+
+from samforge.core.session import Array
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenIds:
+    """Which ids a model reads; a model that reads no phrases has none of them."""
+
+    vocabulary: int = 0
+    """Ids are drawn below it."""
+    eos_id: int = 0
+    """Closes every row of ids, so that a text mask has something to find."""
+
+
+Draw: TypeAlias = Callable[[np.random.Generator, tuple[int, ...], TokenIds], Array]
+"""Draws an array of a shape; the same generator gives the same values."""
+
+
+def normal(rng: np.random.Generator, shape: tuple[int, ...], _: TokenIds) -> Array:
+    """Normal numbers in float32, as features and normalized pixels are."""
+    return rng.standard_normal(shape, dtype=np.float32)
+
+
+def token_rows(rng: np.random.Generator, shape: tuple[int, ...], tokens: TokenIds) -> Array:
+    """Rows of ids in int64: some words, then the end to the last place.
+
+    Args:
+        rng: Source of randomness.
+        shape: (P, context).
+        tokens: Which ids there are.
+    """
+    ids = rng.integers(0, max(1, tokens.vocabulary - 2), shape)
+    ids[ids == tokens.eos_id] = 0
+    for row in ids:
+        length = int(rng.integers(2, shape[1]))
+        row[length - 1 :] = tokens.eos_id
+    return ids
+
+
+def token_mask(rng: np.random.Generator, shape: tuple[int, ...], _: TokenIds) -> Array:
+    """(P, context) in bool: true at the first tokens of each phrase, two or more."""
+    lengths = rng.integers(2, shape[1], shape[0])
+    return np.asarray(np.arange(shape[1])[None] < lengths[:, None])
+
+
+def boxes_in_image(rng: np.random.Generator, shape: tuple[int, ...], _: TokenIds) -> Array:
+    """(…, 4) in float32: centre and size of boxes that lie in the image, in its widths."""
+    size = rng.uniform(0.05, 0.5, (*shape[:-1], 2))
+    centre = rng.uniform(size / 2, 1 - size / 2)
+    return np.concatenate([centre, size], -1).astype(np.float32)
+
+
+def box_signs(rng: np.random.Generator, shape: tuple[int, ...], _: TokenIds) -> Array:
+    """(…, boxes) in int64: 1 like this, 0 unlike this, -10 no box; the first is always a 1."""
+    labels = rng.integers(0, 2, shape)
+    labels[..., 0] = 1
+    if shape[-1] > 1:
+        labels[..., -1][rng.random(shape[:-1]) < 0.5] = -10
+    return labels
