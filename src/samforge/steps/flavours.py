@@ -39,6 +39,10 @@ def _openvino(model: ir.Model, precision: str) -> ir.Model:
     return to_openvino(embeddings_to_int8(model) if precision in QUANTIZED else model)
 
 
+def _cuda(model: ir.Model, precision: str) -> ir.Model:
+    return to_cuda(model, precision)
+
+
 FORMS: dict[str, Callable[[ir.Model, str], ir.Model]] = {
     "plain": lambda model, _: block_attention(model),
     "half": lambda model, _: cast_half(model, SAFE),
@@ -47,6 +51,6 @@ FORMS: dict[str, Callable[[ir.Model, str], ir.Model]] = {
     "weights": lambda model, _: embeddings_to_int8(weights_to_int8(model)),
     "openvino graph": _openvino,
     "tensorrt graph": tensorrt_flavour,
-    "cuda graph": lambda model, precision: to_cuda(model, precision),
+    "cuda graph": _cuda,
 }
 """What a graph can become, by the names in the table of targets."""

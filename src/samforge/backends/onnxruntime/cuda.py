@@ -44,7 +44,7 @@ _UNSYNCHRONIZED = "disable_synchronize_execution_providers"
 class DeviceBoundSession(BoundSession):
     """Runs one ``.onnx`` file on tensors that lie where it computes."""
 
-    def __init__(  # noqa: PLR0913, PLR0917  # the base's arguments and the place
+    def __init__(  # noqa: PLR0913  # the base's arguments and the place
         self,
         path: Path,
         spec: PartSpec,

@@ -10,17 +10,24 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from samforge.transform.onnx.attention_kernels import DOMAIN
-from samforge.transform.onnx.graph import array_of, consumers, only_consumer, producer, replace, tidy
+from samforge.transform.onnx.graph import (
+    array_of,
+    consumers,
+    only_consumer,
+    producer,
+    replace,
+    tidy,
+)
 
 
 def fuse_bias_gelu(model: ir.Model) -> ir.Model:
     """Replace every GELU behind a product and its bias, in place."""
     for gelu in [node for node in model.graph if node.op_type == "Gelu"]:
         total = producer(gelu.inputs[0], "Add")
-        approximate = gelu.attributes.get_string("approximate", "none")
-        if total is None or approximate != "none" or only_consumer(total.outputs[0], "Gelu") is None:
+        if total is None or only_consumer(total.outputs[0], "Gelu") is None:
             continue
-        found = _product_and_bias(total)
+        exact = gelu.attributes.get_string("approximate", "none") == "none"
+        found = _product_and_bias(total) if exact else None
         if found is None:
             continue
         fused = ir.node("BiasGelu", found, domain=DOMAIN)
