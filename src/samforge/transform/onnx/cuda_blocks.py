@@ -16,6 +16,7 @@ from samforge.transform.onnx.graph import (
     only_consumer,
     producer,
     replace,
+    set_type,
     tidy,
 )
 
@@ -31,7 +32,7 @@ def fuse_bias_gelu(model: ir.Model) -> ir.Model:
         if found is None:
             continue
         fused = ir.node("BiasGelu", found, domain=DOMAIN)
-        fused.outputs[0].dtype = gelu.outputs[0].dtype
+        set_type(fused.outputs[0], gelu.outputs[0].dtype)
         replace([total, gelu], [fused], fused.outputs[0])
         model.opset_imports[DOMAIN] = 1
     tidy(model)
@@ -84,7 +85,8 @@ def _skip(model: ir.Model, total: ir.Node, norm: ir.Node) -> None:
         value.name = ""
     for new, made_by in ((normal, norm), (stream, total)):
         result = made_by.outputs[0]
-        new.dtype, new.shape = result.dtype, result.shape
+        set_type(new, result.dtype)
+        new.shape = result.shape
         new.name, result.name = result.name, None
         fused.metadata_props.update(made_by.metadata_props)
     total.prepend(fused)
