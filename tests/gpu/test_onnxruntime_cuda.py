@@ -96,13 +96,14 @@ def test_parts_hand_tensors_on_without_waiting(session: Any, example: Any) -> No
     }
     names = [tensor.name for tensor in detector.spec.inputs]
     wanted = detector.run({name: on_host[name] for name in names})
-    for _ in range(5):
-        on_device = {
-            **vision.run_on_device({key: tensor.cuda() for key, tensor in picture.items()}),
-            **text.run_on_device({key: tensor.cuda() for key, tensor in phrase.items()}),
-        }
-        found = detector.run_on_device({name: on_device[name] for name in names})
+    pictures = {key: tensor.cuda() for key, tensor in picture.items()}
+    phrases = {key: tensor.cuda() for key, tensor in phrase.items()}
+    results = []
+    for _ in range(5):  # nothing of torch's in between
+        on_device = {**vision.run_on_device(pictures), **text.run_on_device(phrases)}
+        results.append(detector.run_on_device({name: on_device[name] for name in names}))
         del on_device  # its memory may be taken by the next round, behind the reading
+    for found in results:
         for key, tensor in found.items():
             assert torch.equal(torch.from_dlpack(tensor).cpu(), torch.from_numpy(wanted[key]))
 
@@ -116,10 +117,11 @@ def test_it_waits_for_what_torch_still_computes(doubles: Any, own_stream: bool) 
         x = torch.ones(2048, 2048, device="cuda")
         for _ in range(200):  # long in the queue
             x = x @ factor
+        x = x * 3  # its buffer held ones before
         y = torch.from_dlpack(doubles.run_on_device({"x": x})["y"])
         z = y + 1  # and torch waits for it
     torch.cuda.synchronize()
-    assert torch.allclose(z, torch.full_like(z, 3), atol=1e-3)
+    assert torch.allclose(z, torch.full_like(z, 7), atol=1e-2)
 
 
 def test_an_operator_without_a_kernel_there_is_refused(tmp_path: Path) -> None:

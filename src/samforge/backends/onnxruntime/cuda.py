@@ -103,6 +103,7 @@ class DeviceBoundSession(BoundSession):
                 binding.bind_input(name, kind, index, dtype, array.shape, array.pointer)
             for tensor in self.spec.outputs:
                 binding.bind_output(tensor.name, kind, index)
+            self._wait_for_others()
             session.run_with_iobinding(binding, self._queued)
             values = binding.get_outputs()
         return {
@@ -142,9 +143,13 @@ class DeviceBoundSession(BoundSession):
                 self._stream.synchronize()
                 self._stream.close()
 
+    def _wait_for_others(self) -> None:
+        """Queue what follows behind everything that is queued on the device."""
+
     def _run_bound(self, session: Any, binding: Any) -> None:
         with self._lock:
             self.require_open()
+            self._wait_for_others()
             session.run_with_iobinding(binding)
             binding.synchronize_outputs()
 
@@ -172,6 +177,15 @@ class CudaSession(DeviceBoundSession):
         check_placement(self._session, PROVIDER, path, notes)
         self.processor = f"{gpu.name} (cuda:{gpu.index})"
         self.hold()
+
+    def _wait_for_others(self) -> None:
+        # An output that is let go gives its memory back while another session may still be to read
+        # it, in a stream that ours does not know. An action in the legacy default stream waits for
+        # all streams that take turns with it, and they for it: CUDA Runtime API, stream
+        # synchronization behavior.
+        self._context.make_current()
+        if self._stream is not None:
+            self._stream.order_before(None)
 
 
 def _usable(path: Path, index: int) -> Gpu:
