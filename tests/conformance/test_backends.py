@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 
@@ -22,16 +23,18 @@ from samforge.backends import BACKENDS, backend_from_name
 from samforge.backends.tensorrt.settings import EngineSettings
 from samforge.core.errors import DamagedBundle, ForeignBundle, SettingError, ShapeError
 from samforge.core.session import Array, DeviceSession, PartSpec, Session
-from samforge.core.targets import TARGETS
+from samforge.core.targets import ONNXRUNTIME_CUDA, TARGETS
 from samforge.measure.fidelity import compare_outputs, worst
 from samforge.models.part import Part
 from samforge.runtime.device.session import placed
 from samforge.runtime.device.session import run as run_on_device
+from samforge.transform.onnx.convert import save_onnx
+from samforge.transform.onnx.cuda_flavour import to_cuda
 
-SLOW = ("inductor",)
-"""Their artifacts are compiled for minutes."""
+MARKS = {"inductor": pytest.mark.slow, "onnxruntime-cuda": pytest.mark.gpu}
+"""What is compiled for minutes, and what runs on a GPU alone."""
 INSTALLED = [
-    pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name
+    pytest.param(name, marks=MARKS[name]) if name in MARKS else name
     for name in BACKENDS
     if backend_from_name(name).version() is not None
 ]
@@ -72,6 +75,8 @@ class Subject:
             return engine_file(backend, self.files["onnx"](name), self.part.spec)
         if suffix == "aoti.pt2":
             return package_file(self.files["pt2"](name), self.part.spec)
+        if backend == ONNXRUNTIME_CUDA.name:
+            return cuda_file(self.files["onnx"](name))
         return self.files[suffix](name)
 
     def session(self, backend: str, **options: Any) -> Session:
@@ -87,6 +92,14 @@ def engine_file(backend: str, onnx: Path, spec: PartSpec) -> Path:
     path = onnx.with_suffix(f".{backend}.engine")
     builder: Any = backend_from_name(backend)
     builder.engine_from_onnx(onnx, path, spec, EngineSettings(precision="fp32"))
+    return path
+
+
+@lru_cache
+def cuda_file(onnx: Path) -> Path:
+    """Bring a graph into the form whose operators all run on the GPU."""
+    path = onnx.with_suffix(".cuda.onnx")
+    save_onnx(to_cuda(ir.load(onnx), "fp32"), path)
     return path
 
 
@@ -353,7 +366,7 @@ def test_threads_are_counted_or_refused(backend: str, subject: Subject) -> None:
     if backend in ("torch", "inductor"):
         with pytest.raises(SettingError, match=r"torch\.set_num_threads"):
             subject.session(backend, threads=1)
-    elif backend.startswith("tensorrt"):
+    elif backend.startswith("tensorrt") or backend == ONNXRUNTIME_CUDA.name:
         with pytest.raises(SettingError, match="no processor threads to count"):
             subject.session(backend, threads=1)
     else:
@@ -404,7 +417,7 @@ def test_an_unknown_backend_lists_the_known() -> None:
 
 
 ON_DEVICE = [
-    pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name
+    pytest.param(name, marks=MARKS[name]) if name in MARKS else name
     for name in BACKENDS
     if backend_from_name(name).version() is not None and name in GPU_TARGETS
 ]

@@ -35,7 +35,7 @@ TABLE = Path(__file__).with_name("every_recipe.json")
 UNTIL = (None, *STOPS)
 FORMS = (
     *("fuse_attention", "block_attention", "to_e4m3", "embeddings_to_int8", "cast_half"),
-    *("to_openvino", "tensorrt_flavour", "to_u8s8", "weights_to_int8"),
+    *("to_openvino", "tensorrt_flavour", "to_u8s8", "weights_to_int8", "to_cuda"),
 )
 """What gives a graph the number formats of a recipe."""
 VERSIONS = {"python": "3.11.7", "samforge": "0", "torch": "2.13.0"}
@@ -112,9 +112,11 @@ def test_fusions_of_every_target() -> None:
         for fusion in FUSIONS
         if set(TARGETS) - set(fusion.targets)
     } == {
-        "large-constants": ["onnxruntime", "openvino", "inductor", "torch"],
-        "attention-scale": ["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"],
-        "parallel-linears": ["onnxruntime", "openvino", "inductor", "torch"],
+        "large-constants": ["onnxruntime", "openvino", "onnxruntime-cuda", "inductor", "torch"],
+        "attention-scale": [
+            *("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx", "onnxruntime-cuda"),
+        ],
+        "parallel-linears": ["onnxruntime", "openvino", "onnxruntime-cuda", "inductor", "torch"],
     }
 
 

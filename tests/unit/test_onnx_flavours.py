@@ -13,14 +13,10 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from samforge.backends import onnxruntime
 from samforge.backends._onnx_file import notes_from_onnx
-from samforge.backends.onnxruntime import (
-    OnnxRuntimeSession,
-    _options,
-    optimized_from_onnx,
-    saturates,
-)
+from samforge.backends.onnxruntime import OnnxRuntimeSession, cpu, optimized_from_onnx
+from samforge.backends.onnxruntime.cpu import saturates
+from samforge.backends.onnxruntime.session import session_options
 from samforge.backends.openvino import OpenVinoSession
 from samforge.core.errors import BuildError, SettingError
 from samforge.core.recipe import Recipe
@@ -301,7 +297,7 @@ def test_processors_that_saturate_are_named(
     cpuinfo.write_text(flags)
     assert saturates(cpuinfo) == expected
     assert not saturates(tmp_path / "gone")
-    monkeypatch.setattr(onnxruntime, "saturates", lambda: saturates(cpuinfo))
+    monkeypatch.setattr(cpu, "saturates", lambda: saturates(cpuinfo))
     model = to_u8s8(gemm())
     processor = OnnxRuntimeSession(saved(model, tmp_path), spec_of(model)).processor
     words = "without VNNI instructions its 8-bit products may saturate"
@@ -780,5 +776,5 @@ def test_notes_are_those_onnx_writes(tmp_path: Path) -> None:
 
 
 def test_threads_of_a_session_rest_between_its_runs() -> None:
-    options = _options({})
+    options = session_options({})
     assert options.get_session_config_entry("session.force_spinning_stop") == "1"

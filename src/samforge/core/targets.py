@@ -73,7 +73,7 @@ _ENGINE = dict.fromkeys(("fp32", "fp16", "int8", "fp8"), "tensorrt graph")
 
 ONNXRUNTIME = Target(
     name="onnxruntime",
-    backend="samforge.backends.onnxruntime",
+    backend="samforge.backends.onnxruntime.cpu",
     suffix="onnx",
     forms={
         "fp32": "plain",
@@ -85,10 +85,23 @@ ONNXRUNTIME = Target(
     steps=("onnx",),
     checked_by="onnxruntime",
     module="onnxruntime",
-    distributions=("onnxruntime",),
+    distributions=("onnxruntime", "onnxruntime-gpu"),
     extra=None,
     kernels="optimized graph",
     tried=("int8", "fp32"),
+)
+ONNXRUNTIME_CUDA = Target(
+    name="onnxruntime-cuda",
+    backend="samforge.backends.onnxruntime.cuda",
+    suffix="onnx",
+    forms=dict.fromkeys(("fp32", "fp16"), "cuda graph"),
+    steps=("onnx",),
+    checked_by="onnxruntime",
+    module="onnxruntime",
+    distributions=("onnxruntime-gpu",),
+    extra="onnxruntime-cuda",
+    devices=("cuda",),
+    elsewhere=True,
 )
 OPENVINO = Target(
     name="openvino",
@@ -158,7 +171,16 @@ TORCH = Target(
 )
 
 TARGETS = {
-    one.name: one for one in (ONNXRUNTIME, OPENVINO, TENSORRT, TENSORRT_RTX, INDUCTOR, TORCH)
+    one.name: one
+    for one in (
+        ONNXRUNTIME,
+        OPENVINO,
+        TENSORRT,
+        TENSORRT_RTX,
+        ONNXRUNTIME_CUDA,
+        INDUCTOR,
+        TORCH,
+    )
 }
 """Every target by name; the first is the default."""
 TARGET_NAMES = tuple(TARGETS)

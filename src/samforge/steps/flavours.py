@@ -10,6 +10,7 @@ from samforge.core.recipe import Recipe
 from samforge.core.targets import QUANTIZED, target_from_name
 from samforge.transform.onnx.attention_kernels import fuse_attention
 from samforge.transform.onnx.blocks import block_attention
+from samforge.transform.onnx.cuda_flavour import to_cuda
 from samforge.transform.onnx.e4m3 import to_e4m3
 from samforge.transform.onnx.embeddings import embeddings_to_int8
 from samforge.transform.onnx.half import cast_half
@@ -38,6 +39,10 @@ def _openvino(model: ir.Model, precision: str) -> ir.Model:
     return to_openvino(embeddings_to_int8(model) if precision in QUANTIZED else model)
 
 
+def _cuda(model: ir.Model, precision: str) -> ir.Model:
+    return to_cuda(model, precision)
+
+
 FORMS: dict[str, Callable[[ir.Model, str], ir.Model]] = {
     "plain": lambda model, _: block_attention(model),
     "half": lambda model, _: cast_half(model, SAFE),
@@ -46,5 +51,6 @@ FORMS: dict[str, Callable[[ir.Model, str], ir.Model]] = {
     "weights": lambda model, _: embeddings_to_int8(weights_to_int8(model)),
     "openvino graph": _openvino,
     "tensorrt graph": tensorrt_flavour,
+    "cuda graph": _cuda,
 }
 """What a graph can become, by the names in the table of targets."""

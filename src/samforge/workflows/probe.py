@@ -13,9 +13,8 @@ from samforge.core.targets import TARGETS
 from samforge.core.telemetry import import_runtime
 
 
-def _main(module: str) -> None:
-    runtime = import_runtime(module)
-    name = next(name for name, target in TARGETS.items() if target.module == module)
+def _main(name: str) -> None:
+    runtime = import_runtime(TARGETS[name].module)
     processors = backend_from_name(name).processors(runtime)
     found = {"version": str(runtime.__version__), "processors": processors}
     print(json.dumps(found))  # noqa: T201  # the answer to the process that started this one

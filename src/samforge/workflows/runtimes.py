@@ -10,13 +10,24 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from samforge.core.targets import TARGETS
+from samforge.core.targets import TARGETS, Target
 
 _PROBE = Path(__file__).with_name("probe.py")
 _PROBE_SECONDS = 120
 
-# Import name and the extra that installs it; None for the base install.
-_RUNTIMES = {target.module: target.extra for target in TARGETS.values()}
+
+def _runtimes() -> dict[str, Target]:
+    """Targets by the name of their row: the module's, or the target's where two packages share one.
+
+    Targets of one module and one extra (torch's) are one row.
+    """
+    rows: dict[str, Target] = {}
+    for target in TARGETS.values():
+        first = rows.setdefault(target.module, target)
+        if first.extra != target.extra:
+            rows[target.name] = target
+    return rows
+
 
 # Distribution and its extra: what steps need besides a runtime.
 _PACKAGES = (
@@ -37,7 +48,7 @@ class RuntimeReport:
     """One runtime as it was found here."""
 
     name: str
-    """Import name."""
+    """Import name, or the target's where several packages bring one module."""
     version: str | None
     """Version, or None when it is not installed or does not load."""
     usable: bool
@@ -64,7 +75,7 @@ class PackageReport:
 
 def runtimes_here() -> tuple[RuntimeReport, ...]:
     """Load every installed runtime in a process of its own and ask what it can use."""
-    return tuple(_runtime(name, extra) for name, extra in _RUNTIMES.items())
+    return tuple(_runtime(name, target) for name, target in _runtimes().items())
 
 
 def packages_here() -> tuple[PackageReport, ...]:
@@ -72,17 +83,19 @@ def packages_here() -> tuple[PackageReport, ...]:
     return tuple(_package(name, extra) for name, extra in _PACKAGES)
 
 
-def _runtime(name: str, extra: str | None) -> RuntimeReport:
+def _runtime(name: str, target: Target) -> RuntimeReport:
     found, problem = (None, "not installed")
-    if importlib.util.find_spec(name) is not None:
-        found, problem = _probe(name)
+    if importlib.util.find_spec(target.module) is not None and (
+        name == target.module or any(map(_version, target.distributions))
+    ):
+        found, problem = _probe(target.name)
     return RuntimeReport(
         name=name,
         version=found["version"] if found else None,
         usable=found is not None,
         processors=tuple(found["processors"]) if found else (),
         problem=None if found else problem,
-        install=None if found else _install(extra),
+        install=None if found else _install(target.extra),
     )
 
 
@@ -106,11 +119,15 @@ def _probe(name: str) -> tuple[dict[str, str], str] | tuple[None, str]:
 
 
 def _package(name: str, extra: str) -> PackageReport:
+    version = _version(name)
+    return PackageReport(name=name, version=version, install=None if version else _install(extra))
+
+
+def _version(distribution: str) -> str | None:
     try:
-        version = importlib.metadata.version(name)
+        return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
-        return PackageReport(name=name, version=None, install=_install(extra))
-    return PackageReport(name=name, version=version, install=None)
+        return None
 
 
 def _install(extra: str | None) -> str:

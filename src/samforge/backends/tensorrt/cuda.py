@@ -16,7 +16,8 @@ from samforge.core.errors import SamforgeError
 
 _LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
-_NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING
+_DEFAULT, _NON_BLOCKING = 0, 1  # CU_STREAM_DEFAULT and CU_STREAM_NON_BLOCKING
+_NO_TIMING = 2  # CU_EVENT_DISABLE_TIMING
 _RELAXED = 2  # CU_STREAM_CAPTURE_MODE_RELAXED
 
 
@@ -109,11 +110,17 @@ class Context:
 
 
 class Stream:
-    """An ordered queue of work on the GPU."""
+    """An ordered queue of work on the GPU.
 
-    def __init__(self) -> None:
+    Args:
+        follows_default: Whether it takes turns with the legacy default stream, where torch works
+            unless it is told otherwise: each waits for what was queued in the other before.
+    """
+
+    def __init__(self, *, follows_default: bool = False) -> None:
         self._handle = ctypes.c_void_p()
-        call("cuStreamCreate", ctypes.byref(self._handle), _NON_BLOCKING)
+        flags = _DEFAULT if follows_default else _NON_BLOCKING
+        call("cuStreamCreate", ctypes.byref(self._handle), flags)
 
     @property
     def pointer(self) -> int:
@@ -123,6 +130,20 @@ class Stream:
     def synchronize(self) -> None:
         """Wait until everything in it is done."""
         call("cuStreamSynchronize", self._handle)
+
+    def order_before(self, other: int | None) -> None:
+        """Make another stream wait for what is queued here so far.
+
+        Args:
+            other: What libraries take as a stream; None is the legacy default stream.
+        """
+        event = ctypes.c_void_p()
+        call("cuEventCreate", ctypes.byref(event), _NO_TIMING)
+        try:
+            call("cuEventRecord", event, self._handle)
+            call("cuStreamWaitEvent", ctypes.c_void_p(other), event, 0)
+        finally:
+            call("cuEventDestroy_v2", event)  # the driver frees it when the wait is over
 
     def begin_capture(self) -> None:
         """Record what follows instead of running it."""

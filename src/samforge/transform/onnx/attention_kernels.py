@@ -8,6 +8,7 @@ are not transposed; RotaryEmbedding turns those rows in one pass. The numbers ar
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,15 +25,17 @@ KEYS = [0, 1, 3, 2]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Rows:
+class Rows:
     """Queries, keys or values as (B, S, heads * D) rows."""
 
     value: ir.Value
     """Before it was split into heads."""
     heads: int
+    """Number of heads."""
     tokens: int
+    """Number of rows: S."""
     size: int
-    """Of a head."""
+    """Channels of a head: D."""
     tables: tuple[Array, Array] | None = None
     """Cosine and sine of the rotary encoding that is applied to them."""
 
@@ -59,20 +62,20 @@ def _fuse(model: ir.Model, softmax: ir.Node) -> bool:
         return False
     keys_transposed = producer(scores.inputs[1], "Transpose")
     back = only_consumer(context.outputs[0], "Transpose")
-    if keys_transposed is None or back is None or _perm(back) != HEADS_FIRST:
+    if keys_transposed is None or back is None or perm_of(back) != HEADS_FIRST:
         return False
     whole = only_consumer(back.outputs[0], "Reshape")
-    if _perm(keys_transposed) != KEYS or whole is None:
+    if perm_of(keys_transposed) != KEYS or whole is None:
         return False
-    scale, queries = _scale(scores.inputs[0])
-    rows = [_rows(queries), _rows(keys_transposed.inputs[0]), _rows(context.inputs[1])]
+    scale, queries = scale_of(scores.inputs[0])
+    rows = [rows_of(queries), rows_of(keys_transposed.inputs[0]), rows_of(context.inputs[1])]
     if any(one is None for one in rows):
         return False
     q, k, v = (one for one in rows if one is not None)
     if not (q.heads == k.heads == v.heads and q.size == k.size and k.tokens == v.tokens):
         return False
     nodes: list[ir.Node] = []
-    inputs = [_turned(model, one, nodes) for one in (q, k, v)]
+    inputs = [turned_rows(model, one, nodes) for one in (q, k, v)]
     attention = ir.node(
         "MultiHeadAttention", inputs, {"num_heads": q.heads, "scale": scale}, domain=DOMAIN
     )
@@ -84,26 +87,36 @@ def _fuse(model: ir.Model, softmax: ir.Node) -> bool:
     return True
 
 
-def _turned(model: ir.Model, rows: _Rows, nodes: list[ir.Node]) -> ir.Value:
-    """Rows (B, S, heads * D), with their rotary encoding applied."""
-    shape = constant(model, "rows", np.array([-1, rows.tokens, rows.heads * rows.size]))
-    nodes.append(ir.node("Reshape", [rows.value, shape]))
+def turned_rows(model: ir.Model, rows: Rows, nodes: list[ir.Node]) -> ir.Value:
+    """Rows (B, S, heads * D), with their rotary encoding applied.
+
+    Args:
+        model: Gets constants.
+        rows: What to bring into this form.
+        nodes: Gets the nodes that do it.
+    """
+    width, given = rows.heads * rows.size, rows.value
+    if len(given.shape or ()) != 3 or list(given.shape or ())[1:] != [rows.tokens, width]:
+        shape = constant(model, "rows", np.array([-1, rows.tokens, width]))
+        nodes.append(ir.node("Reshape", [given, shape]))
+        given = nodes[-1].outputs[0]
     if rows.tables is not None:
         # One table row a token, starting at the first.
         start = constant(model, "first_position", np.zeros(1, np.int64))
         nodes.append(
             ir.node(
                 "RotaryEmbedding",
-                [nodes[-1].outputs[0], start, *(_stored(model, one) for one in rows.tables)],
+                [given, start, *(_stored(model, one) for one in rows.tables)],
                 {"interleaved": 1, "num_heads": rows.heads},
                 domain=DOMAIN,
             )
         )
-    nodes[-1].outputs[0].dtype = ir.DataType.FLOAT
-    return nodes[-1].outputs[0]
+        given = nodes[-1].outputs[0]
+    given.dtype = ir.DataType.FLOAT
+    return given
 
 
-def _scale(value: ir.Value | None) -> tuple[float, ir.Value | None]:
+def scale_of(value: ir.Value | None) -> tuple[float, ir.Value | None]:
     """Factor of the scores and the queries without it."""
     mul = producer(value, "Mul")
     if mul is not None:
@@ -114,8 +127,16 @@ def _scale(value: ir.Value | None) -> tuple[float, ir.Value | None]:
     return 1.0, value
 
 
-def _rows(value: ir.Value | None) -> _Rows | None:
-    """Undo the split into heads and the rotary encoding."""
+def rows_of(value: ir.Value | None, *, perm: Sequence[int] = HEADS_FIRST) -> Rows | None:
+    """Undo the split into heads and the rotary encoding.
+
+    Args:
+        value: Queries, keys or values in heads, as they enter a product.
+        perm: How heads were brought forward.
+
+    Returns:
+        None where it is no such value, or a size is not fixed.
+    """
     turned = producer(value, "Add")
     tables = None
     if turned is not None:
@@ -125,14 +146,14 @@ def _rows(value: ir.Value | None) -> _Rows | None:
         value, tables = found.value, (found.cos, found.sin)
     split = producer(value, "Transpose")
     heads = producer(split.inputs[0], "Reshape") if split is not None else None
-    if split is None or heads is None or _perm(split) != HEADS_FIRST:
+    if split is None or heads is None or perm_of(split) != list(perm):
         return None
     axes, given = list(heads.outputs[0].shape or ()), heads.inputs[0]
     fixed = [axis for axis in axes[1:] if isinstance(axis, int)]
     if given is None or len(axes) != 4 or len(fixed) != 3:
         return None
     tokens, count, size = fixed
-    return _Rows(value=given, heads=count, tokens=tokens, size=size, tables=tables)
+    return Rows(value=given, heads=count, tokens=tokens, size=size, tables=tables)
 
 
 def _stored(model: ir.Model, table: Array) -> ir.Value:
@@ -145,5 +166,6 @@ def _stored(model: ir.Model, table: Array) -> ir.Value:
     return constant(model, "rotary_table", table)
 
 
-def _perm(node: ir.Node) -> list[int]:
+def perm_of(node: ir.Node) -> list[int]:
+    """Order of the axes that a Transpose makes."""
     return [int(axis) for axis in node.attributes["perm"].as_ints()]

@@ -18,7 +18,7 @@ from samforge.transform.onnx.graph import array_of, consumers, layer_path, only_
 TYPES = {"half": ir.DataType.FLOAT16, "float": ir.DataType.FLOAT}
 FLOATS = set(TYPES.values())
 
-PRODUCTS = {"MatMul", "Gemm", "Conv", "ConvTranspose"}
+PRODUCTS = {"MatMul", "Gemm", "Conv", "ConvTranspose", "MultiHeadAttention"}
 """Computed in half: this is where the time goes."""
 MOVES = {
     *("Reshape", "Transpose", "Slice", "Split", "Concat", "Squeeze", "Unsqueeze", "Expand"),
@@ -60,6 +60,10 @@ SAFE = Plan()
 """The default of processors: everything but products is float."""
 TENSORRT = Plan(softmax="half")
 """The attention core entirely half, so that TensorRT fuses it; all else as in ``SAFE``."""
+CUDA = Plan(softmax="half", rotary="half", layer_norm="half", gelu="half")
+"""Of ONNX Runtime on CUDA, whose kernels read and write halves and sum in float: what is kept float
+is the residual stream, where roundings of every layer would add up. Its rotary kernel alone
+multiplies in half, one rounding of a value that is rounded for the attention next to it anyway."""
 
 
 def planned_type(node: ir.Node, plan: Plan, core: set[ir.Node]) -> ir.DataType | None:
@@ -84,13 +88,14 @@ def planned_type(node: ir.Node, plan: Plan, core: set[ir.Node]) -> ir.DataType |
 
 def _surrounding(node: ir.Node, plan: Plan) -> str:
     """Format of what is neither a product nor a move; float where the plan has no word for it."""
-    if node.op_type in {"Gelu", "Erf"} or _in_written_gelu(node):
+    if node.op_type in {"Gelu", "BiasGelu", "Erf"} or _in_written_gelu(node):
         return plan.gelu
     if node.op_type == "LayerNormalization":
         return plan.layer_norm
-    if _is_rotary(node):
+    if node.op_type == "RotaryEmbedding" or _is_rotary(node):
         return plan.rotary
-    return plan.residual if _is_residual(node) else "float"
+    residual = node.op_type == "SkipLayerNormalization" or _is_residual(node)
+    return plan.residual if residual else "float"
 
 
 def attention_core(model: ir.Model) -> set[ir.Node]:
