@@ -142,7 +142,7 @@ def test_from_coco_reads_the_other_forms() -> None:
     assert found.best_scores == {"3": 1.0, "x": 1.0}
     assert found.boxes_xyxy.tolist() == [[1, 1, 4, 3], [1, 0, 2, 2]]
     assert found.areas.tolist() == [6, 2]
-    assert found.masks[1, :2, 1].tolist() == [True, True]  # RLE runs down the columns
+    assert found.masks[1][:2, 1].tolist() == [True, True]  # RLE runs down the columns
     with pytest.raises(ShapeError, match=r"\(4, 6\) \(H, W\), the image is \(6, 4\)"):
         Detections.from_coco([plain], (6, 4))
     with pytest.raises(SettingError, match="annotation 0"):
