@@ -10,7 +10,7 @@ from samforge.core.runs import Crop
 Floats = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.intp]
 
-_CHUNK_BYTES = 4 << 20  # of float32 rows: a few of these stay in the processor's cache
+_CHUNK_BYTES = 512 << 10  # of float32 rows: 4 MiB of them leave the cache and take 3 times as long
 # Of the largest value: far above the rounding of a resize (6e-8), far below what a mask can tell.
 _SLACK = 1e-6
 
