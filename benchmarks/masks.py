@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from _conditions import conditions
@@ -47,7 +47,7 @@ class Peak:
         while not self._done.wait(0.002):
             self.mib = max(self.mib, resident_mib())
 
-    def __enter__(self) -> Peak:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -61,10 +61,10 @@ def logits() -> np.ndarray[Any, np.dtype[np.float32]]:
     rng = np.random.default_rng(0)
     rows, columns = np.mgrid[:CELLS, :CELLS] / CELLS
     planes = np.empty((MASKS, CELLS, CELLS), np.float32)
-    for plane in planes:
+    for i in range(MASKS):
         (y, x), (down, across) = rng.uniform(0.2, 0.8, 2), rng.uniform(0.05, 0.17, 2)
-        plane[:] = 8 * (1 - np.hypot((rows - y) / down, (columns - x) / across))
-        plane += rng.normal(0, 0.2, plane.shape)
+        planes[i] = 8 * (1 - np.hypot((rows - y) / down, (columns - x) / across))
+        planes[i] += rng.normal(0, 0.2, rows.shape)
     return planes
 
 

@@ -189,7 +189,9 @@ def _print_image(one: ImageResult, prompts: Prompts) -> None:
         )
     else:
         print_line(f"{one.image} ({width} x {height}): nothing found.")
-    for phrase, score in _misses(one).items():
+    if one.found["cut_off"]:
+        print_line(f"  {one.found['cut_off']} more with lower scores were left out.")
+    for phrase, score in _misses(one, prompts.thresholds.score).items():
         print_line(_hint(phrase, score, prompts.thresholds.score), style="yellow")
 
 
@@ -201,11 +203,19 @@ def box_text(box_xyxy: Sequence[float]) -> str:
     return ", ".join(f"{edge:.{digits}f}" for edge in box_xyxy)
 
 
-def _misses(one: ImageResult) -> dict[str, float]:
-    """Phrases that found nothing, with the best score each saw."""
+def _misses(one: ImageResult, threshold: float) -> dict[str, float]:
+    """Phrases that found nothing, with the best score each saw.
+
+    One of which all was left out, for the better scores of others, did find something.
+    """
     labels = {detection["label"] for detection in one.found["detections"]}
     scores = one.found["best_scores"].items()
-    return {phrase: score for phrase, score in scores if phrase not in labels}
+    left_out = one.found["cut_off"] > 0
+    return {
+        phrase: score
+        for phrase, score in scores
+        if phrase not in labels and not (left_out and score > threshold)
+    }
 
 
 def _hint(phrase: str, score: float, threshold: float) -> str:
