@@ -1,4 +1,8 @@
+import json
+import subprocess
+import sys
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -203,6 +207,53 @@ def test_thresholds_are_checked(value: float) -> None:
         Thresholds(score=value)
     with pytest.raises(SettingError, match="mask_threshold"):
         Thresholds(mask=value)
+
+
+@pytest.mark.parametrize("most", [0, -1, 2.5, True, "3"])
+def test_max_detections_is_checked(most: object) -> None:
+    with pytest.raises(SettingError, match=r"^max_detections is .* whole number from 1"):
+        Thresholds(max_detections=most)
+
+
+def test_the_best_are_kept_and_the_others_counted() -> None:
+    outputs = raw(30, 8)
+    settings = {"label": LABEL, "size_hw": (9, 9)}
+    everything = detections_from_raw(outputs, thresholds=Thresholds(score=0.2), **settings)
+    assert len(everything) > 7
+    assert everything.cut_off == 0
+    best = Thresholds(score=0.2, max_detections=7)
+    found = detections_from_raw(outputs, thresholds=best, **settings)
+    assert found.scores.tolist() == everything.scores[:7].tolist()
+    assert found.masks == everything.masks[:7]
+    assert found.cut_off == len(everything) - 7
+    assert found.to_dict()["cut_off"] == found.cut_off
+
+
+@pytest.mark.slow
+def test_100_masks_of_12_megapixels_take_60_mib() -> None:
+    """Of resident memory, in a process of its own: benchmarks/masks.py has the figures."""
+    path = Path(__file__).parents[2] / "benchmarks" / "masks.py"
+    done = subprocess.run(
+        [sys.executable, str(path), "--side"], check=True, capture_output=True, text=True
+    )
+    figures = json.loads(done.stdout)
+    assert figures["masks"] == 100
+    assert figures["peak_mib"] < 60
+    assert figures["to_coco_seconds"] < 2  # 0.25 on two cores that do nothing else
+
+
+def test_masks_are_made_one_by_one() -> None:
+    outputs = raw(100, 72)
+    size_hw = (1200, 1600)
+    tracemalloc.start()
+    found = detections_from_raw(
+        outputs, label=LABEL, size_hw=size_hw, thresholds=Thresholds(score=0.0)
+    )
+    held, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(found) == 100
+    assert found.masks.nbytes < held < found.masks.nbytes + 1e6 < 25e6
+    assert peak < held + 8e6  # beside a dense mask of 1.9 MB, not 100 of them
 
 
 def test_shapes_are_checked() -> None:

@@ -202,14 +202,14 @@ if HAS_TRITON:
             under = _value(lower + left, probabilities) * (1.0 - beside)
             under += _value(lower + right, probabilities) * beside
             weight = tl.where(column < width, (128 >> bit)[None, :], 0)
-            out_ptr += start + byte
+            bytes_ptr = out_ptr + start + byte
             for row in range(first, last):
                 y = tl.maximum(down * (row + 0.5) - 0.5, 0.0)
                 mine = tl.minimum(y.to(tl.int32), high - 1) == top
                 below = y - top.to(tl.float32)
                 value = above * (1.0 - below) + under * below
                 packed = tl.sum(tl.where(value > limit, weight, 0), 1)
-                place = out_ptr + (row - crop_top) * columns
+                place = bytes_ptr + (row - crop_top) * columns
                 tl.store(place, packed.to(tl.uint8), mask=(byte < columns) & mine)
 
     def _bits_by_kernel(

@@ -163,7 +163,7 @@ if HAS_TRITON:
         out = torch.empty((len(index), COLUMNS), dtype=torch.int32, device=reach.device)
         _lay_out[1,](
             index, reach.contiguous(), out, reach.shape[1], len(index), *cells_hw, *size_hw,
-            margin=_MARGIN, columns=COLUMNS, block=triton.next_power_of_2(len(index)),
+            margin=_MARGIN, columns=COLUMNS, block=max(32, triton.next_power_of_2(len(index))),
             num_warps=1,
         )  # fmt: skip
         return out
