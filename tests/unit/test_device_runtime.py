@@ -29,7 +29,9 @@ from samforge.runtime.device.reach import NOTHING, reach_reference
 from samforge.runtime.device.reader import Question, ResultReader
 from samforge.runtime.device.resize import resize_weights, taps_from_weights
 from samforge.runtime.device.results import (
+    Found,
     admitted,
+    chosen_from_found,
     detections_from_found,
     found_from_summary,
     summary,
