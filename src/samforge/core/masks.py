@@ -201,7 +201,9 @@ class Masks:
     def __iter__(self) -> Iterator[Dense]:
         return (self[i] for i in range(len(self)))
 
-    def __array__(self, dtype: npt.DTypeLike = None, copy: bool | None = None) -> npt.NDArray[Any]:
+    def __array__(
+        self, dtype: npt.DTypeLike | None = None, copy: bool | None = None
+    ) -> npt.NDArray[Any]:
         if copy is False:
             raise ValueError("Masks are packed: a dense array of them is a copy.")
         dense = self.dense()

@@ -71,9 +71,9 @@ def places_from_reach(
         size_hw: Height and width of the image.
     """
     found = (reach[:, 1] >= 0) & (index[:, 0] >= 0)
-    reach = np.where(found[:, None], reach, 0).astype(np.int64)
-    top, bottom = _span(-reach[:, 0], reach[:, 1], cells_hw[0], size_hw[0])
-    left, right = _span(-reach[:, 2], reach[:, 3], cells_hw[1], size_hw[1])
+    ends = np.where(found[:, None], reach, 0).astype(np.int64)
+    top, bottom = _span(-ends[:, 0], ends[:, 1], cells_hw[0], size_hw[0])
+    left, right = _span(-ends[:, 2], ends[:, 3], cells_hw[1], size_hw[1])
     left = left // 8 * 8
     columns = np.where(found, (right - left + 7) // 8, 0)
     bottom = np.where(found, bottom, top)
