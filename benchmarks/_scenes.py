@@ -10,7 +10,7 @@ from pathlib import Path
 
 import samforge
 from samforge import Recipe
-from samforge.measure import PackedDetections, SegmenterAccuracy, measure_segmenter
+from samforge.measure import SegmenterAccuracy, measure_segmenter
 from samforge.measure.asking import Key
 from samforge.measure.segmentation import AccuracyTally
 from samforge.models import tiny
@@ -48,7 +48,7 @@ def measured(
 
 def _share(bundles: Mapping[str, Path], first: int, count: int) -> dict[str, AccuracyTally]:
     """Some of the scenes; figures of all shares add up."""
-    answers: dict[Key, PackedDetections] = {}
+    answers: dict[Key, samforge.Detections] = {}
     found: dict[str, AccuracyTally] = {}
     for row, path in bundles.items():
         bundle = samforge.open_bundle(path)

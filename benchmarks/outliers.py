@@ -27,10 +27,11 @@ from _conditions import conditions
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from samforge.core.detections import Detections
 from samforge.core.recipe import Quantization
 from samforge.core.session import Array, PartSpec, Session, Tensors
 from samforge.core.timing import Timings
-from samforge.measure import PackedDetections, SegmenterAccuracy, measure_segmenter
+from samforge.measure import SegmenterAccuracy, measure_segmenter
 from samforge.measure.asking import ask
 from samforge.media import read_image
 from samforge.models import tiny
@@ -169,7 +170,7 @@ def float_difference(parts: dict[str, Part], plain: dict[str, list[dict[str, Ten
 
 def measured_rows(rows: list[str], scenes: int, precision: str) -> Iterator[tuple[str, Any]]:
     """Figures of every row, the unplanted model in fp32 first."""
-    answers: dict[tuple[int, int], PackedDetections] = {}
+    answers: dict[tuple[int, int], Detections] = {}
     model = model_of(UNPLANTED)
     parts = parts_of(model)
     exact = measure_segmenter(

@@ -10,6 +10,7 @@ has to hold. Loading is timed in a process that has imported all and compiled no
 from __future__ import annotations
 
 import argparse
+import math
 import subprocess
 import sys
 import tempfile
@@ -96,8 +97,8 @@ def differing(found: Iterable[Any], wanted: Iterable[Any]) -> float | str:
     for one, other in zip(found, wanted, strict=True):
         if one.labels != other.labels:
             return f"found {one.labels} instead of {other.labels}"
-        different += int((one.masks != other.masks).sum())
-        total += other.masks.size
+        different += int((one.masks.dense() != other.masks.dense()).sum())
+        total += math.prod(other.masks.shape)
     return different / total
 
 

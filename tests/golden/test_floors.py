@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import samforge
-from samforge.measure import PackedDetections, SegmenterAccuracy, measure_segmenter
+from samforge.measure import SegmenterAccuracy, measure_segmenter
 from samforge.models import tiny
 
 SCENES = 1000
@@ -19,7 +19,7 @@ AGREEMENT = 0.98
 """F1 of the objects against fp32's: one in fifty may change. The gate of a build has 0.95, because
 a user's images may be few and hard."""
 
-Answers = dict[tuple[int, int], PackedDetections]
+Answers = dict[tuple[int, int], samforge.Detections]
 Reference = tuple[SegmenterAccuracy, Answers]
 
 

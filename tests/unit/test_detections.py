@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,8 @@ from hypothesis.extra import numpy as hnp
 
 from samforge.core.detections import Detections
 from samforge.core.errors import MissingExtra, SettingError, ShapeError
+
+NAMES = tuple(Detections.__dataclass_fields__)
 
 
 def three() -> Detections:
@@ -71,6 +74,25 @@ def test_filter() -> None:
     assert three().filter(min_area=1).labels == ("circle", "circle")
     assert len(three().filter(label="absent")) == 0
     assert len(Detections.empty((2, 2)).filter(label="x", min_area=1)) == 0
+
+
+def test_the_best_over_all_phrases() -> None:
+    best = three().best(2)
+    assert best.scores.tolist() == [0.75, 0.625]
+    assert best.labels == ("circle", "star")
+    assert (best.cut_off, best.best(1).cut_off) == (1, 2)
+    assert best[:1].cut_off == 1
+    assert Detections.concatenate([best, three().best(1)]).cut_off == 3
+    assert three().best(3).cut_off == three().best(None).cut_off == 0
+    assert json.loads(json.dumps(best.to_dict()))["cut_off"] == 1
+
+
+def test_masks_may_be_packed_already() -> None:
+    found = three()
+    assert Detections(**{name: getattr(found, name) for name in NAMES}).masks is found.masks
+    assert found.compact().masks == found.masks
+    with pytest.raises(ShapeError, match=r"masks of \(3, 4, 6\), got masks of \(2, 4, 6\)"):
+        replace(found, masks=found.masks[:2])
 
 
 def test_empty_keeps_what_was_seen() -> None:
@@ -142,7 +164,7 @@ def test_from_coco_reads_the_other_forms() -> None:
     assert found.best_scores == {"3": 1.0, "x": 1.0}
     assert found.boxes_xyxy.tolist() == [[1, 1, 4, 3], [1, 0, 2, 2]]
     assert found.areas.tolist() == [6, 2]
-    assert found.masks[1, :2, 1].tolist() == [True, True]  # RLE runs down the columns
+    assert found.masks[1][:2, 1].tolist() == [True, True]  # RLE runs down the columns
     with pytest.raises(ShapeError, match=r"\(4, 6\) \(H, W\), the image is \(6, 4\)"):
         Detections.from_coco([plain], (6, 4))
     with pytest.raises(SettingError, match="annotation 0"):
@@ -168,6 +190,10 @@ def test_to_supervision() -> None:
     assert theirs.class_id.tolist() == [0, 0, 2]
     assert theirs["class_name"].tolist() == ["circle", "circle", "star"]
     assert len(Detections.empty((2, 3)).to_supervision()) == 0
+    compact = three().to_supervision(compact=True)
+    assert compact.mask.area.tolist() == [6, 1, 0]
+    assert np.array_equal(np.asarray(compact.mask), theirs.mask)
+    assert len(Detections.empty((2, 3)).to_supervision(compact=True)) == 0
 
 
 def test_missing_supervision_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from samforge.backends.torch import TorchSession
+from samforge.core.detections import Detections
 from samforge.core.errors import (
     FidelityError,
     ImageError,
@@ -23,6 +24,7 @@ from samforge.core.errors import (
     ShapeError,
 )
 from samforge.core.images import ImageSpec
+from samforge.core.masks import Masks
 from samforge.core.session import Array, DeviceSession, TensorFormat, Tensors
 from samforge.core.timing import Timings
 from samforge.measure import Witness
@@ -37,17 +39,21 @@ from samforge.runtime import (
 )
 from samforge.runtime.device import DeviceExecutor, Resizer
 from samforge.runtime.device.admission import admitted_reference
-from samforge.runtime.device.masks import index_on_device, masks_to_host
+from samforge.runtime.device.masks import above_reference, masks_to_host
+from samforge.runtime.device.places import places_from_reach, places_on_device
+from samforge.runtime.device.reach import NOTHING, reach_reference
 from samforge.runtime.device.reader import Asked, ResultReader
 from samforge.runtime.device.resize import resize_weights, taps_from_weights
 from samforge.runtime.device.results import (
+    Found,
     admitted,
+    chosen_from_found,
     detections_from_found,
     found_from_summary,
     summary,
 )
 from samforge.runtime.device.transfer import only_read
-from samforge.runtime.postprocess import mask_limit
+from samforge.runtime.postprocess import MaskLimit, Thresholds, mask_limit
 from samforge.transform.export import TRACED_SIZES, exported_from_part, save_exported
 
 CPU = torch.device("cpu")
@@ -161,7 +167,8 @@ def assert_same(found: Any, wanted: Any) -> None:
     assert np.allclose(found.scores, wanted.scores, atol=1e-5)
     assert np.allclose(found.boxes_xyxy, wanted.boxes_xyxy, atol=1e-3)
     assert found.best_scores.keys() == wanted.best_scores.keys()
-    assert (found.masks != wanted.masks).sum() <= 1e-5 * wanted.masks.size
+    differing = np.count_nonzero(found.masks.dense() != wanted.masks.dense())
+    assert differing <= 1e-5 * np.prod(wanted.masks.shape)
 
 
 def test_it_finds_what_the_numpy_runtime_finds(segmenters: Any) -> None:
@@ -196,7 +203,7 @@ def test_other_calls_between_the_results_of_a_stream_change_none(segmenters: Any
     images, other = scenes(4), scenes(5)[4]
     encoded = overwriting.encode(other)
     wanted = host.predict([*images, other], text=PHRASES)
-    assert len({found.masks.tobytes() for found in wanted}) == 5
+    assert len({found.masks.dense().tobytes() for found in wanted}) == 5
     second = overwriting.stream(iter(images), text=PHRASES, batch=2)
     for found, one in zip(overwriting.stream(images, text=PHRASES), wanted, strict=False):
         assert_same(found, one)
@@ -348,9 +355,9 @@ def test_a_later_call_leaves_earlier_results_alone(segmenters: Any) -> None:
     device, _ = segmenters
     first, second = scenes(2)
     found = device.predict(first, text="object", threshold=0.1)
-    kept = found.masks.copy()
+    kept = found.masks.dense()
     device.predict(second, text="object", threshold=0.1)
-    assert np.array_equal(found.masks, kept)
+    assert np.array_equal(found.masks.dense(), kept)
 
 
 @pytest.mark.parametrize("threshold", [0.02, 0.3, 0.999])
@@ -363,15 +370,13 @@ def test_masks_begun_ahead_are_the_same(segmenters: Any, threshold: float) -> No
         steady = len(counts) > 1 and counts[-1] == counts[-2] > 0
         launched = ahead.launch(ahead.take(image), question_from(PHRASES, threshold))
         begun = launched.parts[0].begun
-        assert (
-            (begun is None) if not steady or counts[-1] > 16 else (len(begun.masks) == counts[-1])
-        )
+        assert (begun is None) if not steady or counts[-1] > 16 else (begun.slots == counts[-1])
         found = ahead.result(launched)
         assert_same(found, host.predict(image, text=PHRASES, threshold=threshold))
         counts.append(len(found))
-        # Nothing keeps the memory of more than twice the masks that were found.
-        owner = found.masks.base
-        assert owner is None or owner.nbytes <= 2 * found.masks.nbytes
+        # Nothing keeps the memory of more than twice the masks that were found, or 64 KiB.
+        owners = {id(one.bits.base): one.bits.base.nbytes for one in found.masks.packed}
+        assert sum(owners.values()) <= max(2 * found.masks.nbytes, 1 << 16)
     assert len(set(counts)) > 1 or counts[0] == 0
     streamed = ahead.stream(iter(scenes(3)), text=PHRASES, threshold=threshold)
     for one, image in zip(streamed, scenes(3), strict=True):
@@ -456,6 +461,130 @@ def test_the_resize_refuses_what_is_no_picture() -> None:
         resize(torch.zeros(4, 4, 3, dtype=torch.uint8, device="meta"))
 
 
+def masks_from(
+    logits: torch.Tensor, wanted: list[tuple[int, int]], size_hw: tuple[int, int], limit: MaskLimit
+) -> Masks:
+    """Masks of some phrases and queries, from logits (P, Q, h, w)."""
+    index = np.array(wanted)
+    ends = reach_reference(logits[None], torch.ones(1, *logits.shape[:2]), 0.5, limit)[0].numpy()
+    cells_hw = (logits.shape[-2], logits.shape[-1])
+    places = places_from_reach(index, ends[index[:, 0], index[:, 1]], cells_hw, size_hw)
+    return masks_to_host(logits, places, limit).masks(places)
+
+
+SIDES = st.tuples(st.integers(1, 90), st.integers(1, 90))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    SIDES,
+    st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    st.integers(0, 99),
+    st.sampled_from([0.0, 0.3, 0.5, 1.0]),
+    st.sampled_from(["meta", "transformers"]),
+)
+def test_crops_hold_all_of_their_masks(
+    size_hw: tuple[int, int], cells_hw: tuple[int, int], seed: int, threshold: float, reference: str
+) -> None:
+    torch_rng = torch.Generator().manual_seed(seed)
+    logits = torch.randn(1, 3, *cells_hw, generator=torch_rng) * 4 - 3
+    logits[0, 2] = -50
+    logits[0, 1, 0, 0] = 0  # as near to the limit as can be
+    limit = mask_limit(threshold, reference)
+    masks = masks_from(logits, [(0, 2), (0, 0), (0, 1)], size_hw, limit)
+    for mask, query in zip(masks, (2, 0, 1), strict=True):
+        assert np.array_equal(mask, above_reference(logits[0, query], size_hw, limit).numpy())
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 4000), st.integers(1, 300), st.data())
+def test_places_are_around_what_the_resize_reads(
+    pixels: int, cells: int, data: st.DataObject
+) -> None:
+    first, last = sorted(data.draw(st.tuples(*[st.integers(0, cells - 1)] * 2)))
+    ends = np.array([[-first, last, -first, last]], np.int32)
+    places = places_from_reach(np.zeros((1, 2), int), ends, (cells, cells), (pixels, pixels))
+    (_, _, top, bottom, left, columns, start) = places.table[0].tolist()
+    source = ((np.arange(pixels) + 0.5) * cells / pixels - 0.5).clip(0, cells - 1)
+    near = np.flatnonzero((source > first - 1) & (source < last + 1))
+    assert 0 <= top <= bottom <= pixels
+    assert (start, left % 8) == (0, 0)
+    assert len(near) == 0 or (top <= near[0] and near[-1] < bottom)
+    assert len(near) == 0 or (left <= near[0] and near[-1] < left + 8 * columns)
+    assert left + 8 * columns < pixels + 8
+    # No more than a cell and a few pixels on each side.
+    assert bottom - top <= (last - first + 2) * pixels / cells + 6
+
+
+def test_masks_lie_one_behind_the_other() -> None:
+    ends = np.array([[-1, 2, -0, 3], [NOTHING] * 4, [-0, 3, -2, 2]], np.int32)
+    index = np.array([[0, 5], [1, 0], [1, 7]])
+    places = places_from_reach(index, ends, (4, 4), (40, 60))
+    assert places.table[:, :2].tolist() == index.tolist()
+    assert places.table[:, 2:6].tolist() == [[3, 37, 0, 8], [0, 0, 0, 0], [0, 40, 16, 5]]
+    assert places.table[:, 6].tolist() == [0, 272, 272]
+    assert (places.total, places.sizes.tolist()) == (472, [272, 0, 200])
+    for most, counts in ((1, [1, 1, 1]), (300, [2, 1]), (472, [3])):
+        groups = list(places.groups(most))
+        assert [len(group) for group in groups] == counts
+        assert [int(group.table[0, 6]) for group in groups] == [0] * len(counts)
+        assert sum(group.total for group in groups) == 472
+    # On the device, a row that nothing is left for is no mask.
+    reach = torch.full((2, 8, 4), NOTHING, dtype=torch.int32)
+    reach[0, 5], reach[1, 7] = torch.from_numpy(ends[0]), torch.from_numpy(ends[2])
+    slots = torch.tensor([[0, 5], [1, 7], [-1, -1]], dtype=torch.int32)
+    table = places_on_device(slots, reach, (4, 4), (40, 60))
+    assert table[:, 6].tolist() == [0, 272, 472]
+    assert table[2, 5] == 0
+
+
+@pytest.mark.parametrize("most", [None, 1, 3, 100])
+def test_only_the_best_are_kept(segmenters: Any, most: int | None) -> None:
+    device, host = segmenters
+    asked: dict[str, Any] = {"text": PHRASES, "threshold": 0.1, "max_detections": most}
+    (image,) = scenes(1)
+    everything = host.predict(image, text=PHRASES, threshold=0.1)
+    assert len(everything) == 4
+    for _ in range(4):  # masks may be begun ahead
+        found = device.predict(image, **asked)
+        wanted = everything.best(most)
+        assert_same(host.predict(image, **asked), wanted)
+        assert host.predict(image, **asked).cut_off == wanted.cut_off
+        assert_same(found, wanted)
+        assert found.cut_off == wanted.cut_off == max(0, 4 - (most or 100))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 2), st.integers(1, 4), st.integers(1, 9), st.integers(1, 12), st.integers(0))
+def test_the_best_of_all_phrases_are_kept(
+    images: int, phrases: int, queries: int, most: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    scores = rng.integers(0, 8, (images, phrases, queries)).astype(np.float32) / 8
+    found = Found(scores=scores, boxes=np.zeros((*scores.shape, 4), np.float32))
+    thresholds = [Thresholds(score=0.3)] * phrases
+    chosen, cut_off = chosen_from_found(found, thresholds, most)
+    every, none = chosen_from_found(found, thresholds)
+    assert none == (0,) * images
+    for image in range(images):
+        wanted = Detections.concatenate(
+            [_of(scores[image, phrase, every[image, phrase]], phrase) for phrase in range(phrases)]
+        ).best(most)
+        kept = [(str(p), s) for p in range(phrases) for s in scores[image, p, chosen[image, p]]]
+        assert kept == list(zip(wanted.labels, wanted.scores, strict=True))
+        assert cut_off[image] == wanted.cut_off
+
+
+def _of(scores: np.ndarray, phrase: int) -> Detections:
+    return Detections(
+        masks=np.zeros((len(scores), 1, 1), np.bool_),
+        boxes_xyxy=np.zeros((len(scores), 4), np.float32),
+        scores=scores,
+        labels=(str(phrase),) * len(scores),
+        size_hw=(1, 1),
+    )
+
+
 def test_scores_boxes_and_masks() -> None:
     outputs = {
         "pred_logits": torch.tensor([[[0.0, 2.0, -2.0]]]),
@@ -467,17 +596,16 @@ def test_scores_boxes_and_masks() -> None:
     chosen = {(0, 0): admitted(found.scores[0, 0], 0.2)}
     assert chosen[0, 0].tolist() == [1, 0]
     logits = torch.tensor([[[9.0, -9.0], [-9.0, -9.0]], [[9.0, 9.0], [9.0, 9.0]]])
-    index = index_on_device([(0, 0), (0, 1)], CPU)
-    probable = mask_limit(0.5, "transformers")
-    masks = masks_to_host(logits[None], index, (4, 4), probable).masks
-    assert masks.sum((1, 2)).tolist() == [4, 16]
     # 9 and -9 meet in the middle, as their probabilities do; at 0.9 the logit is 2.2.
-    for limit, sums in ((mask_limit(0.5, "meta"), [4, 16]), (mask_limit(0.9, "meta"), [3, 16])):
-        masks = masks_to_host(logits[None], index, (4, 4), limit).masks
-        assert masks.sum((1, 2)).tolist() == sums
-    made = detections_from_found(
-        found, masks.numpy(), chosen, image=0, labels=("cat",), size_hw=(4, 4)
-    )
+    for limit, sums in (
+        (mask_limit(0.5, "transformers"), [4, 16]),
+        (mask_limit(0.5, "meta"), [4, 16]),
+        (mask_limit(0.9, "meta"), [3, 16]),
+    ):
+        masks = masks_from(logits[None], [(0, 0), (0, 1)], (4, 4), limit)
+        assert masks.areas.tolist() == sums
+    made = detections_from_found(found, masks, chosen, image=0, labels=("cat",), cut_off=7)
+    assert made.cut_off == 7
     assert made.boxes_xyxy.tolist() == pytest.approx(
         np.array([[0.4, 0.8, 1.2, 1.6], [0.0, 0.0, 2.0, 2.0]]), abs=1e-6
     )
@@ -486,8 +614,8 @@ def test_scores_boxes_and_masks() -> None:
 def test_masks_that_cannot_be_made_fail_one_call() -> None:
     collector = ResultReader(CPU, None, "meta")
     asked = Asked(question=question_from("cat"), sizes_hw=((4, 4),))
-    masks_of_one, scores_of_two = torch.zeros(1, 1, 1, 4, 4), torch.ones(1, 1, 2, 5)
-    collector.pending(masks_of_one, scores_of_two, asked)
+    pending = collector.pending(torch.ones(1, 1, 2, 4, 4), torch.ones(1, 1, 2, 5), asked)
+    pending.masks = pending.masks[:, :, :1]
     with pytest.raises(IndexError):
         collector.make_room()
     collector.make_room()
@@ -502,9 +630,7 @@ def test_nan_is_not_nothing() -> None:
     found = found_from_summary(summary(outputs))
     chosen = {(0, 0): admitted(found.scores[0, 0], 0.5)}
     with pytest.raises(FidelityError, match="scores for 'cat' hold NaN"):
-        detections_from_found(
-            found, np.zeros((0, 2, 2), np.bool_), chosen, image=0, labels=("cat",), size_hw=(2, 2)
-        )
+        detections_from_found(found, Masks.empty((2, 2)), chosen, image=0, labels=("cat",))
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3])

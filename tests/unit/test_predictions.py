@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,9 +17,9 @@ from samforge.core.detections import Detections
 from samforge.core.errors import FidelityError, SettingError, ShapeError
 from samforge.core.labelled import LabelledImage, Question
 from samforge.core.recipe import Gates
+from samforge.measure.answers import detections_from_table, table_from_detections
 from samforge.measure.cgf1 import cgf1_from_outcomes, outcome_from_iou
 from samforge.measure.gates import check_cgf1, check_predictions, mask_iou_limit
-from samforge.measure.packed import pack
 from samforge.measure.predictions import (
     PredictionFidelity,
     compare_detections,
@@ -187,7 +188,7 @@ def test_two_segmenters_are_asked_the_same_and_encode_each_image_once() -> None:
 
 
 @given(arrays.arrays(np.bool_, st.tuples(*[st.integers(1, 4)] * 3)), st.data())
-def test_packed_detections_come_back_whole(masks: np.ndarray, data: st.DataObject) -> None:
+def test_detections_come_back_whole_from_a_table(masks: np.ndarray, data: st.DataObject) -> None:
     count = data.draw(st.integers(0, len(masks)))
     detections = Detections(
         masks=masks[:count],
@@ -196,29 +197,13 @@ def test_packed_detections_come_back_whole(masks: np.ndarray, data: st.DataObjec
         labels=tuple("abcd"[:count]),
         size_hw=masks.shape[1:],
         best_scores={"a": 0.25},
+        cut_off=3,
     )
-    back = pack(detections).unpack()
+    back = detections_from_table(json.loads(json.dumps(table_from_detections(detections))))
     for name in ("masks", "boxes_xyxy", "scores"):
         assert np.array_equal(getattr(back, name), getattr(detections, name))
     assert (back.labels, back.size_hw) == (detections.labels, detections.size_hw)
-    assert back.best_scores == {"a": 0.25}
-
-
-def test_packed_masks_are_small_at_any_resolution() -> None:
-    masks = np.zeros((1, 2000, 3000), np.bool_)
-    masks[0, 500:1500, 700:2500] = True
-    packed = pack(replace(bars(), masks=masks[:0], size_hw=(2000, 3000)))
-    assert packed.segmentations == ()
-    (segmentation,) = pack(
-        Detections(
-            masks=masks,
-            boxes_xyxy=np.zeros((1, 4), np.float32),
-            scores=np.ones(1, np.float32),
-            labels=("a",),
-            size_hw=(2000, 3000),
-        )
-    ).segmentations
-    assert len(segmentation["counts"]) < 10_000
+    assert (back.best_scores, back.cut_off) == ({"a": 0.25}, 3)
 
 
 def _fidelity(answers: Sequence[tuple[Detections, Detections]]) -> PredictionFidelity:

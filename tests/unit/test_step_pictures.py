@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 
 from samforge.core.detections import Detections
-from samforge.measure.packed import pack
 from samforge.models.tiny import labelled_scenes
 from samforge.steps.pictures import pictures_from_folder, write_pictures
 
@@ -29,7 +28,7 @@ def test_questions_that_were_not_asked_are_left_out(tmp_path: Path) -> None:
                 labels=(question.text or "",),
                 size_hw=scene.image_rgb.shape[:2],
             )
-            answers[number, place] = pack(found)
+            answers[number, place] = found
     files = write_pictures(tmp_path / "drawn", scenes, answers, answers)
     pairs = pictures_from_folder(tmp_path / "drawn")
     # Of every third scene the question with a box would be drawn.

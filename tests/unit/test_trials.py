@@ -14,7 +14,6 @@ from samforge.core.errors import FidelityError
 from samforge.core.recipe import Calibration, Recipe
 from samforge.core.timing import Timings
 from samforge.measure.asking import ask
-from samforge.measure.packed import pack
 from samforge.measure.segmentation import AccuracyTally, measure_segmenter, tally_from_answers
 from samforge.measure.witness import Witness, save_witness, witness_from_file
 from samforge.media import write_png
@@ -47,7 +46,7 @@ def test_answers_and_readings_of_fp32_come_back_whole(tmp_path: Path) -> None:
     witness, tally = Witness(), AccuracyTally()
     load = actors(World(images=images))
     answers = {
-        one.key: pack(one.found)
+        one.key: one.found
         for one in ask(
             segmenter_of(mine, witness.sessions(load())), images, timings=Timings(), boxes=False
         )

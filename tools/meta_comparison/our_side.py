@@ -374,7 +374,7 @@ def _answer(side: Side, prompt: Prompt, found: Detections, how: tuple[float, int
         admitted=admitted[order],
         found_scores=found.scores,
         found_boxes=found.boxes_xyxy,
-        found_masks=packed(found.masks),
+        found_masks=packed(found.masks.dense()),
     )
 
 

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from samforge.core.errors import MissingExtra, SettingError, ShapeError
-from samforge.core.rle import mask_from_segmentation, segmentation_from_mask
+from samforge.core.masks import Dense, Index, Masks, positions
+from samforge.core.rle import Segmentation
 
 if TYPE_CHECKING:
     import supervision
 
 _LARGEST = float(np.finfo(np.float32).max)
-
-Index: TypeAlias = int | slice | Sequence[int] | Sequence[bool] | npt.NDArray[Any]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -28,8 +27,8 @@ class Detections:
         ShapeError: The arrays do not describe the same N detections of an image of ``size_hw``.
     """
 
-    masks: npt.NDArray[np.bool_]
-    """(N, H, W), at image resolution."""
+    masks: Masks
+    """N masks at image resolution, kept as crops; a dense array, bool (N, H, W), is packed."""
     boxes_xyxy: npt.NDArray[np.float32]
     """(N, 4), pixels: left, top, right, bottom; what a segmenter finds lies inside the image."""
     scores: npt.NDArray[np.float32]
@@ -40,6 +39,9 @@ class Detections:
     """Height and width of the image."""
     best_scores: Mapping[str, float] = field(default_factory=dict)
     """Best score seen for each phrase, admitted or not: says how far an empty answer was off."""
+    cut_off: int = 0
+    """How many more were above the threshold: those with the lowest scores, which
+    ``max_detections`` left out."""
 
     def __post_init__(self) -> None:
         count = len(self.labels)
@@ -47,41 +49,37 @@ class Detections:
             raise ShapeError(
                 f"Detections want size_hw as (height, width) of at least 1, got {self.size_hw}."
             )
-        _check("masks", self.masks, np.bool_, (count, *self.size_hw))
+        object.__setattr__(self, "masks", _packed(self.masks, (count, *self.size_hw)))
         _check("boxes_xyxy", self.boxes_xyxy, np.float32, (count, 4))
         _check("scores", self.scores, np.float32, (count,))
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: Index) -> Detections:
+    def __getitem__(self, index: int | Index) -> Detections:
         """Choose detections by one integer, a slice, integers, or N booleans.
 
-        ``best_scores`` stays whole, because it speaks of the image and not of the detections.
+        ``best_scores`` and ``cut_off`` stay whole, because they speak of the image and not of the
+        detections.
 
         Raises:
             IndexError: An integer is outside -N to N-1, or the booleans are not N.
         """
         if isinstance(index, (int, np.integer)):
             index = [int(index)]
-        # An empty list would become a float array, which numpy refuses as an index.
-        chosen = index if isinstance(index, slice) else np.asarray(index)
-        if isinstance(chosen, np.ndarray) and chosen.size == 0 and chosen.dtype != np.bool_:
-            chosen = chosen.astype(np.intp)
-        kept = np.arange(len(self))[chosen]
-        return Detections(
+        kept = positions(index, len(self))
+        return replace(
+            self,
             masks=self.masks[kept],
             boxes_xyxy=self.boxes_xyxy[kept],
             scores=self.scores[kept],
             labels=tuple(self.labels[i] for i in kept),
-            size_hw=self.size_hw,
-            best_scores=self.best_scores,
         )
 
     @property
     def areas(self) -> npt.NDArray[np.int64]:
         """Pixels that each mask covers, (N,)."""
-        return np.array([np.count_nonzero(mask) for mask in self.masks], np.int64)
+        return self.masks.areas
 
     def filter(
         self, *, min_score: float = 0.0, label: str | None = None, min_area: int = 0
@@ -100,13 +98,28 @@ class Detections:
             keep &= self.areas >= min_area
         return self[keep]
 
+    def best(self, most: int | None) -> Detections:
+        """Keep those with the best scores, in their order; ``cut_off`` counts the others.
+
+        Args:
+            most: How many at most, over all phrases; of equal scores the first. None keeps all.
+        """
+        if most is None or len(self) <= most:
+            return self
+        kept = best_positions(self.scores, most)
+        return replace(self[kept], cut_off=self.cut_off + len(self) - most)
+
+    def compact(self) -> Detections:
+        """The same detections with masks in a hundredth of the memory: see ``Masks.compact``."""
+        return replace(self, masks=self.masks.compact())
+
     @classmethod
     def empty(
         cls, size_hw: tuple[int, int], best_scores: Mapping[str, float] | None = None
     ) -> Detections:
         """Nothing found in an image of ``size_hw``."""
         return cls(
-            masks=np.zeros((0, *size_hw), np.bool_),
+            masks=Masks.empty(size_hw),
             boxes_xyxy=np.zeros((0, 4), np.float32),
             scores=np.zeros(0, np.float32),
             labels=(),
@@ -124,19 +137,18 @@ class Detections:
         sizes = sorted({part.size_hw for part in parts})
         if len(sizes) != 1:
             raise ShapeError(f"Detections of one image size can be joined, got sizes {sizes}.")
-        if len(parts) == 1:  # masks can be gigabytes: do not copy them for nothing
-            return parts[0]
         best_scores: dict[str, float] = {}
         for part in parts:
             for phrase, score in part.best_scores.items():
                 best_scores[phrase] = max(score, best_scores.get(phrase, score))
         return cls(
-            masks=np.concatenate([part.masks for part in parts]),
+            masks=Masks.concatenate([part.masks for part in parts]),
             boxes_xyxy=np.concatenate([part.boxes_xyxy for part in parts]),
             scores=np.concatenate([part.scores for part in parts]),
             labels=tuple(label for part in parts for label in part.labels),
             size_hw=sizes[0],
             best_scores=best_scores,
+            cut_off=sum(part.cut_off for part in parts),
         )
 
     def _category_ids(self) -> dict[str, int]:
@@ -180,7 +192,7 @@ class Detections:
                 "image_id": image_id,
                 "category_id": int(ids[label]),
                 "category_name": label,
-                "segmentation": segmentation_from_mask(self.masks[i]),
+                "segmentation": self.masks.rle(i),
                 "bbox": [left, top, right - left, bottom - top],
                 "area": int(areas[i]),
                 "score": float(self.scores[i]),
@@ -209,29 +221,21 @@ class Detections:
         """
         if not annotations:
             return cls.empty(size_hw)
-        masks, boxes, scores, labels = [], [], [], []
+        masks = Masks.from_rle(_segmentations(annotations), size_hw)
+        around = masks.boxes
+        boxes, scores, labels = [], [], []
         for i, annotation in enumerate(annotations):
-            if not isinstance(annotation, Mapping):
-                raise SettingError(f"COCO annotation {i} is an object, got {annotation!r:.80}.")
-            label = annotation.get("category_name", annotation.get("category_id"))
-            if "segmentation" not in annotation or label is None:
-                raise SettingError(
-                    f"COCO annotation {i} has the keys {sorted(map(str, annotation))}. "
-                    "It needs segmentation, and category_name or category_id."
-                )
-            mask = mask_from_segmentation(annotation["segmentation"], size_hw)
-            bbox = annotation.get("bbox") or _box_around(mask)
+            bbox = annotation.get("bbox") or _xywh(around[i])
             left, top, width, height = _numbers(bbox, 4, f"bbox of COCO annotation {i}")
-            masks.append(mask)
             boxes.append((left, top, left + width, top + height))
             scores += _numbers([annotation.get("score", 1.0)], 1, f"score of COCO annotation {i}")
-            labels.append(str(label))
+            labels.append(_label(annotation))
         best = {
             name: max(s for s, n in zip(scores, labels, strict=True) if n == name)
             for name in labels
         }
         return cls(
-            masks=np.stack(masks),
+            masks=masks,
             boxes_xyxy=np.array(boxes, np.float32),
             scores=np.array(scores, np.float32),
             labels=tuple(labels),
@@ -239,8 +243,12 @@ class Detections:
             best_scores=best,
         )
 
-    def to_supervision(self) -> supervision.Detections:
+    def to_supervision(self, *, compact: bool = False) -> supervision.Detections:
         """Hand the detections to roboflow's supervision.
+
+        Args:
+            compact: Give masks as ``supervision.CompactMask``, which most annotators take and few
+                array methods; else dense, a byte for every pixel of every mask.
 
         Returns:
             ``supervision.Detections``; ``class_id`` numbers the phrases from 0 in the order they
@@ -254,9 +262,16 @@ class Detections:
         except ModuleNotFoundError as error:
             raise MissingExtra("supervision", "supervision") from error
         ids = self._category_ids()
+        masks: Any
+        if compact:
+            inclusive = (self.masks.boxes - [0, 0, 1, 1]).clip(0)
+            rles = [self.masks.rle(i) for i in range(len(self))]
+            masks = supervision.CompactMask.from_coco_rle(rles, inclusive, self.size_hw)
+        else:
+            masks = self.masks.dense()
         return supervision.Detections(
             xyxy=self.boxes_xyxy,
-            mask=self.masks,
+            mask=masks,
             confidence=self.scores,
             class_id=np.array([ids[label] - 1 for label in self.labels], np.int64),
             data={"class_name": np.array(self.labels, np.str_)},
@@ -267,6 +282,7 @@ class Detections:
         return {
             "size_hw": list(self.size_hw),
             "count": len(self),
+            "cut_off": self.cut_off,
             "best_scores": {phrase: float(score) for phrase, score in self.best_scores.items()},
             "detections": [
                 {"label": label, "score": score, "box_xyxy": box, "area": area}
@@ -281,13 +297,41 @@ class Detections:
         }
 
 
-def _box_around(mask: npt.NDArray[np.bool_]) -> tuple[int, int, int, int]:
-    """Left, top, width and height of what a mask covers; zeros for an empty one."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if len(rows) == 0:
-        return 0, 0, 0, 0
-    left, top = int(columns[0]), int(rows[0])
-    return left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1
+def best_positions(scores: npt.NDArray[np.float32], most: int) -> npt.NDArray[np.intp]:
+    """Where the ``most`` best scores are, in rising order; of equal scores the first."""
+    return np.sort(np.argsort(-scores, kind="stable")[:most])
+
+
+def _label(annotation: Mapping[str, Any]) -> str:
+    return str(annotation.get("category_name", annotation.get("category_id")))
+
+
+def _segmentations(annotations: Sequence[Mapping[str, Any]]) -> Iterator[Segmentation]:
+    """The segmentation of each annotation, once it is known to have what it needs."""
+    for i, annotation in enumerate(annotations):
+        if not isinstance(annotation, Mapping):
+            raise SettingError(f"COCO annotation {i} is an object, got {annotation!r:.80}.")
+        label = annotation.get("category_name", annotation.get("category_id"))
+        if "segmentation" not in annotation or label is None:
+            raise SettingError(
+                f"COCO annotation {i} has the keys {sorted(map(str, annotation))}. "
+                "It needs segmentation, and category_name or category_id."
+            )
+        yield annotation["segmentation"]
+
+
+def _xywh(box: npt.NDArray[np.int64]) -> tuple[int, int, int, int]:
+    left, top, right, bottom = box.tolist()
+    return left, top, right - left, bottom - top
+
+
+def _packed(masks: Masks | Dense, shape: tuple[int, ...]) -> Masks:
+    if isinstance(masks, Masks):
+        if masks.shape != shape:
+            raise ShapeError(f"Detections want masks of {shape}, got masks of {masks.shape}.")
+        return masks
+    _check("masks", masks, np.bool_, shape)
+    return Masks.from_dense(masks)
 
 
 def _numbers(values: object, count: int, name: str) -> list[float]:

@@ -57,7 +57,8 @@ def overlay(  # noqa: PLR0913  the public call: every argument is one a user typ
     colors = [PALETTE[i % len(PALETTE)] for i in _color_numbers(detections, color_by_phrase)]
     stroke = stroke_for((canvas.shape[1], canvas.shape[0]))
     for i in np.argsort(detections.scores, kind="stable"):  # the best one ends on top
-        _paint_mask(canvas, detections.masks[i], factor, colors[i], (opacity, stroke))
+        crop, top_left = detections.masks.crop(int(i))
+        _paint_mask(canvas, crop, top_left, factor, colors[i], (opacity, stroke))
     picture = Image.fromarray(canvas)
     anchors = [_pixel_box(box * factor, picture.size) for box in detections.boxes_xyxy]
     if boxes:
@@ -154,23 +155,21 @@ def _pixel_box(box: npt.NDArray[np.floating], size: tuple[int, int]) -> Box:
 
 def _paint_mask(
     canvas: RgbImage,
-    mask: npt.NDArray[np.bool_],
+    inside: npt.NDArray[np.bool_],
+    top_left: tuple[int, int],
     factor: int,
     color: Color,
     look: tuple[float, int],
 ) -> None:
-    """Blend one mask into the canvas, and line its contour; only around the mask."""
+    """Blend the crop of one mask into the canvas, and line its contour."""
     opacity, stroke = look
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if len(rows) == 0:
+    if not inside.size:
         return
-    window = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    inside = mask[window]
     if factor > 1:
         smooth = Image.fromarray(inside.astype(np.uint8) * 255)
         size = (smooth.width * factor, smooth.height * factor)
         inside = np.asarray(smooth.resize(size, Image.Resampling.BILINEAR)) > 127
-    top, left = rows[0] * factor, columns[0] * factor
+    top, left = (place * factor for place in top_left)
     view = canvas[top : top + inside.shape[0], left : left + inside.shape[1]]
     covered = view[inside]
     for channel, value in enumerate(color):  # a value has 256 cases: blend those

@@ -31,7 +31,6 @@ from samforge.measure.mesh import (
     save_people,
 )
 from samforge.measure.odd import OddPicture, failed_odd, odd_limits, odd_pictures
-from samforge.measure.packed import PackedDetections
 from samforge.measure.predictions import (
     PredictionFidelity,
     compare_detections,
@@ -68,7 +67,6 @@ __all__ = [
     "Latency",
     "MeshComparison",
     "OddPicture",
-    "PackedDetections",
     "PartsAlone",
     "PredictionFidelity",
     "ProofPictures",

@@ -11,13 +11,15 @@ import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
 from samforge.core.errors import SettingError, ShapeError
+from samforge.core.masks import Masks, as_masks
 
 if TYPE_CHECKING:
     from samforge.core.detections import Detections
 
 Image = TypeVar("Image")
 Prompt = TypeVar("Prompt")
-Masks: TypeAlias = npt.NDArray[np.bool_]
+AnyMasks: TypeAlias = Masks | npt.NDArray[np.bool_]
+"""Masks, or bool (N, H, W)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,12 +66,12 @@ class Accuracy:
         return asdict(self)
 
 
-def mask_iou(predicted: Masks, true: Masks) -> npt.NDArray[np.float64]:
-    """Overlap over union of every pair.
+def mask_iou(predicted: AnyMasks, true: AnyMasks) -> npt.NDArray[np.float64]:
+    """Overlap over union of every pair, counted where the crops of the two overlap.
 
     Args:
-        predicted: (N, H, W).
-        true: (M, H, W).
+        predicted: N masks.
+        true: M masks of the same image.
 
     Returns:
         (N, M); 0 where both masks are empty.
@@ -77,27 +79,20 @@ def mask_iou(predicted: Masks, true: Masks) -> npt.NDArray[np.float64]:
     Raises:
         ShapeError: The masks are not of one size.
     """
-    if predicted.ndim != 3 or true.ndim != 3 or predicted.shape[1:] != true.shape[1:]:
+    if len(predicted.shape) != 3 or predicted.shape[1:] != true.shape[1:]:
         raise ShapeError(
             f"mask_iou wants (N, H, W) and (M, H, W) of one size, "
             f"got {predicted.shape} and {true.shape}."
         )
-    # float32 counts exactly up to 2^24 pixels, and its product is many times faster than integers'.
-    pixels = predicted.shape[1] * predicted.shape[2]
-    flat = predicted.reshape(len(predicted), pixels).astype(np.float32)
-    other = true.reshape(len(true), pixels).astype(np.float32)
-    overlap = (flat @ other.T).astype(np.float64)
-    union = flat.sum(1)[:, None] + other.sum(1)[None] - overlap
-    iou: npt.NDArray[np.float64] = overlap / np.maximum(union, 1)
-    return iou
+    return as_masks(predicted).iou(as_masks(true))
 
 
-def match_masks(predicted: Masks, true: Masks, *, iou_threshold: float = 0.5) -> Match:
+def match_masks(predicted: AnyMasks, true: AnyMasks, *, iou_threshold: float = 0.5) -> Match:
     """Pair predicted masks with true ones so that the sum of IoU over the pairs is largest.
 
     Args:
-        predicted: (N, H, W), the admitted masks of one prompt.
-        true: (M, H, W), what the prompt asks for.
+        predicted: N masks, those admitted of one prompt.
+        true: M masks, what the prompt asks for.
         iou_threshold: IoU from which a pair counts.
 
     Raises:
@@ -166,7 +161,7 @@ def accuracy_from_matches(matches: Iterable[Match], *, iou_threshold: float = 0.
 
 def evaluate(
     predict: Callable[[Image, Prompt], Detections],
-    items: Iterable[tuple[Image, Prompt, Masks]],
+    items: Iterable[tuple[Image, Prompt, AnyMasks]],
     *,
     iou_threshold: float = 0.5,
 ) -> Accuracy:
@@ -174,7 +169,7 @@ def evaluate(
 
     Args:
         predict: From an image and a prompt to the admitted detections.
-        items: Image, prompt, and the true masks (M, H, W) it asks for, M = 0 for an absent concept.
+        items: Image, prompt, and the M true masks it asks for, M = 0 for an absent concept.
         iou_threshold: IoU from which a pair counts.
 
     Raises:

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from samforge.core.detections import Detections
 from samforge.core.errors import DamagedBundle
 from samforge.core.files import output_errors
 from samforge.core.labelled import LabelledImage, Question
 from samforge.core.strict_json import strict_json
+from samforge.measure.answers import detections_from_table, table_from_detections
 from samforge.measure.asking import Key
-from samforge.measure.packed import PackedDetections, packed_from_dict
 from samforge.measure.segmentation import AccuracyTally, measure_segmenter, tally_from_answers
 from samforge.measure.sums import sums_from_tallies
 from samforge.measure.verdict import Verdict, check_verdict, verdict_from_sums
@@ -39,12 +40,12 @@ class ProofPictures:
 
     images: tuple[LabelledImage, ...]
     """The pictures; masks of their questions are fp32's."""
-    answers: Mapping[Key, PackedDetections]
+    answers: Mapping[Key, Detections]
     """What fp32 finds, by picture and question."""
 
 
 def write_proof_pictures(
-    path: Path, images: Iterable[LabelledImage], answers: Mapping[Key, PackedDetections]
+    path: Path, images: Iterable[LabelledImage], answers: Mapping[Key, Detections]
 ) -> None:
     """Keep pictures and fp32's answers.
 
@@ -65,7 +66,7 @@ def write_proof_pictures(
                 "phrase": question.text,
                 "boxes_xyxy": _listed(question.boxes_xyxy),
                 "box_labels": _listed(question.box_labels),
-                "answer": answers[number, place].to_dict(),
+                "answer": table_from_detections(answers[number, place]),
             }
             for place, question in enumerate(image.questions)
             if (number, place) in answers
@@ -83,14 +84,14 @@ def proof_pictures_from_file(path: Path) -> ProofPictures:
     Raises:
         DamagedBundle: The file is none of these.
     """
-    answers: dict[Key, PackedDetections] = {}
+    answers: dict[Key, Detections] = {}
     images = []
     try:
         with np.load(path, allow_pickle=False) as file:
             for number, one in enumerate(strict_json(str(file["questions"]))):
                 questions = []
                 for place, asked in enumerate(one["questions"]):
-                    answer = packed_from_dict(asked["answer"])
+                    answer = detections_from_table(asked["answer"])
                     answers[number, place] = answer
                     questions.append(_question(asked, answer))
                 picture = file[f"picture/{number}"]
@@ -131,13 +132,13 @@ def check_proof_pictures(
     return verdict
 
 
-def _question(asked: Mapping[str, Any], answer: PackedDetections) -> Question:
+def _question(asked: Mapping[str, Any], answer: Detections) -> Question:
     boxes, labels = asked["boxes_xyxy"], asked["box_labels"]
     return Question(
         text=asked["phrase"],
         boxes_xyxy=None if boxes is None else np.array(boxes, np.float32).reshape(-1, 4),
         box_labels=None if labels is None else np.array(labels, np.int64),
-        masks=answer.unpack().masks,
+        masks=answer.masks.dense(),
     )
 
 

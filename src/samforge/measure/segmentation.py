@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from samforge.core.detections import Detections
 from samforge.core.errors import SettingError
 from samforge.core.timing import StageTime, Timings
 from samforge.measure.accuracy import (
@@ -17,7 +18,6 @@ from samforge.measure.accuracy import (
 )
 from samforge.measure.asking import Asked, Key, ask
 from samforge.measure.cgf1 import CgF1, PairOutcome, cgf1_from_outcomes, outcome_from_iou
-from samforge.measure.packed import PackedDetections, pack
 from samforge.measure.predictions import (
     AnswerFidelity,
     PredictionFidelity,
@@ -77,7 +77,7 @@ class AccuracyTally:
     timings: Timings = field(default_factory=Timings)
     """Where the time went."""
 
-    def add(self, image: int, asked: Asked, reference: PackedDetections | None) -> None:
+    def add(self, image: int, asked: Asked, reference: Detections | None) -> None:
         """Count one answer."""
         iou = mask_iou(asked.found.masks, asked.question.masks)
         self.answered.append(
@@ -86,9 +86,7 @@ class AccuracyTally:
                 by_phrase=asked.question.boxes_xyxy is None,
                 match=match_from_iou(iou),
                 outcome=outcome_from_iou(iou),
-                fidelity=None
-                if reference is None
-                else compare_detections(reference.unpack(), asked.found),
+                fidelity=None if reference is None else compare_detections(reference, asked.found),
             )
         )
 
@@ -116,7 +114,7 @@ class AccuracyTally:
 
 
 def tally_from_answers(
-    images: Iterable[LabelledImage], answers: Mapping[Key, PackedDetections]
+    images: Iterable[LabelledImage], answers: Mapping[Key, Detections]
 ) -> AccuracyTally:
     """Count answers that were recorded, in the order in which :func:`ask` gives them."""
     tally = AccuracyTally()
@@ -125,7 +123,7 @@ def tally_from_answers(
         keyed = [((number, place), one) for place, one in enumerate(image.questions)]
         for key, question in sorted(keyed, key=lambda one: one[1].boxes_xyxy is not None):
             if key in answers:
-                found = answers[key].unpack()
+                found = answers[key]
                 tally.add(number, Asked(key=key, question=question, found=found), None)
     return tally
 
@@ -135,8 +133,8 @@ def measure_segmenter(  # noqa: PLR0913  what is measured, against what, and who
     images: Iterable[LabelledImage],
     *,
     boxes: bool = True,
-    reference: Mapping[Key, PackedDetections] | None = None,
-    record: MutableMapping[Key, PackedDetections] | None = None,
+    reference: Mapping[Key, Detections] | None = None,
+    record: MutableMapping[Key, Detections] | None = None,
     done: Callable[[], None] | None = None,
     failed: Callable[[str, Exception], None] | None = None,
     tally: AccuracyTally | None = None,
@@ -183,5 +181,5 @@ def measure_segmenter(  # noqa: PLR0913  what is measured, against what, and who
         image = before + asked.key[0]
         tally.add(image, asked, None if reference is None else reference.get(asked.key))
         if record is not None:
-            record[asked.key] = pack(asked.found)
+            record[asked.key] = asked.found.compact()
     return tally.accuracy()

@@ -67,6 +67,11 @@ class Question:
         """Pixels of a mask have a probability above it."""
         return self.thresholds[0].mask
 
+    @property
+    def most(self) -> int | None:
+        """Detections that are given of an image, over all phrases; None for all."""
+        return self.thresholds[0].max_detections
+
     def part(self, start: int, count: int) -> Question:
         """The question for some of the phrases."""
         return Question(

@@ -136,7 +136,7 @@ class HostExecutor:
                         out, number, image.size_hw, question.part(start, step)
                     )
         with timings.stage("post-process"):
-            return [Detections.concatenate(parts) for parts in found]
+            return [Detections.concatenate(parts).best(question.most) for parts in found]
 
     def finish(self, begun: list[Detections]) -> list[Detections]:
         """Nothing is left to do."""

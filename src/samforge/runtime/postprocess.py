@@ -18,8 +18,10 @@ import numpy.typing as npt
 from samforge.core.boxes import clipped_boxes
 from samforge.core.detections import Detections
 from samforge.core.errors import FidelityError, SettingError, ShapeError
+from samforge.core.masks import Masks
 from samforge.core.reference import META, TRANSFORMERS
-from samforge.runtime._resize import resized_above
+from samforge.core.runs import Crop
+from samforge.runtime._resize import crop_above
 
 Floats = npt.NDArray[np.float32]
 
@@ -29,13 +31,16 @@ class Thresholds:
     """What counts as found.
 
     Raises:
-        SettingError: A threshold is outside 0 to 1.
+        SettingError: A threshold is outside 0 to 1, or fewer than one detection is to be kept.
     """
 
     score: float = 0.5
     """Detections above this score are admitted."""
     mask: float = 0.5
     """Pixels above this probability belong to the mask."""
+    max_detections: int | None = None
+    """How many are kept of one image, over all phrases: those with the best scores. None keeps all
+    that score above the threshold; ``Detections.cut_off`` counts what is left out."""
 
     def __post_init__(self) -> None:
         for name, value in (("threshold", self.score), ("mask_threshold", self.mask)):
@@ -43,6 +48,13 @@ class Thresholds:
             # Written so that NaN fails too.
             if not number or isinstance(value, bool) or not 0.0 <= value <= 1.0:
                 raise SettingError(f"{name} is {value!r:.40}. Give a number from 0 to 1.")
+        most = self.max_detections
+        whole = isinstance(most, int | np.integer) and not isinstance(most, bool)
+        if most is not None and not (whole and most >= 1):
+            raise SettingError(
+                f"max_detections is {most!r:.40}. Give a whole number from 1, or leave it out to "
+                "keep all."
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,7 +121,9 @@ def detections_from_raw(
     """Admit queries by score and bring their boxes and masks to image resolution.
 
     A score is ``sigmoid(logit) * sigmoid(presence_logit)``. Masks are resized bilinearly without
-    antialiasing (``align_corners=False``): see :func:`mask_limit`. Boxes are clipped to the image.
+    antialiasing (``align_corners=False``): see :func:`mask_limit`; one at a time, and only around
+    what they cover. Boxes are clipped to the image. ``thresholds.max_detections`` holds for this
+    phrase; ``Detections.best`` brings several phrases' detections down to it.
 
     Args:
         raw: The detector's output.
@@ -129,30 +143,37 @@ def detections_from_raw(
     _refuse_nan("scores", scores, label)
     best_scores = {label: float(scores.max())}
     order = np.argsort(-scores, kind="stable")
-    admitted = order[scores[order] > np.float32(thresholds.score)]
+    found = order[scores[order] > np.float32(thresholds.score)]
+    admitted = found[: thresholds.max_detections]
     if len(admitted) == 0:
         return Detections.empty(size_hw, best_scores)
     height, width = size_hw
     boxes = raw.boxes[admitted].astype(np.float32)
     boxes *= np.array([width, height, width, height], np.float32)
     _refuse_nan("boxes", boxes, label)
-    masks = np.zeros((len(admitted), height, width), np.bool_)
     limit = mask_limit(thresholds.mask, reference)
-    for mask, query in zip(masks, admitted, strict=True):
-        values = raw.masks[query].astype(np.float32)
-        if limit.of_probabilities:
-            values = sigmoid(values)
-        if not np.isfinite(values).all():
-            raise FidelityError(_unusable("masks", "infinity or NaN", label))
-        resized_above(values, np.float32(limit.value), out=mask)
+    crops = (_crop(raw.masks[query], limit, size_hw, label) for query in admitted)
     return Detections(
-        masks=masks,
+        masks=Masks.from_crops(crops, size_hw),
         boxes_xyxy=clipped_boxes(boxes, size_hw),
         scores=scores[admitted],
         labels=(label,) * len(admitted),
         size_hw=size_hw,
         best_scores=best_scores,
+        cut_off=len(found) - len(admitted),
     )
+
+
+def _crop(
+    logits: npt.NDArray[Any], limit: MaskLimit, size_hw: tuple[int, int], label: str
+) -> tuple[Crop, tuple[int, int]]:
+    """The crop of one mask at image resolution, and row and column of its first pixel."""
+    values = logits.astype(np.float32)
+    if limit.of_probabilities:
+        values = sigmoid(values)
+    if not np.isfinite(values).all():
+        raise FidelityError(_unusable("masks", "infinity or NaN", label))
+    return crop_above(values, np.float32(limit.value), size_hw)
 
 
 def _refuse_nan(what: str, values: Floats, label: str) -> None:

@@ -98,6 +98,7 @@ class Segmenter:
         box_labels: npt.ArrayLike | None = None,
         threshold: Scores = 0.5,
         mask_threshold: float = 0.5,
+        max_detections: int | None = None,
         timings: Timings | None = None,
     ) -> Detections: ...
 
@@ -111,6 +112,7 @@ class Segmenter:
         box_labels: npt.ArrayLike | None = None,
         threshold: Scores = 0.5,
         mask_threshold: float = 0.5,
+        max_detections: int | None = None,
         timings: Timings | None = None,
     ) -> list[Detections]: ...
 
@@ -123,6 +125,7 @@ class Segmenter:
         box_labels: npt.ArrayLike | None = None,
         threshold: Scores = 0.5,
         mask_threshold: float = 0.5,
+        max_detections: int | None = None,
         timings: Timings | None = None,
     ) -> Detections | list[Detections]:
         """Find what a phrase or boxes name in one image or in each of a list.
@@ -136,6 +139,8 @@ class Segmenter:
             box_labels: (K,), 1 (find this) or 0 (leave this out); None for all 1.
             threshold: Detections score above it; one number, or one for each phrase.
             mask_threshold: Pixels of a mask have a probability above it.
+            max_detections: Those with the best scores, over all phrases of an image;
+                ``Detections.cut_off`` counts the others. None gives all.
             timings: Collects the time of each stage.
 
         Returns:
@@ -153,7 +158,9 @@ class Segmenter:
         has_boxes = boxes_xyxy is not None
         if box_labels is not None and not has_boxes:
             raise PromptError("box_labels came without boxes_xyxy. Give the boxes they belong to.")
-        question = question_from(text, threshold, mask_threshold, has_boxes=has_boxes)
+        question = question_from(
+            text, threshold, mask_threshold, max_detections, has_boxes=has_boxes
+        )
         if has_boxes and not BOXES.among(self._parts):
             raise SettingError(
                 f"Boxes need the part {BOXES.detector}, this bundle has {', '.join(self._parts)}. "
@@ -183,6 +190,7 @@ class Segmenter:
         text: str | Sequence[str],
         threshold: Scores = 0.5,
         mask_threshold: float = 0.5,
+        max_detections: int | None = None,
         batch: int = 1,
     ) -> Iterator[Detections]:
         """Find what phrases name in image after image, reading ahead.
@@ -198,6 +206,8 @@ class Segmenter:
             text: One or more noun phrases, the same for all.
             threshold: Detections score above it; one number, or one for each phrase.
             mask_threshold: Pixels of a mask have a probability above it.
+            max_detections: Those with the best scores, over all phrases of an image;
+                ``Detections.cut_off`` counts the others. None gives all.
             batch: Images in one call of the parts.
 
         Yields:
@@ -211,7 +221,7 @@ class Segmenter:
         self._require_open()
         if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
             raise SettingError(f"batch is {batch!r:.40}. Give at least 1.")
-        question = question_from(text, threshold, mask_threshold, has_boxes=False)
+        question = question_from(text, threshold, mask_threshold, max_detections)
         return self._streamed(images, question, batch)
 
     def launch(
@@ -354,6 +364,7 @@ def question_from(
     text: str | Sequence[str] | None,
     threshold: Scores = 0.5,
     mask_threshold: float = 0.5,
+    max_detections: int | None = None,
     *,
     has_boxes: bool = False,
 ) -> Question:
@@ -363,6 +374,7 @@ def question_from(
         text: One or more noun phrases; None where boxes alone say what to find.
         threshold: One for all phrases, or one for each.
         mask_threshold: Of masks.
+        max_detections: Of an image, over all phrases; None for all.
         has_boxes: Whether boxes come with it.
 
     Raises:
@@ -385,7 +397,10 @@ def question_from(
         scores = [threshold] * len(phrases)
     return Question(
         phrases=phrases,
-        thresholds=tuple(Thresholds(score=score, mask=mask_threshold) for score in scores),
+        thresholds=tuple(
+            Thresholds(score=score, mask=mask_threshold, max_detections=max_detections)
+            for score in scores
+        ),
     )
 
 

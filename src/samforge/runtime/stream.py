@@ -89,7 +89,7 @@ def segment_video(
         SettingError: ``ahead`` is below 1.
     """
     thresholds = thresholds or Thresholds()
-    question = question_from(text, thresholds.score, thresholds.mask)
+    question = question_from(text, thresholds.score, thresholds.mask, thresholds.max_detections)
     read = Prefetcher(_timed(frames), ahead=ahead, name="read")
     segmented = _segmented(segmenter, read, question, isolate=isolate)
     return Prefetcher(segmented, ahead=ahead, name="segment")

@@ -17,13 +17,14 @@ from torch import Tensor
 from samforge.backends import backend_from_name
 from samforge.core.around import AroundSession
 from samforge.core.capabilities import BOXES, TEXT, TEXT_ENCODER, VISION
+from samforge.core.detections import Detections
 from samforge.core.errors import SettingError
 from samforge.core.files import atomic_write_json
 from samforge.core.session import Array, PartSpec, Session, Tensors
 from samforge.core.targets import TORCH
 from samforge.core.timing import Timings
+from samforge.measure.answers import detections_from_table, table_from_detections
 from samforge.measure.asking import ask
-from samforge.measure.packed import PackedDetections, pack, packed_from_dict
 from samforge.measure.witness import Witness, save_witness
 from samforge.media import read_image
 from samforge.runtime import Segmenter, image_bchw_from_rgb, segmenter_from_sessions
@@ -82,10 +83,10 @@ def calibration_samples(
     return run
 
 
-def calibration_answers(context: BuildContext) -> dict[tuple[int, int], PackedDetections]:
+def calibration_answers(context: BuildContext) -> dict[tuple[int, int], Detections]:
     """What the float parts found in :func:`trial_images`, by image and question."""
     table = json.loads(context.path(ANSWERS).read_text(encoding="utf-8"))
-    return {(one["key"][0], one["key"][1]): packed_from_dict(one["answer"]) for one in table}
+    return {(one["key"][0], one["key"][1]): detections_from_table(one["answer"]) for one in table}
 
 
 def float_sessions(context: BuildContext, parts: Iterable[str] | None = None) -> dict[str, Session]:
@@ -156,7 +157,7 @@ def _ask_for_trials(context: BuildContext, sessions: Mapping[str, Session], *, b
     segmenter = segmenter_of(context, witness.sessions(sessions))
     images = trial_images(context, 0, first_tried(context))
     answers = [
-        {"key": asked.key, "answer": pack(asked.found).to_dict()}
+        {"key": asked.key, "answer": table_from_detections(asked.found)}
         for asked in ask(segmenter, images, timings=Timings(), boxes=boxes)
     ]
     atomic_write_json(context.path(ANSWERS), answers)

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from samforge.core.detections import Detections
 from samforge.core.files import atomic_write_json
 from samforge.core.labelled import LabelledImage, Question
 from samforge.draw import overlay
-from samforge.measure import PackedDetections
 from samforge.measure.predictions import compare_detections, in_reference_order
 from samforge.measure.report_data import OverlayPair
 from samforge.media import read_image, write_png
@@ -21,7 +21,7 @@ MOST = 6
 SIDE_PX = 320
 """Small images are enlarged until tags are readable."""
 
-Answers = Mapping[tuple[int, int], PackedDetections]
+Answers = Mapping[tuple[int, int], Detections]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,8 +54,8 @@ def write_pictures(
             break
         if key not in reference:  # boxes, of a bundle that takes none
             continue
-        wanted = reference[key].unpack()
-        found = in_reference_order(wanted, answers[key].unpack())  # one colour, one object
+        wanted = reference[key]
+        found = in_reference_order(wanted, answers[key])  # one colour, one object
         if not len(wanted) and not len(found):
             continue
         fidelity = compare_detections(wanted, found)

@@ -8,9 +8,10 @@ from typing import TypeAlias
 
 from samforge.backends import backend_from_name
 from samforge.core.capabilities import BOXES
+from samforge.core.detections import Detections
 from samforge.core.labelled import LabelledImage
 from samforge.core.session import Session
-from samforge.measure import PackedDetections, Verdict, Witness, measure_segmenter
+from samforge.measure import Verdict, Witness, measure_segmenter
 from samforge.measure.feature_maps import worst_cosine, worst_gain
 from samforge.measure.segmentation import AccuracyTally
 from samforge.measure.sums import sums_from_tallies
@@ -69,7 +70,7 @@ def asked(
     reference: Answers | None = None,
     *,
     boxes: bool | None = None,
-) -> dict[tuple[int, int], PackedDetections]:
+) -> dict[tuple[int, int], Detections]:
     """Put questions to one side.
 
     Args:
@@ -83,7 +84,7 @@ def asked(
     Returns:
         The answers.
     """
-    answers: dict[tuple[int, int], PackedDetections] = {}
+    answers: dict[tuple[int, int], Detections] = {}
     measure_segmenter(
         segmenter_of(context, seen.witness.sessions(sessions)),
         images,

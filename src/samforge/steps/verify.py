@@ -34,7 +34,6 @@ from samforge.measure import (
 )
 from samforge.measure.asking import ask
 from samforge.measure.fidelity import compare_outputs
-from samforge.measure.packed import pack
 from samforge.measure.proof import write_proof
 from samforge.runtime import image_bchw_from_rgb
 from samforge.steps.calibrate import float_sessions, segmenter_of
@@ -161,7 +160,7 @@ def _proof_pictures(context: BuildContext) -> tuple[str, ...]:
         timings=Timings(),
         boxes=BOXES.among(sessions),
     )
-    answers = {asked.key: pack(asked.found) for asked in asking}
+    answers = {asked.key: asked.found for asked in asking}
     write_proof_pictures(context.path(PICTURES_NAME), images, answers)
     for session in sessions.values():
         session.close()

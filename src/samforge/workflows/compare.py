@@ -9,12 +9,12 @@ from pathlib import Path
 from samforge.assembly import load
 from samforge.core.bundle import Bundle, open_bundle
 from samforge.core.capabilities import BOXES
+from samforge.core.detections import Detections
 from samforge.core.devices import AUTO
 from samforge.core.errors import FidelityError, SettingError
 from samforge.core.native import Report, error_of_item
 from samforge.core.recipe import Gates, Recipe
 from samforge.measure import (
-    PackedDetections,
     SegmenterAccuracy,
     check_cgf1,
     check_predictions,
@@ -57,8 +57,8 @@ def compare(
 ) -> tuple[BundleAccuracy, ...]:
     """Measure every bundle on the same data, the others against the first.
 
-    One bundle is loaded at a time, and each runs once: the answers of the first are kept as run
-    lengths, so memory grows neither with bundles nor much with images.
+    One bundle is loaded at a time, and each runs once: the answers of the first are kept with
+    their masks deflated, so memory grows neither with bundles nor much with images.
 
     Args:
         bundles: Folders, or bundles that are open; the first says what is right.
@@ -80,7 +80,7 @@ def compare(
     opened = [one if isinstance(one, Bundle) else open_bundle(one) for one in bundles]
     for bundle in opened:
         require_words(bundle, data)
-    answers: dict[tuple[int, int], PackedDetections] = {}
+    answers: dict[tuple[int, int], Detections] = {}
     first, *others = opened
     if not others:
         return (accuracy_of(first, data, device=device, done=done, report=report),)
@@ -105,9 +105,9 @@ def accuracy_of(  # noqa: PLR0913  what is measured, against what, and who is to
     data: LabelledData,
     *,
     device: str = AUTO,
-    record: MutableMapping[tuple[int, int], PackedDetections] | None = None,
+    record: MutableMapping[tuple[int, int], Detections] | None = None,
     reference: BundleAccuracy | None = None,
-    answers: Mapping[tuple[int, int], PackedDetections] | None = None,
+    answers: Mapping[tuple[int, int], Detections] | None = None,
     done: Done = unseen,
     report: Report | None = None,
 ) -> BundleAccuracy:

@@ -188,6 +188,7 @@ def _predict_file(
         box_labels=prompts.box_labels or None,
         threshold=prompts.thresholds.score,
         mask_threshold=prompts.thresholds.mask,
+        max_detections=prompts.thresholds.max_detections,
         timings=inner,
     )
     for stage in inner.stages():

@@ -250,7 +250,7 @@ def beyond_detections(found: Detections, arrays: Arrays, case: str) -> dict[str,
 
 def kept_detections(found: Detections) -> dict[str, Array]:
     """What the file keeps of detections."""
-    return {"scores": found.scores, "boxes": found.boxes_xyxy, "masks": found.masks}
+    return {"scores": found.scores, "boxes": found.boxes_xyxy, "masks": found.masks.dense()}
 
 
 def wanted_detections(arrays: Arrays, case: str) -> Arrays:

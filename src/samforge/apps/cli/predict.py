@@ -59,6 +59,15 @@ def predict(  # noqa: PLR0913  every argument is an option that a user types
     mask_threshold: Annotated[
         float, typer.Option("--mask-threshold", help="Mask the pixels above this, 0 to 1.")
     ] = 0.5,
+    max_detections: Annotated[
+        int | None,
+        typer.Option(
+            "--max-detections",
+            min=1,
+            help="Keep the N best scores of each image, over all phrases.",
+            show_default="all",
+        ),
+    ] = None,
     recursive: Annotated[
         bool, typer.Option("--recursive", help="Look into the folders of folders as well.")
     ] = False,
@@ -87,7 +96,7 @@ def predict(  # noqa: PLR0913  every argument is an option that a user types
         text=tuple(text or ()),
         boxes_xyxy=tuple(box_from_text(one) for one in (*positive, *negative)),
         box_labels=(1,) * len(positive) + (0,) * len(negative),
-        thresholds=Thresholds(score=threshold, mask=mask_threshold),
+        thresholds=Thresholds(score=threshold, mask=mask_threshold, max_detections=max_detections),
     )
     require_outside_bundles(out, "--out")  # before a folder is made
     files, unusable = images_from_paths(images, out, recursive=recursive)
@@ -200,7 +209,9 @@ def _print_image(one: ImageResult, prompts: Prompts) -> None:
         )
     else:
         print_line(f"{one.image} ({width} x {height}): nothing found.")
-    for phrase, score in _misses(one).items():
+    if one.found["cut_off"]:
+        print_line(f"  {one.found['cut_off']} more with lower scores were left out.")
+    for phrase, score in _misses(one, prompts.thresholds.score).items():
         print_line(_hint(phrase, score, prompts.thresholds.score), style="yellow")
 
 
@@ -212,11 +223,19 @@ def box_text(box_xyxy: Sequence[float]) -> str:
     return ", ".join(f"{edge:.{digits}f}" for edge in box_xyxy)
 
 
-def _misses(one: ImageResult) -> dict[str, float]:
-    """Phrases that found nothing, with the best score each saw."""
+def _misses(one: ImageResult, threshold: float) -> dict[str, float]:
+    """Phrases that found nothing, with the best score each saw.
+
+    One of which all was left out, for the better scores of others, did find something.
+    """
     labels = {detection["label"] for detection in one.found["detections"]}
     scores = one.found["best_scores"].items()
-    return {phrase: score for phrase, score in scores if phrase not in labels}
+    left_out = one.found["cut_off"] > 0
+    return {
+        phrase: score
+        for phrase, score in scores
+        if phrase not in labels and not (left_out and score > threshold)
+    }
 
 
 def _hint(phrase: str, score: float, threshold: float) -> str:

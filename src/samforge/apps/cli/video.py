@@ -46,6 +46,15 @@ def video(  # noqa: PLR0913  every argument is an option that a user types
     mask_threshold: Annotated[
         float, typer.Option("--mask-threshold", help="Mask the pixels above this, 0 to 1.")
     ] = 0.5,
+    max_detections: Annotated[
+        int | None,
+        typer.Option(
+            "--max-detections",
+            min=1,
+            help="Keep the N best scores of each frame, over all phrases.",
+            show_default="all",
+        ),
+    ] = None,
     every: Annotated[
         int,
         typer.Option("--every", min=1, help="Keep every Nth frame only: 1 keeps all."),
@@ -82,7 +91,7 @@ def video(  # noqa: PLR0913  every argument is an option that a user types
         out=out.absolute(),
         coco=coco.absolute() if coco is not None else None,
         text=_phrases(text),
-        thresholds=Thresholds(score=threshold, mask=mask_threshold),
+        thresholds=Thresholds(score=threshold, mask=mask_threshold, max_detections=max_detections),
         every=every,
         max_frames=max_frames,
     )

@@ -204,8 +204,9 @@ class DeviceExecutor(OfOneProcess):
             if not begun.done:
                 return last
             parts = [*begun.done, last]
+            most = begun.parts[-1].asked.question.most
             return [
-                Detections.concatenate([part[image] for part in parts])
+                Detections.concatenate([part[image] for part in parts]).best(most)
                 for image in range(len(last))
             ]
 

@@ -1,101 +1,155 @@
-"""Masks of admitted queries at image size: one Triton kernel on a GPU, torch's resize elsewhere."""
+"""Masks of admitted queries as bits of crops: one Triton kernel on a GPU, torch's resize elsewhere.
+
+Eight pixels a byte and only around the mask: what goes to the host is a hundredth of the picture's
+bytes for a mask that covers a tenth of it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from samforge.core.masks import Masks
+from samforge.core.packed_crop import PackedCrop
 from samforge.core.triton_here import HAS_TRITON
+from samforge.runtime.device.places import COLUMNS, Places
 from samforge.runtime.device.transfer import host_tensor
 from samforge.runtime.postprocess import MaskLimit
 
-_CHUNK_BYTES = 32 << 20
-"""Of masks at image size: while some are copied the next are computed."""
-_REFERENCE_BYTES = 256 << 20
-"""Of float32 probabilities at image size on a processor."""
+CHUNK_BYTES = 32 << 20
+"""Of bits: while some are copied the next are computed."""
+_BLOCK = 128  # bytes of a row in one program: 1024 pixels
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class MasksToHost:
+class BitsToHost:
     """Masks on their way to the host."""
 
-    masks: Tensor
-    """(K, H, W), bool, on the host; what it holds is valid after :meth:`wait`."""
-    steps: tuple[tuple[int, torch.cuda.Event], ...] = ()
-    """How many masks are there when an event has passed; nothing where no copy is under way."""
+    bits: Tensor
+    """Flat, uint8, on the host; what it holds is valid after :meth:`wait`."""
+    there: torch.cuda.Event | None = None
+    """Passed when all are there; None where no copy is under way."""
 
-    def wait(self, count: int) -> None:
-        """Return when the first ``count`` masks are there."""
-        for there, event in self.steps:
-            if there >= count > 0:
-                event.synchronize()
-                return
+    def wait(self) -> None:
+        """Return when all masks are there."""
+        if self.there is not None:
+            self.there.synchronize()
+
+    def masks(self, places: Places) -> Masks:
+        """The masks, in the memory that the copy fills: read none before :meth:`wait`."""
+        flat = self.bits.numpy()
+        flat.flags.writeable = False
+        packed = []
+        for (_, _, top, bottom, left, columns, start), size in zip(
+            places.table.tolist(), places.sizes.tolist(), strict=True
+        ):
+            bits = flat[start : start + size].reshape(bottom - top, columns)
+            packed.append(PackedCrop(top=top, left=left, bits=bits))
+        return Masks(size_hw=places.size_hw, packed=tuple(packed))
 
 
 def masks_to_host(
-    logits: Tensor,
-    index: Tensor,
-    size_hw: tuple[int, int],
-    limit: MaskLimit,
-    copies: torch.cuda.Stream | None = None,
-) -> MasksToHost:
-    """Bring masks to image size, compare them with a limit, and copy them, some at a time.
+    logits: Tensor, places: Places, limit: MaskLimit, copies: torch.cuda.Stream | None = None
+) -> BitsToHost:
+    """Bring masks to image size, compare them with a limit, and copy the bits of their crops.
 
     Args:
         logits: (P, Q, h, w) of one image, on any device.
-        index: (K, 2), int32, on that device: phrase and query of each mask. Where the phrase is
-            below 0 there is none, and the mask may be anything.
-        size_hw: Height and width of the image.
+        places: The masks and their crops.
         limit: What pixels of a mask exceed, and whether logits are resized or probabilities.
         copies: Stream on which masks go to the host, beside the kernels of what comes next.
     """
-    in_kernel = HAS_TRITON and logits.device.type == "cuda"
-    height, width = size_hw
-    bytes_each = height * width if in_kernel else 4 * height * width
-    step = max(1, (_CHUNK_BYTES if in_kernel else _REFERENCE_BYTES) // bytes_each)
-    out = host_tensor((len(index), height, width), torch.bool, logits.device)
-    steps = []
-    for start in range(0, len(index), step):
-        part = slice(start, min(start + step, len(index)))
-        if in_kernel:
-            above = _above_by_kernel(logits, index[part], size_hw, limit)
-        else:
-            above = above_reference(logits, index[part], size_hw, limit)
-        if copies is None:
-            out[part].copy_(above)
-            continue
-        copies.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(copies):
-            out[part].copy_(above, non_blocking=True)
-        above.record_stream(copies)
-        there = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        there.record(copies)
-        steps.append((part.stop, there))
-    return MasksToHost(masks=out, steps=tuple(steps))
+    out = host_tensor((places.total,), torch.uint8, logits.device)
+    start, there = 0, None
+    for group in places.groups(CHUNK_BYTES):
+        table = table_on_device(group, logits.device)
+        total = group.total
+        bits = _bits(logits, table, total, group.size_hw, limit)
+        there = _copied(bits, out[start : start + total], copies)
+        start += total
+    return BitsToHost(bits=out, there=there)
 
 
-def index_on_device(wanted: Sequence[tuple[int, int]], device: torch.device) -> Tensor:
-    """Phrase and query of each mask, (K, 2), int32, on a device; a GPU is not waited for."""
-    index = host_tensor((len(wanted), 2), torch.int32, device)
-    if wanted:
-        index.numpy()[:] = wanted
-    return index.to(device, non_blocking=True)
+def bits_ahead(
+    logits: Tensor,
+    table: Tensor,
+    capacity: int,
+    size_hw: tuple[int, int],
+    limit: MaskLimit,
+    copies: torch.cuda.Stream | None = None,
+) -> BitsToHost:
+    """The same for masks whose crops only the device knows.
+
+    Args:
+        logits: (P, Q, h, w) of one image.
+        table: (K, 7), int32, on its device: see :func:`places.places_on_device`.
+        capacity: Bytes that are copied; masks that do not fit wholly are not written.
+        size_hw: Height and width of the image.
+        limit: What pixels of a mask exceed.
+        copies: As in :func:`masks_to_host`.
+    """
+    out = host_tensor((capacity,), torch.uint8, logits.device)
+    bits = _bits(logits, table, capacity, size_hw, limit)
+    return BitsToHost(bits=out, there=_copied(bits, out, copies))
 
 
-def above_reference(
-    logits: Tensor, index: Tensor, size_hw: tuple[int, int], limit: MaskLimit
+def _copied(bits: Tensor, out: Tensor, copies: torch.cuda.Stream | None) -> torch.cuda.Event | None:
+    """Start a copy; returns what has passed when it is done."""
+    if copies is None:
+        out.copy_(bits)
+        return None
+    copies.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(copies):
+        out.copy_(bits, non_blocking=True)
+    bits.record_stream(copies)
+    there = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    there.record(copies)
+    return there
+
+
+def table_on_device(places: Places, device: torch.device) -> Tensor:
+    """The table of places, (K, 7), int32, on a device; a GPU is not waited for."""
+    table = host_tensor((len(places), COLUMNS), torch.int32, device)
+    table.numpy()[:] = places.table
+    return table.to(device, non_blocking=True)
+
+
+def _bits(
+    logits: Tensor, table: Tensor, capacity: int, size_hw: tuple[int, int], limit: MaskLimit
 ) -> Tensor:
-    """Masks (K, H, W), bool, of the phrases and queries in ``index``, (K, 2)."""
-    phrase, query = index.long().clamp(min=0).unbind(1)
-    values = logits[phrase, query].float()
+    if HAS_TRITON and logits.device.type == "cuda":
+        return _bits_by_kernel(logits, table, capacity, size_hw, limit)
+    return bits_reference(logits, table, capacity, size_hw, limit)
+
+
+def bits_reference(
+    logits: Tensor, table: Tensor, capacity: int, size_hw: tuple[int, int], limit: MaskLimit
+) -> Tensor:
+    """Bits of the crops in ``table``, flat, uint8; masks beyond ``capacity`` bytes are left out."""
+    out = torch.zeros(capacity, dtype=torch.uint8, device=logits.device)
+    weights = 2 ** torch.arange(7, -1, -1, device=logits.device)
+    for phrase, query, top, bottom, left, columns, start in table.tolist():
+        stop = start + (bottom - top) * columns
+        if phrase < 0 or stop == start or stop > capacity:
+            continue
+        above = above_reference(logits[phrase, query], size_hw, limit)
+        part = above[top:bottom, left : left + 8 * columns].int()
+        part = F.pad(part, (0, 8 * columns - part.shape[1]))
+        packed = (part.view(bottom - top, columns, 8) * weights).sum(-1)
+        out[start:stop] = packed.flatten().to(torch.uint8)
+    return out
+
+
+def above_reference(logits: Tensor, size_hw: tuple[int, int], limit: MaskLimit) -> Tensor:
+    """One mask (H, W), bool, of its logits (h, w)."""
+    values = logits.float()
     if limit.of_probabilities:
         values = values.sigmoid()
-    wide = F.interpolate(values[:, None], size=size_hw, mode="bilinear", align_corners=False)
-    return wide[:, 0] > limit.value
+    wide = F.interpolate(values[None, None], size=size_hw, mode="bilinear", align_corners=False)
+    return wide[0, 0] > limit.value
 
 
 if HAS_TRITON:
@@ -108,59 +162,67 @@ if HAS_TRITON:
         return tl.sigmoid(value) if probabilities else value
 
     @triton.jit  # type: ignore[untyped-decorator,unused-ignore]
-    def _above(  # type: ignore[no-untyped-def]  # noqa: PLR0913, PLR0917
-        logits_ptr, index_ptr, out_ptr, threshold,
+    def _crop_bits(  # type: ignore[no-untyped-def]  # noqa: PLR0913, PLR0917
+        logits_ptr, table_ptr, out_ptr, capacity, limit,
         of_phrase, of_query, of_row, of_column, high, wide, height, width, down, across,
-        block: tl.constexpr, probabilities: tl.constexpr,
+        fields: tl.constexpr, block: tl.constexpr, probabilities: tl.constexpr,
     ):  # fmt: skip
-        """A stretch of all rows of one mask whose centres lie below one row of its logits.
+        """A stretch of those rows of a crop whose centres lie below one row of its logits.
 
         What is between two columns is the same for those rows (7 or 8 of a 4K image's).
         """
-        mask, top = tl.program_id(2), tl.program_id(1)
-        phrase = tl.load(index_ptr + mask * 2).to(tl.int64)
-        query = tl.load(index_ptr + mask * 2 + 1).to(tl.int64)
-        if phrase < 0:
-            return
-        column = tl.program_id(0) * block + tl.arange(0, block)
-        logits_ptr += phrase * of_phrase + query * of_query
-        # The source of a pixel's centre, as torch's upsample_bilinear2d has it.
-        x = tl.maximum(across * (column.to(tl.float32) + 0.5) - 0.5, 0.0)
-        left = tl.minimum(x.to(tl.int32), wide - 1)
-        right = tl.minimum(left + 1, wide - 1)
-        beside = x - left.to(tl.float32)
-        left, right = left * of_column, right * of_column
-        upper = logits_ptr + top * of_row
-        lower = logits_ptr + tl.minimum(top + 1, high - 1) * of_row
-        above = _value(upper + left, probabilities) * (1.0 - beside)
-        above += _value(upper + right, probabilities) * beside
-        under = _value(lower + left, probabilities) * (1.0 - beside)
-        under += _value(lower + right, probabilities) * beside
+        top, stretch = tl.program_id(1), tl.program_id(0)
+        table_ptr += tl.program_id(2) * fields
+        phrase = tl.load(table_ptr).to(tl.int64)
+        query = tl.load(table_ptr + 1).to(tl.int64)
+        crop_top, crop_bottom = tl.load(table_ptr + 2), tl.load(table_ptr + 3)
+        crop_left, columns = tl.load(table_ptr + 4), tl.load(table_ptr + 5)
+        start = tl.load(table_ptr + 6).to(tl.int64)
+        fits = start + (crop_bottom - crop_top).to(tl.int64) * columns <= capacity
         # Rows that may be these and one more at each end: rounding decides as it does below.
         first = ((top.to(tl.float32) + 0.5) / down - 0.5).to(tl.int32) - 1
         last = ((top.to(tl.float32) + 1.5) / down - 0.5).to(tl.int32) + 2
-        first = tl.where(top == 0, 0, tl.maximum(first, 0))
-        last = tl.where(top == high - 1, height, tl.minimum(last, height))
-        out_ptr += mask.to(tl.int64) * height * width
-        for row in range(first, last):
-            y = tl.maximum(down * (row + 0.5) - 0.5, 0.0)
-            mine = tl.minimum(y.to(tl.int32), high - 1) == top
-            below = y - top.to(tl.float32)
-            value = above * (1.0 - below) + under * below
-            place = out_ptr + row * width + column
-            tl.store(place, (value > threshold).to(tl.int8), mask=(column < width) & mine)
+        first = tl.maximum(tl.where(top == 0, 0, first), crop_top)
+        last = tl.minimum(tl.where(top == high - 1, height, last), crop_bottom)
+        if (phrase >= 0) & fits & (first < last) & (stretch * block < columns):
+            byte = stretch * block + tl.arange(0, block)
+            bit = tl.arange(0, 8)
+            column = crop_left + byte[:, None] * 8 + bit[None, :]
+            logits_ptr += phrase * of_phrase + query * of_query
+            # The source of a pixel's centre, as torch's upsample_bilinear2d has it.
+            x = tl.maximum(across * (column.to(tl.float32) + 0.5) - 0.5, 0.0)
+            left = tl.minimum(x.to(tl.int32), wide - 1)
+            right = tl.minimum(left + 1, wide - 1)
+            beside = x - left.to(tl.float32)
+            left, right = left * of_column, right * of_column
+            upper = logits_ptr + top * of_row
+            lower = logits_ptr + tl.minimum(top + 1, high - 1) * of_row
+            above = _value(upper + left, probabilities) * (1.0 - beside)
+            above += _value(upper + right, probabilities) * beside
+            under = _value(lower + left, probabilities) * (1.0 - beside)
+            under += _value(lower + right, probabilities) * beside
+            weight = tl.where(column < width, (128 >> bit)[None, :], 0)
+            bytes_ptr = out_ptr + start + byte
+            for row in range(first, last):
+                y = tl.maximum(down * (row + 0.5) - 0.5, 0.0)
+                mine = tl.minimum(y.to(tl.int32), high - 1) == top
+                below = y - top.to(tl.float32)
+                value = above * (1.0 - below) + under * below
+                packed = tl.sum(tl.where(value > limit, weight, 0), 1)
+                place = bytes_ptr + (row - crop_top) * columns
+                tl.store(place, packed.to(tl.uint8), mask=(byte < columns) & mine)
 
-    def _above_by_kernel(
-        logits: Tensor, index: Tensor, size_hw: tuple[int, int], limit: MaskLimit
+    def _bits_by_kernel(
+        logits: Tensor, table: Tensor, capacity: int, size_hw: tuple[int, int], limit: MaskLimit
     ) -> Tensor:
-        """As :func:`above_reference`."""
+        """As :func:`bits_reference`, but what no mask covers may be anything."""
         height, width = size_hw
         high, wide = logits.shape[-2:]
-        out = torch.empty((len(index), height, width), dtype=torch.bool, device=logits.device)
-        block = min(1024, triton.next_power_of_2(width))
-        _above[triton.cdiv(width, block), high, len(index)](
-            logits, index, out.view(torch.int8), limit.value, *logits.stride(), high, wide,
+        out = torch.empty(capacity, dtype=torch.uint8, device=logits.device)
+        stretches = triton.cdiv(triton.cdiv(width, 8) + 1, _BLOCK)
+        _crop_bits[stretches, high, len(table)](
+            logits, table, out, capacity, limit.value, *logits.stride(), high, wide,
             height, width, high / height, wide / width,
-            block=block, probabilities=limit.of_probabilities,
+            fields=COLUMNS, block=_BLOCK, probabilities=limit.of_probabilities,
         )  # fmt: skip
         return out

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from samforge.core.detections import Detections
 from samforge.runtime.device.admission import admitted_on_device
-from samforge.runtime.device.masks import MasksToHost, index_on_device, masks_to_host
+from samforge.runtime.device.masks import CHUNK_BYTES, BitsToHost, bits_ahead, masks_to_host
+from samforge.runtime.device.places import Places, places_from_reach, places_on_device
+from samforge.runtime.device.reach import reach
 from samforge.runtime.device.results import (
     Found,
     chosen_from_found,
@@ -24,8 +26,13 @@ from samforge.runtime.executor import Question
 from samforge.runtime.postprocess import mask_limit
 
 _MOST_AHEAD = 16
-"""Masks begun before their number is known. A wrong guess costs the copy of each (0.16 ms at 4K
-over PCIe 5), a right one saves 0.13 ms: only a number that came twice in a row is a guess."""
+"""Masks begun before their number is known. A wrong guess costs their copy, a right one saves
+0.13 ms: only a number that came twice in a row is a guess."""
+_ROOM = 1.25
+"""Of the bytes that were needed the last two times, for masks that are begun ahead: from frame to
+frame they grow a little."""
+_SMALL = 1 << 16
+"""Bytes that masks may keep in vain; of more, at most as many as they need."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -45,10 +52,28 @@ class _Arriving:
     found: Found
     chosen: Mapping[tuple[int, int], npt.NDArray[np.intp]]
     """Admitted queries by image and phrase."""
-    counts: tuple[int, ...]
-    """Masks of each image."""
-    masks: tuple[MasksToHost, ...]
-    """By image; there may be more of them than ``counts`` says."""
+    cut_off: tuple[int, ...]
+    """How many more each image would have had."""
+    places: tuple[Places, ...]
+    """The masks of each image."""
+    bits: tuple[BitsToHost, ...]
+    """By image; there may be more of them than ``places`` says."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Begun:
+    """Masks that did not wait for the host to read the scores."""
+
+    slots: int
+    """How many there may be."""
+    bits: BitsToHost
+    """As many of their bytes as were expected."""
+
+    def holds(self, places: Places, cut_off: int) -> bool:
+        """Whether they are what is wanted, and keep no more than twice its memory."""
+        room, total = len(self.bits.bits), places.total
+        fits = len(places) <= self.slots and total <= room <= max(2 * total, _SMALL)
+        return fits and not cut_off  # the device admits all
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -60,10 +85,12 @@ class InFlight:
     """Mask logits, (B, P, Q, h, w), on the device: the next batch may write over them."""
     scores: Tensor
     """``results.summary`` on its way to the host."""
+    reach: Tensor
+    """``reach.reach`` of the masks likewise."""
     ready: torch.cuda.Event | None
     """Passed when the scores are there."""
-    begun: MasksToHost | None
-    """The best masks, which did not wait for the host to read the scores."""
+    begun: Begun | None
+    """Masks on their way already."""
     arriving: _Arriving | None = None
     """Once its masks are under way, too."""
 
@@ -90,7 +117,8 @@ class ResultReader:
         self._kernels = torch.cuda.Stream(priority=-1) if cuda else None  # type: ignore[no-untyped-call]
         self._copies = torch.cuda.Stream() if cuda else None  # type: ignore[no-untyped-call]
         self._ahead = cuda if masks_ahead is None else masks_ahead
-        self._counts: dict[int, tuple[int, int]] = {}  # of the last two calls, by phrases
+        # Masks and their bytes in the last two calls, the last one first, by phrases.
+        self._seen: dict[int, tuple[tuple[int, int], tuple[int, int]]] = {}
         self._last: InFlight | None = None
 
     def pending(
@@ -104,26 +132,46 @@ class ResultReader:
             asked: What the batch was asked.
             alone: Whether the device has nothing to do until the host has read the scores.
         """
-        scores = host_tensor(tuple(summary.shape), torch.float32, self._device)
-        scores.copy_(summary, non_blocking=True)
+        limit = mask_limit(asked.question.mask, self._reference)
+        # Of phrases with thresholds of their own, the lowest: it admits all that they admit.
+        lowest = min(one.score for one in asked.question.thresholds)
+        reaching = reach(masks, summary[..., 0], lowest, limit)
+        scores, ends = self._to_host(summary), self._to_host(reaching)
         ready = None
         if self._device.type == "cuda":
             ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
             ready.record()
-        begun = self._begun(masks, summary, asked) if alone else None
-        self._last = InFlight(asked=asked, masks=masks, scores=scores, ready=ready, begun=begun)
+        begun = self._begun(masks, summary, reaching, asked) if alone else None
+        self._last = InFlight(
+            asked=asked, masks=masks, scores=scores, reach=ends, ready=ready, begun=begun
+        )
         return self._last
 
-    def _begun(self, masks: Tensor, summary: Tensor, asked: Asked) -> MasksToHost | None:
+    def _to_host(self, tensor: Tensor) -> Tensor:
+        there = host_tensor(tuple(tensor.shape), tensor.dtype, self._device)
+        there.copy_(tensor, non_blocking=True)
+        return there
+
+    def _begun(
+        self, masks: Tensor, summary: Tensor, reaching: Tensor, asked: Asked
+    ) -> Begun | None:
         question = asked.question
-        count, before = self._counts.get(len(question.phrases), (0, 0))
-        steady = count == before and 0 < count <= _MOST_AHEAD
+        last, before = self._seen.get(len(question.phrases), ((0, 0), (0, 0)))
+        count, room = last[0], int(_ROOM * max(last[1], before[1]))
+        steady = count == before[0] and 0 < count <= _MOST_AHEAD and 0 < room <= CHUNK_BYTES
+        most = question.most
+        if most is not None and count >= most:
+            return None
         alike = len({one.score for one in question.thresholds}) == 1
         if not (self._ahead and steady and alike and len(asked.sizes_hw) == 1):
             return None
-        index = admitted_on_device(summary[0, :, :, 0], question.thresholds[0].score, count)
+        (size_hw,) = asked.sizes_hw
         limit = mask_limit(question.mask, self._reference)
-        return masks_to_host(masks[0], index, asked.sizes_hw[0], limit, self._copies)
+        index = admitted_on_device(summary[0, :, :, 0], question.thresholds[0].score, count)
+        cells_hw = (masks.shape[-2], masks.shape[-1])
+        table = places_on_device(index, reaching[0], cells_hw, size_hw)
+        bits = bits_ahead(masks[0], table, room, size_hw, limit, self._copies)
+        return Begun(slots=count, bits=bits)
 
     def make_room(self) -> None:
         """Start the masks of the last batch, if they are not under way: a detector may run then."""
@@ -146,39 +194,48 @@ class ResultReader:
             pending.ready.synchronize()
         question = pending.asked.question
         found = found_from_summary(pending.scores)
-        chosen = chosen_from_found(found, question.thresholds)
-        phrases = range(len(question.phrases))
-        counts, arriving = [], []
+        chosen, cut_off = chosen_from_found(found, question.thresholds, question.most)
         limit = mask_limit(question.mask, self._reference)
-        for image, size_hw in enumerate(pending.asked.sizes_hw):
-            wanted = [(phrase, int(query)) for phrase in phrases for query in chosen[image, phrase]]
-            counts.append(len(wanted))
-            # Not where they would keep twice the memory of what was found.
-            begun = pending.begun
-            if begun is not None and len(wanted) <= len(begun.masks) <= 2 * len(wanted):
-                arriving.append(begun)
+        images = range(len(pending.asked.sizes_hw))
+        places = tuple(self._places(pending, chosen, image) for image in images)
+        arriving = []
+        for image, (mine, left_out) in enumerate(zip(places, cut_off, strict=True)):
+            if pending.begun is not None and pending.begun.holds(mine, left_out):
+                arriving.append(pending.begun.bits)
                 continue
-            logits = pending.masks[image]
             with torch.cuda.stream(self._kernels):  # nothing where there is none
-                index = index_on_device(wanted, self._device)
-                arriving.append(masks_to_host(logits, index, size_hw, limit, self._copies))
-        if len(counts) == 1:
-            self._counts[len(phrases)] = (counts[0], self._counts.get(len(phrases), (0, 0))[0])
-        return _Arriving(found=found, chosen=chosen, counts=tuple(counts), masks=tuple(arriving))
+                arriving.append(masks_to_host(pending.masks[image], mine, limit, self._copies))
+        if len(places) == 1:
+            before = self._seen.get(len(question.phrases), ((0, 0), (0, 0)))[0]
+            self._seen[len(question.phrases)] = ((len(places[0]), places[0].total), before)
+        return _Arriving(
+            found=found, chosen=chosen, cut_off=cut_off, places=places, bits=tuple(arriving)
+        )
+
+    @staticmethod
+    def _places(
+        pending: InFlight, chosen: Mapping[tuple[int, int], npt.NDArray[np.intp]], image: int
+    ) -> Places:
+        """Where the masks of one image go, phrase by phrase."""
+        queries = [chosen[image, phrase] for phrase in range(len(pending.asked.question.phrases))]
+        phrase = np.repeat(np.arange(len(queries)), [len(one) for one in queries])
+        index = np.stack([phrase, np.concatenate(queries)], axis=1)
+        ends = pending.reach.numpy()[image][index[:, 0], index[:, 1]]
+        cells_hw = (pending.masks.shape[-2], pending.masks.shape[-1])
+        return places_from_reach(index, ends, cells_hw, pending.asked.sizes_hw[image])
 
     def detections(self, pending: InFlight) -> Iterator[Detections]:
         """Detections of each image of a batch, when its masks are there."""
-        arriving, asked = self._arriving(pending), pending.asked
-        for image, size_hw in enumerate(asked.sizes_hw):
-            count, masks = arriving.counts[image], arriving.masks[image]
+        arriving = self._arriving(pending)
+        for image, (places, bits) in enumerate(zip(arriving.places, arriving.bits, strict=True)):
             # Everything else is put together while the masks are under way.
             detections = detections_from_found(
                 arriving.found,
-                masks.masks[:count].numpy(),
+                bits.masks(places),
                 arriving.chosen,
                 image=image,
-                labels=asked.question.phrases,
-                size_hw=size_hw,
+                labels=pending.asked.question.phrases,
+                cut_off=arriving.cut_off[image],
             )
-            masks.wait(count)
+            bits.wait()
             yield detections

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from samforge.core.boxes import clipped_boxes
-from samforge.core.detections import Detections
+from samforge.core.detections import Detections, best_positions
 from samforge.core.errors import FidelityError
+from samforge.core.masks import Masks
 from samforge.runtime.postprocess import Thresholds
 
 
@@ -51,27 +52,27 @@ def admitted(scores: npt.NDArray[np.float32], threshold: float) -> npt.NDArray[n
 
 def detections_from_found(
     found: Found,
-    masks: npt.NDArray[np.bool_],
+    masks: Masks,
     chosen: Mapping[tuple[int, int], npt.NDArray[np.intp]],
     *,
     image: int,
     labels: tuple[str, ...],
-    size_hw: tuple[int, int],
+    cut_off: int = 0,
 ) -> Detections:
     """Put the detections of one image of a batch together.
 
     Args:
         found: Scores and boxes of the batch.
-        masks: (K, H, W), those of this image in the order of ``chosen``.
+        masks: Those of this image in the order of ``chosen``.
         chosen: Admitted queries by image and phrase.
         image: Which image of the batch.
         labels: The phrases.
-        size_hw: Height and width of the image.
+        cut_off: How many more would have been admitted.
 
     Raises:
         FidelityError: Scores or boxes hold NaN.
     """
-    height, width = size_hw
+    height, width = masks.size_hw
     extent = np.array([width, height, width, height], np.float32)
     boxes, scores, names = [], [], []
     for index, label in enumerate(labels):
@@ -83,25 +84,55 @@ def detections_from_found(
         names += [label] * len(queries)
     return Detections(
         masks=masks,
-        boxes_xyxy=clipped_boxes(np.concatenate(boxes).astype(np.float32), size_hw),
+        boxes_xyxy=clipped_boxes(np.concatenate(boxes).astype(np.float32), masks.size_hw),
         scores=np.concatenate(scores).astype(np.float32),
         labels=tuple(names),
-        size_hw=size_hw,
+        size_hw=masks.size_hw,
         best_scores={
             label: float(found.scores[image, index].max()) for index, label in enumerate(labels)
         },
+        cut_off=cut_off,
     )
 
 
 def chosen_from_found(
-    found: Found, thresholds: Sequence[Thresholds]
-) -> dict[tuple[int, int], npt.NDArray[np.intp]]:
-    """Admitted queries by image and phrase, each phrase with its own threshold."""
-    return {
-        (image, phrase): admitted(found.scores[image, phrase], thresholds[phrase].score)
-        for image in range(found.scores.shape[0])
-        for phrase in range(found.scores.shape[1])
-    }
+    found: Found, thresholds: Sequence[Thresholds], most: int | None = None
+) -> tuple[dict[tuple[int, int], npt.NDArray[np.intp]], tuple[int, ...]]:
+    """Choose queries.
+
+    Args:
+        found: Scores of the batch.
+        thresholds: One for each phrase.
+        most: Detections of an image, over all phrases; None for all.
+
+    Returns:
+        Admitted queries by image and phrase, and how many each image has beyond the most wanted.
+    """
+    chosen: dict[tuple[int, int], npt.NDArray[np.intp]] = {}
+    cut_off = []
+    images, phrases = found.scores.shape[:2]
+    for image in range(images):
+        scores = found.scores[image]
+        queries = [admitted(scores[phrase], thresholds[phrase].score) for phrase in range(phrases)]
+        count = sum(map(len, queries))
+        if most is not None and count > most:
+            queries = _best(scores, queries, most)
+        chosen |= {(image, phrase): one for phrase, one in enumerate(queries)}
+        cut_off.append(count - sum(map(len, queries)))
+    return chosen, tuple(cut_off)
+
+
+def _best(
+    scores: npt.NDArray[np.float32], queries: list[npt.NDArray[np.intp]], most: int
+) -> list[npt.NDArray[np.intp]]:
+    """The best of one image over all its phrases, as ``Detections.best`` keeps them."""
+    every = np.concatenate([scores[phrase, one] for phrase, one in enumerate(queries)])
+    kept = best_positions(every, most)
+    ends = np.cumsum([len(one) for one in queries])
+    return [
+        one[kept[(kept >= end - len(one)) & (kept < end)] - (end - len(one))]
+        for one, end in zip(queries, ends.tolist(), strict=True)
+    ]
 
 
 def _refuse_nan(what: str, values: npt.NDArray[np.float32], label: str) -> None:
