@@ -20,7 +20,9 @@ import samforge
 ROOT = Path(samforge.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
-LIBRARY = {"core", "models", "transform", "backends", "runtime", "media", "draw", "measure"}
+LIBRARY = {
+    *("core", "models", "transform", "backends", "runtime", "media", "draw", "measure", "report"),
+}
 MAY_IMPORT = {
     "core": {"core"},
     "models": {"models", "core"},
@@ -30,6 +32,7 @@ MAY_IMPORT = {
     "runtime": {"runtime", "core"},
     "transform": {"transform", "models", "core"},
     "measure": {"measure", "core", "runtime"},
+    "report": {"report", "measure", "core"},
     "steps": LIBRARY | {"steps"},
     "pipeline": LIBRARY | {"steps"},
     # Sessions inside other people's pipelines.

@@ -44,8 +44,6 @@ from samforge.measure.proof import (
     proven_tensors,
     write_proof,
 )
-from samforge.measure.report import report_html, write_report
-from samforge.measure.report_data import FusionRow, ReportData, account_rows
 from samforge.measure.segmentation import SegmenterAccuracy, measure_segmenter
 from samforge.measure.verdict import Verdict, check_verdict
 from samforge.measure.witness import Witness, finite
@@ -58,7 +56,6 @@ __all__ = [
     "Budget",
     "CgF1",
     "Deviation",
-    "FusionRow",
     "Latency",
     "MeshComparison",
     "OddPicture",
@@ -67,14 +64,12 @@ __all__ = [
     "PredictionFidelity",
     "ProvenTensor",
     "Regions",
-    "ReportData",
     "SegmenterAccuracy",
     "SegmentingBatch",
     "StageLatency",
     "Subject",
     "Verdict",
     "Witness",
-    "account_rows",
     "check_cgf1",
     "check_predictions",
     "check_proof",
@@ -96,9 +91,7 @@ __all__ = [
     "odd_pictures",
     "proven_tensors",
     "regions_from_file",
-    "report_html",
     "root_relative_mm",
     "save_people",
     "write_proof",
-    "write_report",
 ]
