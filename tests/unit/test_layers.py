@@ -21,13 +21,15 @@ ROOT = Path(samforge.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
 LIBRARY = {
-    *("core", "models", "transform", "backends", "runtime", "media", "draw", "measure", "report"),
+    *("core", "models", "transform", "backends", "media", "formats", "draw", "runtime"),
+    *("measure", "report"),
 }
 MAY_IMPORT = {
     "core": {"core"},
     "models": {"models", "core"},
     "backends": {"backends", "core"},
     "media": {"media", "core"},
+    "formats": {"formats", "media", "core"},
     "draw": {"draw", "core"},
     "runtime": {"runtime", "core"},
     "transform": {"transform", "models", "core"},
