@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -147,6 +148,34 @@ def test_layers(path: Path) -> None:
         else:
             assert len(parts) > 1, f"{place}: the public door is for users"
             assert parts[1] in MAY_IMPORT[layer], f"{place}; {layer} may not"
+
+
+def _files_of(name: str) -> str | None:
+    """Which file ``package.module.attribute`` comes from."""
+    for end in (name, name.rpartition(".")[0]):
+        if end in MODULES:
+            return end
+    return None
+
+
+def _module(path: Path) -> str:
+    parts = ("samforge", *path.relative_to(ROOT).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {_module(path): path for path in FILES}
+
+
+def test_no_circle_of_files() -> None:
+    """Imports in functions and under TYPE_CHECKING count: they hide a circle, and are one."""
+    needs = {
+        name: {_files_of(i.name) for i in _imports(_parsed(path))} - {None, name}
+        for name, path in MODULES.items()
+    }
+    assert ("samforge.runtime", "samforge.runtime.segmenter") in {
+        (name, one) for name, found in needs.items() for one in found
+    }
+    TopologicalSorter(needs).prepare()  # raises CycleError with the files of one
 
 
 def _check_public(parts: list[str], place: str) -> None:

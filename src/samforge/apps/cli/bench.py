@@ -82,7 +82,8 @@ def bench(  # noqa: PLR0913  every argument is an option that a user types
     All bundles are loaded at once and run round by round, so that ratios are fair.
     """
     from samforge.measure import Budget
-    from samforge.workflows.bench import BenchPlan, Case, baseline_among, rows_of
+    from samforge.workflows.bench import BenchPlan, baseline_among, rows_of
+    from samforge.workflows.bench_subjects import Case
 
     if markdown and as_json:
         raise SettingError("--markdown and --json are two forms of one result. Give one of them.")
@@ -130,7 +131,7 @@ def _conditions(plan: BenchPlan, rows: tuple[BenchRow, ...], image: Path | None)
     from importlib.metadata import version
 
     from samforge.apps.cli.bench_tables import Conditions, hardware_words
-    from samforge.workflows.bench import input_words
+    from samforge.workflows.bench_subjects import input_words
     from samforge.workflows.machine import this_machine
 
     machine = this_machine()
