@@ -23,6 +23,7 @@ NAMES = {
     "bench",
     "build",
     "compare",
+    "compare_mesh_files",
     "demo",
     "environment",
     "feature_pictures",
