@@ -46,6 +46,13 @@ MAY_IMPORT = {
     "workflows": LIBRARY | {"workflows", "assembly", "pipeline", "steps"},
 }
 
+DOORS = {
+    "samforge",
+    *("samforge.draw", "samforge.formats", "samforge.measure", "samforge.media"),
+    *("samforge.pipeline", "samforge.report", "samforge.runtime", "samforge.transform"),
+}
+"""What apps come in by, beside the verbs of workflows and the types of core."""
+
 BUILDERS = {"models", "transform", "steps", "pipeline", "backends/torch.py", "backends/inductor"}
 # Upstream's models are torch modules, and what takes the place of their backbone is one too.
 # runtime/device keeps images and features on the GPU that torch holds them on.
@@ -181,9 +188,22 @@ def test_no_circle_of_files() -> None:
 def _check_public(parts: list[str], place: str) -> None:
     private = [part for part in parts if part.startswith("_") and part != "__version__"]
     assert not private, f"{place}: that is private"
-    # `samforge.X`, `samforge.media.X` or `samforge.core.recipe.X`, verbs, and the app's own files.
-    if parts[1:2] not in (["apps"], ["core"], ["workflows"]):
-        assert len(parts) <= 3, f"{place}: apps use the public API only"
+    name, inside = ".".join(parts), parts[1:2]
+    # The app's own files, the verbs and the types that everybody speaks, one file each.
+    if inside in (["apps"], ["core"], ["workflows"]) or name in DOORS:
+        return
+    door, _, taken = name.rpartition(".")
+    assert door in DOORS, f"{place}: apps come in by {', '.join(sorted(DOORS))}"
+    assert taken in _at_door(door), f"{place}: {taken} is not in {door}.__all__"
+
+
+@lru_cache
+def _at_door(door: str) -> frozenset[str]:
+    """The names of its ``__all__``."""
+    for node in _parsed(MODULES[door]).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return frozenset(ast.literal_eval(node.value))
+    raise AssertionError(f"{door} has no __all__")
 
 
 def test_the_door_imports_only_the_version() -> None:
