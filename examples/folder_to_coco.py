@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import samforge
-from samforge.core.coco import coco_dataset
+from samforge.formats import coco_dataset
 from samforge.media import list_images
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from samforge.workflows.environment import environment
     from samforge.workflows.features import feature_pictures
     from samforge.workflows.inspect import inspect
+    from samforge.workflows.mesh_files import compare_mesh_files
     from samforge.workflows.predict import Prompts, predict_files
     from samforge.workflows.verify import verify
     from samforge.workflows.video import VideoPlan, segment_video_file
@@ -44,6 +45,7 @@ _HOMES = {
     "bench": "samforge.workflows.bench",
     "build": "samforge.pipeline",
     "compare": "samforge.workflows.compare",
+    "compare_mesh_files": "samforge.workflows.mesh_files",
     "demo": "samforge.workflows.demo",
     "environment": "samforge.workflows.environment",
     "feature_pictures": "samforge.workflows.features",
@@ -75,6 +77,7 @@ __all__ = [
     "bench",
     "build",
     "compare",
+    "compare_mesh_files",
     "demo",
     "environment",
     "feature_pictures",

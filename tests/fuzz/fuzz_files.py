@@ -22,7 +22,8 @@ import samforge
 from samforge.core.errors import SamforgeError
 from samforge.core.rle import mask_from_segmentation
 from samforge.core.words import escaped, json_text
-from samforge.media import coco_data_from_file, read_image
+from samforge.formats import coco_data_from_file
+from samforge.media import read_image
 from samforge.models import tiny
 from samforge.runtime import PhraseTokenizer
 

@@ -28,11 +28,9 @@ from samforge.core.session import PartSpec, TensorSpec
 from samforge.core.timing import Timings
 from samforge.measure.batches import made_up_inputs
 from samforge.measure.latency import StageLatency, latency_from_samples
-from samforge.workflows.bench import (
-    BenchRow,
+from samforge.workflows.bench import BenchRow, baseline_among, size_of_parts
+from samforge.workflows.bench_subjects import (
     Case,
-    baseline_among,
-    size_of_parts,
     subjects_from_bundle,
 )
 from samforge.workflows.memory import Weight, gpu_bytes_from_csv, weigh

@@ -26,10 +26,10 @@ from samforge.core.session import Array, Tensors
 from samforge.core.timing import Timings
 from samforge.draw import overlay
 from samforge.draw.readout import draw_readout
+from samforge.formats import CocoStream
 from samforge.measure.accuracy import match_masks
 from samforge.media.video import VideoFrame, VideoReader, VideoWriter
 from samforge.models.tiny.moving import draw_clip
-from samforge.workflows.coco_stream import CocoStream
 from samforge.workflows.interrupts import interrupts_held
 from samforge.workflows.video import Pace
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from samforge.core.coco import coco_dataset
 from samforge.core.detections import Detections
+from samforge.formats import coco_dataset
 
 
 def _detections(*labels: str, best: tuple[str, ...] = ()) -> Detections:

@@ -13,7 +13,8 @@ from PIL import Image
 from samforge.core.errors import ImageError, SettingError
 from samforge.core.labelled import LabelledImage
 from samforge.core.rle import segmentation_from_mask
-from samforge.media import coco_data_from_file, write_png
+from samforge.formats import coco_data_from_file
+from samforge.media import write_png
 
 SIZE = (12, 16)
 LEFT = [0, 0, 4, 0, 4, 12, 0, 12]

@@ -26,8 +26,8 @@ from samforge.core.errors import EngineError
 from samforge.core.images import ImageSpec
 from samforge.core.recipe import Recipe
 from samforge.core.session import Array, InspectableSession, PartSpec, Tensors, TensorSpec
-from samforge.measure.report_data import EngineRow
 from samforge.models.family import Model
+from samforge.report import EngineRow
 from samforge.steps import engine as step
 from samforge.steps.context import BuildContext
 from samforge.steps.engine import UNTOLD, engine_part

@@ -21,8 +21,9 @@ from samforge.core.errors import DamagedBundle, ImageError, MissingExtra, Samfor
 from samforge.core.native import error_of_item
 from samforge.core.recipe import Gates
 from samforge.core.words import relative_names
+from samforge.formats import coco_data_from_file
 from samforge.measure.proof import proven_tensors, write_proof
-from samforge.media import coco_data_from_file, list_images, read_image
+from samforge.media import list_images, read_image
 from samforge.runtime import Segmenter
 from samforge.runtime.stream import segment_video
 from samforge.workflows.inputs import images_from_paths, left_out, stems_for

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -20,16 +21,21 @@ import samforge
 ROOT = Path(samforge.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
-LIBRARY = {"core", "models", "transform", "backends", "runtime", "media", "draw", "measure"}
+LIBRARY = {
+    *("core", "models", "transform", "backends", "media", "formats", "draw", "runtime"),
+    *("measure", "report"),
+}
 MAY_IMPORT = {
     "core": {"core"},
     "models": {"models", "core"},
     "backends": {"backends", "core"},
     "media": {"media", "core"},
+    "formats": {"formats", "media", "core"},
     "draw": {"draw", "core"},
     "runtime": {"runtime", "core"},
     "transform": {"transform", "models", "core"},
     "measure": {"measure", "core", "runtime"},
+    "report": {"report", "measure", "core"},
     "steps": LIBRARY | {"steps"},
     "pipeline": LIBRARY | {"steps"},
     # Sessions inside other people's pipelines.
@@ -39,6 +45,13 @@ MAY_IMPORT = {
     # What users do with bundles, for the command line and everybody else.
     "workflows": LIBRARY | {"workflows", "assembly", "pipeline", "steps"},
 }
+
+DOORS = {
+    "samforge",
+    *("samforge.draw", "samforge.formats", "samforge.measure", "samforge.media"),
+    *("samforge.pipeline", "samforge.report", "samforge.runtime", "samforge.transform"),
+}
+"""What apps come in by, beside the verbs of workflows and the types of core."""
 
 BUILDERS = {"models", "transform", "steps", "pipeline", "backends/torch.py", "backends/inductor"}
 # Upstream's models are torch modules, and what takes the place of their backbone is one too.
@@ -144,12 +157,53 @@ def test_layers(path: Path) -> None:
             assert parts[1] in MAY_IMPORT[layer], f"{place}; {layer} may not"
 
 
+def _files_of(name: str) -> str | None:
+    """Which file ``package.module.attribute`` comes from."""
+    for end in (name, name.rpartition(".")[0]):
+        if end in MODULES:
+            return end
+    return None
+
+
+def _module(path: Path) -> str:
+    parts = ("samforge", *path.relative_to(ROOT).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {_module(path): path for path in FILES}
+
+
+def test_no_circle_of_files() -> None:
+    """Imports in functions and under TYPE_CHECKING count: they hide a circle, and are one."""
+    needs = {
+        name: {_files_of(i.name) for i in _imports(_parsed(path))} - {None, name}
+        for name, path in MODULES.items()
+    }
+    assert ("samforge.runtime", "samforge.runtime.segmenter") in {
+        (name, one) for name, found in needs.items() for one in found
+    }
+    TopologicalSorter(needs).prepare()  # raises CycleError with the files of one
+
+
 def _check_public(parts: list[str], place: str) -> None:
     private = [part for part in parts if part.startswith("_") and part != "__version__"]
     assert not private, f"{place}: that is private"
-    # `samforge.X`, `samforge.media.X` or `samforge.core.recipe.X`, verbs, and the app's own files.
-    if parts[1:2] not in (["apps"], ["core"], ["workflows"]):
-        assert len(parts) <= 3, f"{place}: apps use the public API only"
+    name, inside = ".".join(parts), parts[1:2]
+    # The app's own files, the verbs and the types that everybody speaks, one file each.
+    if inside in (["apps"], ["core"], ["workflows"]) or name in DOORS:
+        return
+    door, _, taken = name.rpartition(".")
+    assert door in DOORS, f"{place}: apps come in by {', '.join(sorted(DOORS))}"
+    assert taken in _at_door(door), f"{place}: {taken} is not in {door}.__all__"
+
+
+@lru_cache
+def _at_door(door: str) -> frozenset[str]:
+    """The names of its ``__all__``."""
+    for node in _parsed(MODULES[door]).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return frozenset(ast.literal_eval(node.value))
+    raise AssertionError(f"{door} has no __all__")
 
 
 def test_the_door_imports_only_the_version() -> None:

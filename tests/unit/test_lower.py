@@ -20,7 +20,6 @@ from samforge.transform.lower import (
     interface_dtype,
     lower,
 )
-from samforge.transform.lower.activation import fast_gelu
 from samforge.transform.lower.attention import Attention
 from samforge.transform.lower.convolution import (
     PatchConvolution,
@@ -28,6 +27,7 @@ from samforge.transform.lower.convolution import (
     TypedConvolution,
     folded_pointwise,
 )
+from samforge.transform.lower.gelu import fast_gelu
 from samforge.transform.lower.gelu_kernels import gelu_half, gelu_to_e4m3
 from samforge.transform.lower.linear import Fp8Linear, Fp8Mlp, fits_fp8, quantized
 from samforge.transform.lower.normalization import TypedGroupNorm, TypedLayerNorm

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 
 from samforge.core.session import PartSpec, TensorSpec
 from samforge.transform.lower import Lowering, fp8_scales_from_samples, lower
-from samforge.transform.lower.linear import E4M3, Fp8Linear
+from samforge.transform.lower.e4m3 import E4M3
+from samforge.transform.lower.linear import Fp8Linear
 from samforge.transform.lower.normalization import TypedLayerNorm
 from samforge.transform.lower.residual import SumNorm, sum_norm
 from samforge.transform.lower.streamed_attention import attend, rotated_pairs

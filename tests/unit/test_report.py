@@ -20,14 +20,11 @@ from PIL import Image
 
 from samforge.core.errors import OutputError
 from samforge.core.manifest import StepResult
-from samforge.measure import ReportData, report_html, write_report
-from samforge.measure._markup import Markup, joined, tag
-from samforge.measure._plots import Scale, layers_plot, sensitivity_plot, ticks
-from samforge.measure._tables import picture
 from samforge.measure.accuracy import Accuracy
 from samforge.measure.cgf1 import cgf1_from_outcomes, outcome_from_iou
 from samforge.measure.predictions import AnswerFidelity, fidelity_from_answers
-from samforge.measure.report_data import (
+from samforge.measure.segmentation import SegmenterAccuracy
+from samforge.report import (
     EngineRow,
     FusionRow,
     GateRow,
@@ -35,8 +32,13 @@ from samforge.measure.report_data import (
     LayerRow,
     OverlayPair,
     PartRow,
+    ReportData,
+    report_html,
+    write_report,
 )
-from samforge.measure.segmentation import SegmenterAccuracy
+from samforge.report.markup import Markup, joined, tag
+from samforge.report.plots import Scale, layers_plot, sensitivity_plot, ticks
+from samforge.report.tables import picture
 from samforge.steps.report import gate_rows
 
 VOID = {"meta", "img", "line", "rect", "circle", "path"}

@@ -24,7 +24,8 @@ from samforge.core.files import system_errors, writable_folder
 from samforge.core.paths import checked_path, is_file, is_folder
 from samforge.core.session import checked_threads
 from samforge.core.staging import Staging
-from samforge.media import coco_data_from_file, list_images, read_image, write_png
+from samforge.formats import coco_data_from_file
+from samforge.media import list_images, read_image, write_png
 from samforge.media.video import VideoReader
 from samforge.models.folders import table_from_json
 from samforge.models.loading import model_from_name

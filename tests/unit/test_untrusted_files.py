@@ -28,7 +28,8 @@ from samforge.core.native import native_errors
 from samforge.core.polygons import MOST_STEPS
 from samforge.core.reference import TRANSFORMERS
 from samforge.core.rle import mask_from_segmentation
-from samforge.media import coco_data_from_file, read_image
+from samforge.formats import coco_data_from_file
+from samforge.media import read_image
 from samforge.models import tiny
 from samforge.models.config_values import check_values
 from samforge.models.sam3.loading import checkpoint_from_name

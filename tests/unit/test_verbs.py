@@ -16,8 +16,8 @@ import samforge
 from samforge.core.errors import DamagedBundle, SettingError
 
 VERBS = (
-    *("bench", "compare", "demo", "environment", "feature_pictures", "inspect"),
-    *("predict_files", "segment_video_file", "verify"),
+    *("bench", "compare", "compare_mesh_files", "demo", "environment", "feature_pictures"),
+    *("inspect", "predict_files", "segment_video_file", "verify"),
 )
 NO_SHELL = "import sys; sys.modules['typer'] = sys.modules['rich'] = sys.modules['click'] = None\n"
 SCRIPT = """
@@ -92,6 +92,27 @@ def test_what_they_give(fake_bundle: Callable[..., samforge.Bundle], tmp_path: P
         "frames": 3,
     }
     assert {path.name for path in folder.iterdir()} >= {"pca.png", "out.mp4"}
+
+
+def test_meshes_are_compared(tmp_path: Path) -> None:
+    corners = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]], np.float64)
+    people = {"pred_cam_t": np.array([0.0, 0.0, 3.0]), "faces": np.array([[0, 1, 2], [0, 2, 3]])}
+    np.savez(tmp_path / "a.npz", pred_vertices=corners, **people)
+    corners[3, 2] += 0.004  # metres: the root, which is the mean here, moves by a quarter
+    np.savez(tmp_path / "b.npz", pred_vertices=corners, **people)
+    script = f"""
+import json, pathlib, samforge
+folder = pathlib.Path({str(tmp_path)!r})
+report = samforge.compare_mesh_files(folder / "a.npz", str(folder / "b.npz"), out=folder / "out")
+found = report.comparison
+print(json.dumps([
+    found.vertices, round(found.root_relative.mean, 6), round(found.root_relative.max, 6),
+    round(found.camera_space.max, 6), [view.name for view in report.views],
+]))
+"""
+    assert json.loads(run(script)) == [4, 1.5, 3.0, 4.0, ["views.png", "turn.gif"]]
+    with pytest.raises(SettingError, match="give out="):
+        samforge.compare_mesh_files("a.npz", "b.npz", image="photo.jpg")
 
 
 def test_no_bundle_at_all(fake_bundle: Callable[..., samforge.Bundle]) -> None:

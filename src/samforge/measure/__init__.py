@@ -49,8 +49,6 @@ from samforge.measure.proof_pictures import (
     proof_pictures_from_file,
     write_proof_pictures,
 )
-from samforge.measure.report import report_html, write_report
-from samforge.measure.report_data import FusionRow, ReportData, account_rows
 from samforge.measure.segmentation import SegmenterAccuracy, measure_segmenter
 from samforge.measure.verdict import Verdict, check_verdict
 from samforge.measure.witness import Witness, finite
@@ -63,7 +61,6 @@ __all__ = [
     "Budget",
     "CgF1",
     "Deviation",
-    "FusionRow",
     "Latency",
     "MeshComparison",
     "OddPicture",
@@ -72,13 +69,11 @@ __all__ = [
     "ProofPictures",
     "ProvenTensor",
     "Regions",
-    "ReportData",
     "SegmenterAccuracy",
     "StageLatency",
     "Subject",
     "Verdict",
     "Witness",
-    "account_rows",
     "check_cgf1",
     "check_predictions",
     "check_proof",
@@ -102,10 +97,8 @@ __all__ = [
     "proof_pictures_from_file",
     "proven_tensors",
     "regions_from_file",
-    "report_html",
     "root_relative_mm",
     "save_people",
     "write_proof",
     "write_proof_pictures",
-    "write_report",
 ]

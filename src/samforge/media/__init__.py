@@ -1,6 +1,5 @@
 """Images and videos in and out."""
 
-from samforge.media.coco_data import CocoData, coco_data_from_file
 from samforge.media.images import (
     MAX_PIXELS,
     list_images,
@@ -13,12 +12,10 @@ from samforge.media.video import VIDEO_SUFFIXES, VideoFrame, VideoInfo, VideoRea
 __all__ = [
     "MAX_PIXELS",
     "VIDEO_SUFFIXES",
-    "CocoData",
     "VideoFrame",
     "VideoInfo",
     "VideoReader",
     "VideoWriter",
-    "coco_data_from_file",
     "list_images",
     "listing_of_folder",
     "read_image",

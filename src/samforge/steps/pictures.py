@@ -12,8 +12,8 @@ from samforge.core.files import atomic_write_json
 from samforge.core.labelled import LabelledImage, Question
 from samforge.draw import overlay
 from samforge.measure.predictions import compare_detections, in_reference_order
-from samforge.measure.report_data import OverlayPair
 from samforge.media import read_image, write_png
+from samforge.report import OverlayPair
 
 FOLDER = "work/overlays"
 MOST = 6

@@ -11,8 +11,7 @@ from typing import Any
 from samforge.core.manifest import Manifest, StepResult
 from samforge.core.structure import value_from_json
 from samforge.measure.gates import GATES as PREDICTION_GATES
-from samforge.measure.report import write_report
-from samforge.measure.report_data import (
+from samforge.report import (
     EngineRow,
     FusionRow,
     GateRow,
@@ -20,6 +19,7 @@ from samforge.measure.report_data import (
     LayerRow,
     PartRow,
     ReportData,
+    write_report,
 )
 from samforge.steps.assets import LICENSE_NAME
 from samforge.steps.context import BuildContext

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from samforge.core.errors import DamagedBundle, MissingExtra, SettingError
+from samforge.core.errors import DamagedBundle, ExportError, MissingExtra, SettingError
 from samforge.core.session import TensorSpec
 from samforge.transform.summary import GraphSummary, weights_by_type
 
@@ -107,14 +107,12 @@ def _tensor(name: object, nodes: dict[str, object]) -> TensorSpec:
 
 def _exported(path: Path) -> ExportedProgram:
     try:
-        import torch
-        import torch.ao.quantization.fx._decomposed  # registers the operators of Q/DQ graphs
+        from samforge.transform.export import exported_from_file
     except ModuleNotFoundError as error:
         raise MissingExtra("PyTorch", "build") from error
     try:
-        return torch.export.load(path)
-    except Exception as error:  # zip, JSON and operator errors alike
+        return exported_from_file(path)
+    except ExportError as error:
         raise DamagedBundle(
-            f"{path} cannot be read by torch {torch.__version__}: {error}. "
-            "Copy it again from where it came, or build it with this torch."
+            f"{error}. Copy it again from where it came, or build it with this torch."
         ) from error

@@ -16,7 +16,7 @@ from samforge.core.manifest import (
     what_to_do,
 )
 from samforge.core.strict_json import strict_json
-from samforge.measure import FusionRow
+from samforge.report import FusionRow
 from samforge.transform import fusions_from_exported
 
 

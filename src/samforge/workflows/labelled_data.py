@@ -9,7 +9,7 @@ from pathlib import Path
 from samforge.core.errors import SettingError
 from samforge.core.labelled import LabelledImage
 from samforge.core.native import Report
-from samforge.media import coco_data_from_file
+from samforge.formats import coco_data_from_file
 from samforge.models import tiny
 
 

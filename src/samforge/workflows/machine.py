@@ -142,3 +142,11 @@ def _cores() -> int:
 
 def _text_of(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+
+def jobs_for(model: str) -> int:
+    """Parts of a model to work on side by side, where nobody says."""
+    from samforge.models import tiny
+
+    # Two parts of these fit into any memory. Of SAM 3's, one can take several GiB.
+    return 2 if model in tiny.NAMES and (os.cpu_count() or 1) > 1 else 1

@@ -78,7 +78,7 @@ def gpu_bytes_from_csv(text: str, process: int) -> int | None:
 def _main(words: list[str]) -> int:
     from samforge.core.bundle import open_bundle
     from samforge.core.timing import Timings
-    from samforge.workflows.bench import Case, subjects_from_bundle
+    from samforge.workflows.bench_subjects import Case, subjects_from_bundle
 
     bundle, digest, batch, prompts, device, threads = words
     # The caller has just verified it.

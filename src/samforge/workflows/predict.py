@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from samforge.core.coco import coco_dataset
 from samforge.core.detections import Detections
 from samforge.core.errors import PromptError
 from samforge.core.files import atomic_write_json
@@ -16,6 +15,7 @@ from samforge.core.native import error_of_item
 from samforge.core.timing import StageTime, Timings
 from samforge.core.words import relative_names
 from samforge.draw import draw_exemplars, overlay
+from samforge.formats import coco_dataset
 from samforge.media import read_image, write_png
 from samforge.runtime import Segmenter, Thresholds
 from samforge.workflows.inputs import COCO_SUFFIX, OVERLAY_SUFFIX, stems_for

@@ -12,10 +12,10 @@ from typing import Self
 
 from samforge.core.timing import Timings
 from samforge.draw import draw_readout, overlay
+from samforge.formats import CocoStream
 from samforge.measure import StageLatency, latency_from_samples
 from samforge.media import VideoFrame, VideoInfo, VideoReader, VideoWriter
 from samforge.runtime import SegmentedFrame, Segmenter, Thresholds, segment_video
-from samforge.workflows.coco_stream import CocoStream
 from samforge.workflows.interrupts import interrupts_held
 from samforge.workflows.watching import Done, unseen
 

@@ -85,7 +85,8 @@ def bench(  # noqa: PLR0913  every argument is an option that a user types
     All bundles are loaded at once and run round by round, so that ratios are fair.
     """
     from samforge.measure import Budget
-    from samforge.workflows.bench import BenchPlan, Case, baseline_among, rows_of
+    from samforge.workflows.bench import BenchPlan, baseline_among, rows_of
+    from samforge.workflows.bench_subjects import Case
 
     if markdown and as_json:
         raise SettingError("--markdown and --json are two forms of one result. Give one of them.")

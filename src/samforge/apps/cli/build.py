@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -218,24 +217,22 @@ def build_with_progress(
     recipe: Recipe, out: Path, *, until: str | None = None, jobs: int | None = None, as_json: bool
 ) -> Bundle:
     """Build a recipe and show how far it is."""
+    from samforge.workflows.machine import jobs_for
+
     with BuildProgress(as_json=as_json) as progress:
         return samforge.build(
-            recipe, out=out, until=until, jobs=jobs or _jobs(recipe), progress=progress
+            recipe, out=out, until=until, jobs=jobs or jobs_for(recipe.model), progress=progress
         )
 
 
 def _fastest(recipe: Recipe, out: Path, *, jobs: int | None, as_json: bool) -> Bundle:
     from samforge.pipeline import build_for_processor
+    from samforge.workflows.machine import jobs_for
 
     with BuildProgress(as_json=as_json) as progress:
-        return build_for_processor(recipe, out=out, jobs=jobs or _jobs(recipe), progress=progress)
-
-
-def _jobs(recipe: Recipe) -> int:
-    from samforge.models import tiny
-
-    # Two parts of these fit into any memory. Of SAM 3's, one can take several GiB.
-    return 2 if recipe.model in tiny.NAMES and (os.cpu_count() or 1) > 1 else 1
+        return build_for_processor(
+            recipe, out=out, jobs=jobs or jobs_for(recipe.model), progress=progress
+        )
 
 
 def build_report(bundle: Bundle) -> dict[str, object]:

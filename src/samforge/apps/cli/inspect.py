@@ -25,7 +25,7 @@ from samforge.core.reference import REFERENCE_WORDS
 from samforge.core.targets import TARGETS
 
 if TYPE_CHECKING:
-    from samforge.measure import FusionRow
+    from samforge.report import FusionRow
     from samforge.transform import ExternalFile, GraphSummary
     from samforge.workflows.inspect import BundleReport
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+import samforge
 from samforge.apps.cli.output import (
     JsonOption,
     print_json,
@@ -52,21 +53,16 @@ def mesh_compare(  # noqa: PLR0913  every argument is an option that a user type
     samforge.measure.save_people writes such files from SAM 3D Body's results.
     """
     from samforge.core.errors import FidelityError, SettingError
-    from samforge.measure import compare_meshes, mesh_from_file, regions_from_file
 
     if image is not None and out is None:
         raise SettingError("--image is drawn into a folder: add --out DIR.")
     if out is not None:
         names = ("views.png", "turn.gif", *(("overlay.png",) if image is not None else ()))
         check_outputs([out / name for name in names], overwrite=overwrite)
-    one, two = (mesh_from_file(path, person=person) for path in (reference, other))
-    labelled = None if regions is None else regions_from_file(regions)
-    found = compare_meshes(one, two, labelled)
-    written: tuple[Path, ...] = ()
-    if out is not None:
-        from samforge.workflows.mesh_views import write_views
-
-        written = write_views(one, two, out, image=image)
+    report = samforge.compare_mesh_files(
+        reference, other, regions=regions, person=person, out=out, image=image
+    )
+    found, written = report.comparison, report.views
     held = limit_mm is None or found.root_relative.mean <= limit_mm
     if as_json:
         payload = {

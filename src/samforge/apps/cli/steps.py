@@ -51,7 +51,7 @@ def print_steps(steps: Sequence[StepResult], *, title: str = "Steps") -> None:
 
 def print_accounts(steps: Sequence[StepResult]) -> None:
     """Print where the checkpoint's tensors went, a row for each part and step."""
-    from samforge.measure import account_rows
+    from samforge.report import account_rows
 
     rows = [(row.part, row.step, row.weights, row.words) for row in account_rows(steps)]
     if rows:

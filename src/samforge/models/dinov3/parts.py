@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, TypeAlias
+from typing import Protocol, TypeAlias
 
 from torch import Tensor
 from transformers import DINOv3ViTConfig
@@ -16,15 +16,30 @@ from samforge.models.dinov3.config import patch_px
 from samforge.models.drawing import normal
 from samforge.models.part import Input, PartDef
 
-if TYPE_CHECKING:
-    from samforge.models.dinov3.checkpoint import Dinov3Checkpoint
-
 FAMILY = "dinov3"
 """Name of the architecture."""
-Dinov3PartDef: TypeAlias = "PartDef[Dinov3Checkpoint, DINOv3ViTConfig]"
+Dinov3PartDef: TypeAlias = "PartDef[Weights, DINOv3ViTConfig]"
 
 
-def _backbone(checkpoint: Dinov3Checkpoint, loaded: dict[str, Tensor]) -> Backbone:
+class Weights(Protocol):
+    """What the part is made of: a checkpoint of this family."""
+
+    @property
+    def config(self) -> DINOv3ViTConfig:
+        """Of the architecture."""
+        ...
+
+    @property
+    def periods(self) -> Tensor | None:
+        """Of the rotary encoding, where the checkpoint has its own."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """The tensors by the architecture's names."""
+        ...
+
+
+def _backbone(checkpoint: Weights, loaded: dict[str, Tensor]) -> Backbone:
     model = stock_model(checkpoint.config)
     loaded |= checkpoint.state()
     model.load_state_dict(loaded, assign=True)

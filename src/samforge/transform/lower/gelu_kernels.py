@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from samforge.core.triton_here import HAS_TRITON
-from samforge.transform.lower.activation import COEFFICIENTS, fast_gelu
-from samforge.transform.lower.linear import E4M3, E4M3_MAX
+from samforge.transform.lower.e4m3 import E4M3, E4M3_MAX
+from samforge.transform.lower.gelu import COEFFICIENTS, fast_gelu
 
 
 def gelu_to_e4m3_reference(product: Tensor, scale: Tensor, bias: Tensor, inverse: Tensor) -> Tensor:

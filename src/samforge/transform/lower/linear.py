@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-E4M3 = torch.float8_e4m3fn
-E4M3_MAX = 448.0
-"""Largest finite E4M3 value (OCP 8-bit floating point specification, 2023)."""
+from samforge.transform.lower.e4m3 import E4M3, E4M3_MAX
+from samforge.transform.lower.gelu_kernels import gelu_to_e4m3
+
 ALIGNMENT = 16
 """Matrix products on FP8 tensor cores want both sides of a weight in multiples of it."""
 
@@ -132,8 +132,6 @@ class Fp8Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute both linears of (..., K)."""
-        from samforge.transform.lower.gelu_kernels import gelu_to_e4m3
-
         product = self.first.product(as_operand(x, self.first.inverse))
         hidden = gelu_to_e4m3(product, self.first.scale, self.bias, self.inverse)
         return self.second.finished(self.second.product(hidden)).view(*x.shape[:-1], -1)

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from samforge.core.triton_here import HAS_TRITON
-from samforge.transform.lower.linear import E4M3, Fp8Linear, Fp8Mlp, TypedLinear, quantized
+from samforge.transform.lower.e4m3 import E4M3
+from samforge.transform.lower.linear import Fp8Linear, Fp8Mlp, TypedLinear, quantized
 from samforge.transform.lower.normalization import TypedLayerNorm
 
 SUM_ROWS = 2

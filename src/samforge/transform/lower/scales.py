@@ -12,7 +12,7 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from samforge.core.session import PartSpec
 from samforge.transform.lower.context import RuleContext
-from samforge.transform.lower.linear import E4M3_MAX
+from samforge.transform.lower.e4m3 import E4M3_MAX
 from samforge.transform.lower.program import drop_checks
 from samforge.transform.lower.settings import Lowering
 

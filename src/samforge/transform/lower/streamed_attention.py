@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from samforge.core.triton_here import HAS_TRITON
 from samforge.transform.lower.attention import for_kernel
-from samforge.transform.lower.linear import E4M3, quantized
+from samforge.transform.lower.e4m3 import E4M3
+from samforge.transform.lower.linear import quantized
 
 TURNED_TOKENS = 4
 """Tokens of a program that turns keys."""

@@ -6,9 +6,9 @@ import json
 from collections.abc import Iterable, Mapping
 
 from samforge.core.structure import json_from_value
-from samforge.measure._markup import Markup, folded, section, tag
-from samforge.measure._tables import Cell, decibel, mebibytes, small, table
-from samforge.measure.report_data import ReportData, account_rows
+from samforge.report.data import ReportData, account_rows
+from samforge.report.markup import Markup, folded, section, tag
+from samforge.report.tables import Cell, decibel, mebibytes, small, table
 
 
 def steps(data: ReportData) -> Markup | None:

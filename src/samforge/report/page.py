@@ -11,14 +11,13 @@ import secrets
 from pathlib import Path
 
 from samforge.core.errors import OutputError
-from samforge.measure import _evidence as evidence
-from samforge.measure import _making as making
-from samforge.measure._header import header
-from samforge.measure._markup import Markup, joined, tag
-from samforge.measure.report_data import ReportData
+from samforge.report import evidence, making
+from samforge.report.data import ReportData
+from samforge.report.header import header
+from samforge.report.markup import Markup, joined, tag
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-_STYLE = Path(__file__).with_name("report.css")
+_STYLE = Path(__file__).with_name("page.css")
 
 _SECTIONS = (
     evidence.gates,

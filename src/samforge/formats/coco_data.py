@@ -22,8 +22,8 @@ from samforge.core.labelled import LabelledImage, Question
 from samforge.core.native import Report, isolated
 from samforge.core.paths import is_file
 from samforge.core.rle import mask_from_segmentation
-from samforge.media._coco_file import CocoAnnotation, CocoFile, CocoImage, coco_file
-from samforge.media.images import read_image
+from samforge.formats.coco_file import CocoAnnotation, CocoFile, CocoImage, coco_file
+from samforge.media import read_image
 
 Asks = dict[str, tuple[CocoAnnotation, ...]]
 """What is asked of one picture: phrases and the annotations that answer them, none if absent."""

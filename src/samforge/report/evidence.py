@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from itertools import groupby
 
-from samforge.measure._markup import Child, Markup, folded, key, section, tag
-from samforge.measure._plots import layers_plot, sensitivity_plot
-from samforge.measure._tables import Cell, decibel, figure, picture, table
 from samforge.measure.accuracy import Accuracy
-from samforge.measure.report_data import GateRow, LayerRow, ReportData
 from samforge.measure.segmentation import SegmenterAccuracy
+from samforge.report.data import GateRow, LayerRow, ReportData
+from samforge.report.markup import Child, Markup, folded, key, section, tag
+from samforge.report.plots import layers_plot, sensitivity_plot
+from samforge.report.tables import Cell, decibel, figure, picture, table
 
 _HALF = {"int8": "fp16", "fp8": "fp16"}
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from samforge.core.reference import REFERENCE_WORDS
-from samforge.measure._markup import Markup, tag
-from samforge.measure._tables import mebibytes
-from samforge.measure.report_data import ReportData
+from samforge.report.data import ReportData
+from samforge.report.markup import Markup, tag
+from samforge.report.tables import mebibytes
 
 
 def header(data: ReportData) -> Markup:
