@@ -14,6 +14,7 @@ import samforge
 from samforge.apps.cli.predict import box_text
 from samforge.core.boxes import clipped_boxes
 from samforge.core.errors import PromptError
+from samforge.core.masks import Masks
 from samforge.runtime import RawDetections, Thresholds, detections_from_raw
 from samforge.runtime.prompts import exemplars_from_boxes
 from samforge.workflows.predict import box_from_text
@@ -98,11 +99,10 @@ def test_boxes_on_the_device_lie_inside_too() -> None:
     boxes = np.array([[[[-0.1, 0.2, 1.2, 0.4], [1.1, 1.1, 1.2, 1.3]]]], np.float32)
     found = detections_from_found(
         Found(scores=np.ones((1, 1, 2), np.float32), boxes=boxes),
-        np.zeros((2, *WIDE), np.bool_),
+        Masks.from_dense(np.zeros((2, *WIDE), np.bool_)),
         {(0, 0): np.array([0, 1])},
         image=0,
         labels=("x",),
-        size_hw=WIDE,
     )
     _assert_inside(found)
 
