@@ -136,6 +136,7 @@ def _tracker(
             f"{name} has no tracker: it is the detector alone. Meta's sam3.pt and facebook/sam3 "
             "(model type sam3_video) hold both."
         )
+    check_values(settings, name)
     with native_errors(lambda error: _no_config(Path(name), error)):
         return tracker_config(settings, detector, reference, name)
 

@@ -20,14 +20,14 @@ class MaskPrompt(nn.Module):
     """The mask is taken as it is; the decoder only makes the pointer.
 
     Args:
-        decoder: With all four mask tokens, or, where transformers is the reference, with three.
+        decoder: With all four mask tokens: the pointer is that of the single mask. With three, as
+            where transformers is the reference: it is that of the best.
         pointer: Token -> pointer.
         mask_input: Mask -> features.
         downsample: transformers' ``mask_downsample``: a mask to the size of mask inputs.
         not_a_point: transformers' ``not_a_point_embed``.
         input_side: Side of mask inputs, 4s; where it is not a quarter of the mask's, the mask is
             enlarged to it, as transformers does.
-        best: Take the pointer of the best of three (transformers) instead of the single mask's.
     """
 
     def __init__(
@@ -38,8 +38,6 @@ class MaskPrompt(nn.Module):
         downsample: nn.Conv2d,
         not_a_point: nn.Embedding,
         input_side: int,
-        *,
-        best: bool = False,
     ) -> None:
         super().__init__()
         self.decoder = decoder
@@ -48,7 +46,6 @@ class MaskPrompt(nn.Module):
         self.downsample = downsample
         self.not_a_point = not_a_point
         self.input_side = input_side
-        self.best = best
 
     def forward(
         self, tracker_features: Tensor, high_res_0: Tensor, high_res_1: Tensor, mask: Tensor
@@ -75,7 +72,7 @@ class MaskPrompt(nn.Module):
         prompts = self.not_a_point.weight.expand(mask.shape[0], EMPTY_POINTS, -1)
         decoded = self.decoder(prompts, cells, high_res_0, high_res_1)
         token = decoded.tokens[:, :1]
-        if self.best:
+        if self.decoder.first:
             best = decoded.ious.argmax(1)[:, None, None]
             token = decoded.tokens.gather(1, best.expand(-1, -1, decoded.tokens.shape[2]))
         there = there[:, None]

@@ -22,11 +22,9 @@ NECK_RULES = (
 """What is replaced in a neck, the detector's or the tracker's."""
 RULES: tuple[tuple[str, str], ...] = (
     # Memory encoder.
-    (
-        r"^maskmem_backbone\.mask_downsampler\.encoder\.12\.",
-        "memory_encoder.mask_downsampler.final_conv.",
-    ),
-    (r"^maskmem_backbone\.mask_downsampler\.encoder\.", "memory_encoder.mask_downsampler.layers."),
+    (r"^maskmem_backbone\.mask_downsampler\.", "memory_encoder.mask_downsampler."),
+    (r"mask_downsampler\.encoder\.12\.", "mask_downsampler.final_conv."),
+    (r"mask_downsampler\.encoder\.", "mask_downsampler.layers."),
     (r"^maskmem_backbone\.fuser\.", "memory_encoder.memory_fuser."),
     (r"^maskmem_backbone\.out_proj\.", "memory_encoder.projection."),
     (r"^maskmem_backbone\.pix_feat_proj\.", "memory_encoder.feature_projection."),
@@ -108,4 +106,4 @@ def transformers_names(name: str) -> tuple[str, ...]:
 def _stage(match: re.Match[str]) -> str:
     layer, member = divmod(int(match[2]), 3)
     # An activation has no tensors: such a name is foreign, and stays so.
-    return f"{match[1]}.{layer}.{_STAGE_LAYERS[member]}." if member < 2 else match[0]  # noqa: PLR2004
+    return f"{match[1]}.{layer}.{_STAGE_LAYERS[member]}." if member < 2 else match[0]

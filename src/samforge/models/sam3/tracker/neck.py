@@ -1,4 +1,4 @@
-"""Part ``vision_video``: image -> feature maps for the detector and for the tracker, one ViT pass."""
+"""Part ``vision_video``: one pass of the ViT for the detector and for the tracker."""
 
 from __future__ import annotations
 

@@ -211,7 +211,6 @@ def _mask_prompt(builder: _Builder) -> MaskPrompt:
         downsample,
         not_a_point,
         feature_sizes(builder.checkpoint.config)[0],
-        best=not builder.meta,
     )
 
 

@@ -46,7 +46,7 @@ class PointDecoder(nn.Module):
         dynamic = config.dynamic_multimask_via_stability
         self.stable: float = config.dynamic_multimask_stability_thresh if dynamic else 0.0
 
-    def forward(
+    def forward(  # noqa: PLR0913, PLR0917  # the inputs of the part
         self,
         tracker_features: Tensor,
         high_res_0: Tensor,

@@ -53,13 +53,9 @@ def tracker_specs(
     score = _float("object_score", "objects", 1)
     pointer = _float("object_pointer", "objects", width)
     conditioned = _float("conditioned", "objects", width, side, side)
+    logits = _float("mask_logits", *low_res)
     encoder = (
-        (
-            features,
-            _float("mask_logits", *low_res),
-            score,
-            _other("from_prompt", "bool", "objects"),
-        ),
+        (features, logits, score, _other("from_prompt", "bool", "objects")),
         (_float("memory", "objects", *remembered[2:]),),
     )
     interfaces: dict[str, tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]] = {
@@ -83,7 +79,7 @@ def tracker_specs(
         ),
         "tracking_decoder": (
             (conditioned, *maps),
-            (_float("mask_logits", *low_res), _float("iou", "objects", 1), pointer, score),
+            (logits, _float("iou", "objects", 1), pointer, score),
         ),
         "point_decoder": (
             (
@@ -145,9 +141,9 @@ def _example(
     if tensor.name == "point_labels":
         return torch.from_numpy(rng.integers(0, 4, shape))
     if tensor.name == "mask":
-        return torch.from_numpy((rng.random(shape) < 0.5).astype(np.float32))  # noqa: PLR2004
+        return torch.from_numpy((rng.random(shape) < 0.5).astype(np.float32))
     if tensor.dtype == "bool":
-        return torch.from_numpy(rng.random(shape) < 0.5)  # noqa: PLR2004
+        return torch.from_numpy(rng.random(shape) < 0.5)
     scale = 4.0 if tensor.name in {"mask_logits", "mask_input"} else 1.0
     return torch.from_numpy(scale * rng.standard_normal(shape, dtype=np.float32))
 
