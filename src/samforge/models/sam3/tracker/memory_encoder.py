@@ -19,8 +19,15 @@ META_STEPS = ("image", "soften", "memory")
 """Meta's session of points and masks makes shares at the image's size, and enlarges those."""
 TRANSFORMERS_STEPS = ("image", "memory", "soften")
 """transformers' session enlarges logits, and makes shares of them last."""
+EXCLUSIVE = (META_STEPS,)
+"""Where objects that are prompted together share no pixel: the one with the highest logit has it."""
 TEXT_STEPS = ("memory", "soften")
 """Videos asked by text: logits are enlarged at once. Both references agree."""
+
+MOST_OBJECTS = 64
+"""In one call."""
+LOWEST = -1.0e4
+"""Below every logit, and finite in half precision."""
 
 
 class MemoryEncoder(nn.Module):
@@ -47,6 +54,8 @@ class MemoryEncoder(nn.Module):
         super().__init__()
         self.steps = steps
         self.sizes = dict(zip(("image", "memory"), sizes, strict=True))
+        self.exclusive = steps in EXCLUSIVE
+        self.register_buffer("numbers", torch.arange(MOST_OBJECTS), persistent=False)
         self.scale: float = config.sigmoid_scale_for_mem_enc
         self.bias: float = config.sigmoid_bias_for_mem_enc
         self.mask_downsampler = encoder.mask_downsampler
@@ -69,7 +78,8 @@ class MemoryEncoder(nn.Module):
             mask_logits: (N, 1, 4s, 4s).
             object_score: (N, 1), logits.
             from_prompt: (N,), bool: whether the mask answers a prompt of this frame. It is then
-                taken as it is, inside or outside, and not softly.
+                taken as it is, inside or outside, and not softly. In Meta's session such objects
+                of one call share no pixel: the highest logit has it, the first of equal ones.
 
         Returns:
             (N, s * s, C) in float32. Meta and transformers store it as bfloat16; part
@@ -84,9 +94,18 @@ class MemoryEncoder(nn.Module):
     def _mask(self, mask: Tensor, from_prompt: Tensor) -> Tensor:
         for step in self.steps:
             if step == "soften":
-                hard = (mask > 0).to(mask.dtype)
-                mask = torch.where(from_prompt, hard, mask.sigmoid()) * self.scale + self.bias
+                inside = mask > 0
+                if self.exclusive:
+                    inside = inside & self._highest(mask, from_prompt)
+                share = torch.where(from_prompt, inside.to(mask.dtype), mask.sigmoid())
+                mask = share * self.scale + self.bias
             else:
                 side = self.sizes[step]
                 mask = nn.functional.interpolate(mask, size=(side, side), mode="bilinear")
         return mask
+
+    def _highest(self, mask: Tensor, from_prompt: Tensor) -> Tensor:
+        """Pixels (N, 1, S, S) where no other prompted object has a higher logit."""
+        highest = torch.where(from_prompt, mask, LOWEST).argmax(0, keepdim=True)
+        numbers = cast(Tensor, self.numbers)[: mask.shape[0]]
+        return highest == numbers[:, None, None, None]

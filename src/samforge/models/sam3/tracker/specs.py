@@ -15,10 +15,11 @@ from transformers.models.sam3_tracker_video.configuration_sam3_tracker_video imp
 from samforge.core.reference import META
 from samforge.core.session import PartSpec, TensorSpec
 from samforge.models.sam3.checkpoint import feature_sizes
+from samforge.models.sam3.tracker.memory_encoder import MOST_OBJECTS
 
 LIMITS: dict[str, tuple[int, int | None]] = {
     "batch": (1, None),
-    "objects": (1, 64),
+    "objects": (1, MOST_OBJECTS),
     "memories": (1, 10),
     "pointers": (1, 20),
     "points": (1, 16),
