@@ -14,9 +14,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn.functional import interpolate
 from tools.meta_weights import normal
+from torch import Tensor
+from torch.nn.functional import interpolate, max_pool2d
 
 from samforge.models.part import Part
 
@@ -101,6 +101,25 @@ def answer(found: Tensors, *, multimask: bool) -> Tensors:
         "pointer": found["object_pointers"][rows, best],
         "object_score": found["object_score"],
     }
+
+
+def fill_holes(masks: Tensor, area: int) -> Tensor:
+    """Give holes up to an area a logit of 10, as Meta's predictor for images does.
+
+    Args:
+        masks: (masks, side, side), logits.
+        area: Largest number of cells, which touch at edges or corners.
+    """
+    hole = masks <= 0
+    number = torch.arange(1, 1 + hole[0].numel(), dtype=torch.float32).view(hole.shape[1:])
+    numbers, before = number * hole, torch.zeros(1)
+    while not torch.equal(numbers, before):  # the highest number of a hole spreads through it
+        before, numbers = numbers, max_pool2d(numbers[:, None], 3, 1, 1)[:, 0] * hole
+    filled = masks.clone()
+    for mask, own, inside in zip(filled, numbers.long(), hole, strict=True):
+        small = torch.bincount(own.flatten(), minlength=2)[own] <= area
+        mask[inside & small] = 10.0
+    return filled
 
 
 def nearest(frames: Iterable[int], frame: int, most: int) -> list[int]:

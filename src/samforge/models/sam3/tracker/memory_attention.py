@@ -183,7 +183,7 @@ class MemoryAttention(nn.Module):
     ) -> Remembered:
         if self.rounds:
             memory = memory.to(torch.bfloat16).to(pointers.dtype)
-        when = cast(Tensor, self.temporal)[offsets]  # [N, M, C]
+        when = nn.functional.embedding(offsets, cast(Tensor, self.temporal))  # [N, M, C]
         placed = memory + (cast(Tensor, self.memory_position) + when[:, :, None])
         tokens = pointers.unflatten(2, (-1, self.memory_width))  # [N, P, D / C, C]
         angle = times[..., None] / cast(Tensor, self.wavelengths)

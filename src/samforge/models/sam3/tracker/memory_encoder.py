@@ -20,7 +20,7 @@ META_STEPS = ("image", "soften", "memory")
 TRANSFORMERS_STEPS = ("image", "memory", "soften")
 """transformers' session enlarges logits, and makes shares of them last."""
 EXCLUSIVE = (META_STEPS,)
-"""Where objects that are prompted together share no pixel: the one with the highest logit has it."""
+"""Where a pixel of objects that are prompted together belongs to the one with the highest logit."""
 TEXT_STEPS = ("memory", "soften")
 """Videos asked by text: logits are enlarged at once. Both references agree."""
 
