@@ -174,7 +174,7 @@ def test_clicks_on_one_picture(tracker: Parts, tracker_arrays: Arrays, case: str
         for name, array in tracker_arrays.items()
         if name.startswith(f"image_predictor/{case}/")
     }
-    boxes = arrays.get("box", np.zeros((1, 0))).reshape(-1, 2 if "box" in arrays else 0, 2)
+    boxes = arrays["box"].reshape(-1, 2, 2) if "box" in arrays else np.zeros((1, 0, 2))
     points = arrays.get("point_coords", np.zeros((0, 2)))[None].repeat(len(boxes), 0)
     labels = arrays.get("point_labels", np.zeros(0, np.int64))[None].repeat(len(boxes), 0)
     corners = np.tile([2, 3][: boxes.shape[1]], (len(boxes), 1))
