@@ -91,7 +91,7 @@ class Vision(nn.Module):
         everywhere = (cast(Tensor, self.global_cos), cast(Tensor, self.global_sin))
         for layer in self.layers:
             hidden = layer(hidden, windowed if layer.window_size else everywhere)
-        return hidden.permute(0, 3, 1, 2)
+        return cast(Tensor, hidden.permute(0, 3, 1, 2))
 
     def features(self, spatial: Tensor) -> tuple[Tensor, ...]:
         """Feature maps, and the class token where the detector wants one, from the ViT's tokens."""

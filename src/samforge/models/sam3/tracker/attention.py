@@ -26,7 +26,8 @@ def attend(
     own = cast(Any, projections)
 
     def by_head(tokens: Tensor) -> Tensor:
-        return tokens.unflatten(-1, (own.num_attention_heads, -1)).transpose(1, 2)
+        split = tokens.view(*tokens.shape[:2], own.num_attention_heads, -1)
+        return split.transpose(1, 2)
 
     seen = nn.functional.scaled_dot_product_attention(
         by_head(own.q_proj(query)),
@@ -88,6 +89,6 @@ def rotate(tokens: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         cos: (places, width) from :func:`rotary_grid`.
         sin: (places, width).
     """
-    even, odd = tokens.unflatten(-1, (-1, 2)).unbind(-1)
+    even, odd = tokens.view(*tokens.shape[:-1], -1, 2).unbind(-1)
     turned = torch.stack([-odd, even], -1).flatten(-2)
     return tokens * cos + turned * sin

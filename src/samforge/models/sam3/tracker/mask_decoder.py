@@ -139,7 +139,8 @@ class MaskDecoder(nn.Module):
         return torch.cat([embedding.weight for embedding in own])[None]
 
     def _canvas(self, cells: Tensor, high_res_0: Tensor, high_res_1: Tensor) -> Tensor:
-        image = cells.transpose(1, 2).unflatten(2, (self.side, self.side))
+        image = cells.transpose(1, 2)  # [N, D, L]
+        image = image.view(*image.shape[:2], self.side, self.side)
         image = self.upscale_conv1(image) + high_res_1
         image = self.activation(self.upscale_norm(image))
         return cast(Tensor, self.activation(self.upscale_conv2(image) + high_res_0))
@@ -147,7 +148,7 @@ class MaskDecoder(nn.Module):
 
 def draw(brushes: Tensor, canvas: Tensor) -> Tensor:
     """Masks (N, masks, 4s, 4s) of :meth:`MaskDecoder.brushes` on a canvas (N, D / 8, 4s, 4s)."""
-    return (brushes @ canvas.flatten(2)).unflatten(2, canvas.shape[2:])
+    return (brushes @ canvas.flatten(2)).view(*brushes.shape[:2], *canvas.shape[2:])
 
 
 def cell_positions(matrix: Tensor, side: int) -> Tensor:

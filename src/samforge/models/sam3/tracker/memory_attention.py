@@ -176,7 +176,7 @@ class MemoryAttention(nn.Module):
         for layer in self.layers:
             cells = layer(cells, remembered, rotary)
         seen = self.norm(cells).transpose(1, 2)
-        return cast(Tensor, seen.unflatten(2, (self.side, self.side)))
+        return cast(Tensor, seen.view(*seen.shape[:2], self.side, self.side))
 
     def _remembered(
         self, memory: Tensor, offsets: Tensor, pointers: Tensor, times: Tensor
@@ -185,7 +185,7 @@ class MemoryAttention(nn.Module):
             memory = memory.to(torch.bfloat16).to(pointers.dtype)
         when = nn.functional.embedding(offsets, cast(Tensor, self.temporal))  # [N, M, C]
         placed = memory + (cast(Tensor, self.memory_position) + when[:, :, None])
-        tokens = pointers.unflatten(2, (-1, self.memory_width))  # [N, P, D / C, C]
+        tokens = pointers.view(*pointers.shape[:2], -1, self.memory_width)  # [N, P, D / C, C]
         angle = times[..., None] / cast(Tensor, self.wavelengths)
         when = self.pointer_time(torch.cat([angle.sin(), angle.cos()], -1))  # [N, P, C]
         return Remembered(
@@ -198,4 +198,4 @@ class MemoryAttention(nn.Module):
 def _wavelengths(features: int, temperature: float = 10000.0) -> Tensor:
     """Source: ``get_1d_sine_pe`` in transformers and in Meta's sam3_tracker_utils.py."""
     index = torch.arange(features, dtype=torch.float32, device="cpu")
-    return cast(Tensor, temperature ** (2 * (index // 2) / features))
+    return temperature ** (2 * (index // 2) / features)

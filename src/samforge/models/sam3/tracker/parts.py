@@ -154,7 +154,8 @@ class _Builder:
         return MaskDecoder(decoder, position, self.side, first=first)
 
     def pointer(self) -> Pointer:
-        return Pointer(*self.load("object_pointer_proj"), self.vectors("no_object_pointer"))
+        (projection,) = self.load("object_pointer_proj")
+        return Pointer(projection, self.vectors("no_object_pointer"))
 
     def vision_origins(self) -> dict[str, str]:
         """Where the tensors of part ``vision`` went."""
@@ -172,8 +173,12 @@ def _vision_video(builder: _Builder) -> VisionWithTracker:
 
 
 def _memory_attention(builder: _Builder) -> MemoryAttention:
+    attention, time = builder.load(
+        "memory_attention", "temporal_positional_encoding_projection_layer"
+    )
     return MemoryAttention(
-        *builder.load("memory_attention", "temporal_positional_encoding_projection_layer"),
+        attention,
+        time,
         builder.vectors("memory_temporal_positional_encoding"),
         builder.tracker,
         builder.side,
@@ -224,8 +229,9 @@ def _memory_encoder_text(builder: _Builder) -> memory.MemoryEncoder:
 
 
 def _encoder(builder: _Builder, steps: tuple[str, ...]) -> memory.MemoryEncoder:
+    (encoder,) = builder.load("memory_encoder")
     return memory.MemoryEncoder(
-        *builder.load("memory_encoder"),
+        encoder,
         builder.vectors("occlusion_spatial_embedding_parameter"),
         builder.tracker,
         steps=steps,

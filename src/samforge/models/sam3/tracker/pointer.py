@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 
@@ -33,4 +31,4 @@ class Pointer(nn.Module):
         Returns:
             (N, masks, D).
         """
-        return cast(Tensor, torch.where(present[..., None], self.projection(tokens), self.absent))
+        return torch.where(present[..., None], self.projection(tokens), self.absent)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 from transformers.models.sam3_tracker_video.modeling_sam3_tracker_video import (
@@ -71,7 +69,7 @@ class MaskInput(nn.Module):
             (N, L, D).
         """
         dense = self.embed(mask_input).flatten(2).transpose(1, 2)
-        return cast(Tensor, torch.where(has_mask[:, None, None], dense, self.none.weight))
+        return torch.where(has_mask[:, None, None], dense, self.none.weight)
 
 
 def hiding(counts: Tensor, before: int) -> Tensor:
