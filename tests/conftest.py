@@ -217,14 +217,14 @@ def roi_align_by_definition() -> Callable[..., Any]:
 def small_config() -> Callable[..., Any]:
     """Makes SAM 3's real structure at a thousandth of its size: patch 14, scales 4, 2, 1, 1/2."""
 
-    def make(image_size: int = 112) -> Any:
+    def make(image_size: int = 112, width: int = 32) -> Any:
         from transformers import Sam3Config
 
-        detr = {"hidden_size": 32, "num_layers": 2, "num_attention_heads": 4}
+        detr = {"hidden_size": width, "num_layers": 2, "num_attention_heads": 4}
         detr |= {"intermediate_size": 64, "dropout": 0.0}
         return Sam3Config(
             vision_config={
-                "fpn_hidden_size": 32,
+                "fpn_hidden_size": width,
                 "backbone_config": {
                     "model_type": "sam3_vit_model",
                     "hidden_size": 64,
@@ -254,7 +254,7 @@ def small_config() -> Callable[..., Any]:
             geometry_encoder_config=detr | {"roi_size": 3},
             detr_encoder_config=dict(detr),
             detr_decoder_config=detr | {"num_queries": 10},
-            mask_decoder_config={"hidden_size": 32, "num_attention_heads": 4, "dropout": 0.0},
+            mask_decoder_config={"hidden_size": width, "num_attention_heads": 4, "dropout": 0.0},
         )
 
     return make
@@ -267,12 +267,20 @@ def small_folder(small_config: Callable[..., Any], shared_folder: Path) -> Path:
 
 
 def _save_small(config: Any, folder: Path) -> None:
-    import torch
     from transformers import Sam3Model
 
     from samforge.models.sam3.byte_tokenizer import byte_tokenizer
 
     model = Sam3Model(config)
+    _enliven(model)
+    model.save_pretrained(folder)
+    byte_tokenizer(300).save(str(folder / "tokenizer.json"))
+
+
+def _enliven(model: Any) -> None:
+    """Draw weights of ordinary size."""
+    import torch
+
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -280,8 +288,6 @@ def _save_small(config: Any, folder: Path) -> None:
             scale = parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.1
             noise = torch.randn(parameter.shape, generator=generator) * scale
             parameter.copy_(noise + ("norm" in name and name.endswith(".weight")))
-    model.save_pretrained(folder)
-    byte_tokenizer(300).save(str(folder / "tokenizer.json"))
 
 
 @pytest.fixture(scope="session")

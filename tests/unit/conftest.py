@@ -5,10 +5,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from made_up import made_up_onnx, reseal, stamp
+from tests.conftest import _enliven, _once
 
 import samforge
 from samforge.core.images import ImageSpec
@@ -79,3 +82,47 @@ def fake_bundle(manifest: Manifest, tmp_path: Path) -> Callable[..., samforge.Bu
         return samforge.open_bundle(root)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def video_folder(one_thread: None, small_config: Callable[..., Any], shared_folder: Path) -> Path:
+    """A checkpoint of detector and tracker as transformers saves it: read only."""
+    from tracker_model import save_video_model, video_model
+
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        model = video_model(small_config)
+        _enliven(model)
+        save_video_model(model, folder)
+
+    return _once(shared_folder / "video", write)
+
+
+@pytest.fixture(scope="session")
+def video_stock(video_folder: Path) -> Any:
+    """transformers' own model of it."""
+    from tracker_model import stock_from_folder
+
+    return stock_from_folder(video_folder)
+
+
+@pytest.fixture(scope="session")
+def tracker_checkpoint(video_folder: Path) -> Callable[[str], Any]:
+    """The checkpoint with its tracker, by reference."""
+    from samforge.models.sam3.loading import checkpoint_from_name
+
+    return lru_cache(
+        lambda reference: checkpoint_from_name(str(video_folder), reference=reference, tracker=True)
+    )
+
+
+@pytest.fixture(scope="session")
+def tracker_part(tracker_checkpoint: Callable[[str], Any]) -> Callable[..., Any]:
+    """A part of its tracker, by name and reference."""
+    from samforge.models.sam3.tracker.parts import tracker_part_from_checkpoint
+
+    return lru_cache(
+        lambda name, reference="meta": tracker_part_from_checkpoint(
+            tracker_checkpoint(reference), name
+        )
+    )

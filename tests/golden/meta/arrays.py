@@ -58,6 +58,16 @@ LIMITS = {
     "scores": 3e-5,
     "boxes": 1e-2,
     "masks": 2e-5,
+    # Of the tracker.
+    "conv_s0": 5e-5,
+    "conv_s1": 5e-5,
+    "mask": 3e-4,
+    "iou": 1e-5,
+    "pointer": 5e-5,
+    "object_score": 1e-4,
+    "memory": 5e-5,
+    "conditioned": 1e-4,
+    "video_mask": 2e-5,
 }
 """Largest absolute difference; of ``mask_signs`` and ``masks`` the share of cells or pixels that
 differ, of ``boxes`` in pixels. What was measured, and what a fault looks like: see README.md."""

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from tests.conftest import _once
 from tests.golden.meta.arrays import Arrays, Sessions, arrays_from_file, tokens
+from tests.golden.meta.tracker_session import Parts, arrays_of_tracker
 from tools import meta_weights
 
 from samforge.core.images import ImageSpec
@@ -133,6 +134,47 @@ def meta_checkpoint(one_thread: None, sam3_pt: Path) -> Callable[..., Any]:
             )
 
     return load
+
+
+@pytest.fixture(scope="session")
+def tracker_arrays() -> Arrays:
+    """What Meta's tracker was asked and what it answered."""
+    return arrays_of_tracker()
+
+
+@pytest.fixture(scope="session")
+def tracker_layout(tracker_arrays: Arrays) -> dict[str, list[int]]:
+    """Name and shape of every tensor of the tracker."""
+    return json.loads(tracker_arrays["layout"].tobytes())
+
+
+@pytest.fixture(scope="session")
+def tracker(
+    one_thread: None, sam3_pt: Path, tracker_layout: dict[str, list[int]], shared_folder: Path
+) -> Parts:
+    """Parts of the tracker, from a ``sam3.pt`` that holds it beside the detector.
+
+    The detector is 64 wide and the tracker, of Meta's real widths, 256: the neck's levels and its
+    last convolutions do not meet in these numbers, and are held one by one.
+    """
+    import torch
+
+    from samforge.models.sam3 import loading
+    from samforge.models.sam3.tracker.parts import tracker_part_from_checkpoint
+
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        tensors = {name: meta_weights.tensor(name, shape) for name, shape in tracker_layout.items()}
+        own = {name: torch.from_numpy(array) for name, array in tensors.items()}
+        torch.save(torch.load(sam3_pt, weights_only=True) | own, folder / "sam3.pt")
+
+    place = _once(shared_folder / "meta-tracker", write) / "sam3.pt"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loading, "Sam3Config", _config)
+        checkpoint = loading.checkpoint_from_name(
+            str(place), tracker=True, tokenizer=sam3_pt.with_name("tokenizer.json")
+        )
+    return lru_cache(lambda name: tracker_part_from_checkpoint(checkpoint, name))
 
 
 class EagerSession:

@@ -10,15 +10,19 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from transformers import Sam3Config, Sam3Model
+from transformers.models.sam3_tracker_video.configuration_sam3_tracker_video import (
+    Sam3TrackerVideoConfig,
+)
 
 from samforge.core.errors import CheckpointError, CheckpointKeysError, SettingError
 from samforge.core.images import ImageSpec
+from samforge.models.sam3.tracker.modules import tracker_shapes
 from samforge.models.sources import WeightSource
 
 PREFIX = "detector_model."
 """transformers' video checkpoints (facebook/sam3 is one) keep the detector behind this."""
 OTHER_MODELS = re.compile(r"^(tracker_model|tracker_neck)\.")
-"""Weights of the video tracker, which shares the checkpoint with the detector."""
+"""Weights of the video tracker, which shares the checkpoint with the detector: read on request."""
 LISTED = 20
 """At most so many names in an error message."""
 
@@ -41,6 +45,8 @@ class Sam3Checkpoint:
     """Token that closes every phrase."""
     license_text: str
     """Licence of the weights, or a notice that names it."""
+    tracker: Sam3TrackerVideoConfig | None = None
+    """Of the video tracker; None where its weights are left alone."""
 
     @property
     def image(self) -> ImageSpec:
@@ -59,8 +65,11 @@ class Sam3Checkpoint:
             CheckpointKeysError: Lists what is missing and what is unexpected.
         """
         found = {name.removeprefix(PREFIX) for name in self.source.names()}
-        found = {name for name in found if not OTHER_MODELS.match(name)}
         wanted = set(state_shapes(self.config))
+        if self.tracker is None:
+            found = {name for name in found if not OTHER_MODELS.match(name)}
+        else:
+            wanted |= set(tracker_shapes(self.tracker, self.config))
         missing, unexpected = sorted(wanted - found), sorted(found - wanted)
         if missing or unexpected:
             raise CheckpointKeysError(

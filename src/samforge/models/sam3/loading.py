@@ -8,6 +8,9 @@ from typing import Any
 
 from tokenizers import Tokenizer
 from transformers import Sam3Config
+from transformers.models.sam3_tracker_video.configuration_sam3_tracker_video import (
+    Sam3TrackerVideoConfig,
+)
 
 from samforge.core.errors import CheckpointError, UnknownModel
 from samforge.core.native import native_errors
@@ -18,6 +21,8 @@ from samforge.models.folders import folder_from_hub, table_from_json, weight_fil
 from samforge.models.sam3.checkpoint import Sam3Checkpoint, state_shapes, with_image_size
 from samforge.models.sam3.configuration import config_for_reference
 from samforge.models.sam3.meta_names import DETECTOR, MetaSource, is_sam3_1
+from samforge.models.sam3.tracker.configuration import tracker_config
+from samforge.models.sam3.tracker.modules import tracker_shapes
 from samforge.models.sources import RandomSource, SafetensorsSource, TorchFileSource, WeightSource
 
 HUB_FILES = ("*.json", "*.safetensors", "LICENSE*")
@@ -46,7 +51,7 @@ PROBES = ("red circle", "a" * 40 + "b", "été 東京")
 """Phrases that a tokenizer has to survive before a build begins."""
 
 
-def checkpoint_from_name(
+def checkpoint_from_name(  # noqa: PLR0913  # each a choice of its own, and all but one optional
     name: str,
     *,
     reference: str = META,
@@ -54,6 +59,7 @@ def checkpoint_from_name(
     random_weights: bool = False,
     seed: int = 0,
     tokenizer: Path | None = None,
+    tracker: bool = False,
 ) -> Sam3Checkpoint:
     """Find a checkpoint, check every name in it, and set the image size.
 
@@ -64,6 +70,8 @@ def checkpoint_from_name(
         random_weights: Use the architecture with random weights; nothing is downloaded.
         seed: Of the random weights.
         tokenizer: A ``tokenizers`` JSON, where the checkpoint has none (Meta's file).
+        tracker: Read the video tracker's weights too, and check their names. Without it they are
+            left alone, and no part of the tracker can be made.
 
     Raises:
         UnknownModel: No such model.
@@ -74,10 +82,12 @@ def checkpoint_from_name(
             reference.
     """
     path = Path(name)
+    tracker_settings: dict[str, Any] | None = {}
     if name == tiny.NAME:
         config = Sam3Config(**json.loads(tiny.CONFIG_PATH.read_text()))
         files: tuple[Path, ...] = (tiny.WEIGHTS_PATH,)
         tokenizer, license_text = tokenizer or tiny.TOKENIZER_PATH, tiny.LICENSE_NOTICE
+        tracker_settings = None
     elif random_weights and name in PUBLISHED:
         config, files, license_text = Sam3Config(), (), ""
     elif path.is_file():
@@ -85,17 +95,21 @@ def checkpoint_from_name(
         tokenizer = tokenizer or _tokenizer_beside(path)
     else:
         folder = path if path.is_dir() else folder_from_hub(name, HUB_FILES, allowed=HELP)
-        config = _config_from_folder(folder)
+        config, tracker_settings = _configs_from_folder(folder)
         files = () if random_weights else weight_files(folder)
         tokenizer, license_text = tokenizer or _tokenizer_in(folder), _license_in(folder)
         if tokenizer is None and not random_weights:
             raise CheckpointError(f"{folder} has no tokenizer.json. {TOKENIZER_HELP}")
     config = with_image_size(config_for_reference(config, reference, name), image_size)
+    tracking = _tracker(tracker_settings, config, reference, name) if tracker else None
     if random_weights:
-        source: WeightSource = RandomSource(state_shapes(config), seed, config.initializer_range)
+        shapes = state_shapes(config)
+        if tracking is not None:
+            shapes |= tracker_shapes(tracking, config)
+        source: WeightSource = RandomSource(shapes, seed, config.initializer_range)
         license_text = RANDOM_NOTICE
     else:
-        source = _source(files)
+        source = _source(files, tracker=tracker)
     checkpoint = Sam3Checkpoint(
         name=name,
         reference=reference,
@@ -108,12 +122,26 @@ def checkpoint_from_name(
             else config.text_config.eos_token_id
         ),
         license_text=license_text,
+        tracker=tracking,
     )
     checkpoint.check()
     return checkpoint
 
 
-def _source(files: tuple[Path, ...]) -> WeightSource:
+def _tracker(
+    settings: dict[str, Any] | None, detector: Sam3Config, reference: str, name: str
+) -> Sam3TrackerVideoConfig:
+    if settings is None:
+        raise CheckpointError(
+            f"{name} has no tracker: it is the detector alone. Meta's sam3.pt and facebook/sam3 "
+            "(model type sam3_video) hold both."
+        )
+    check_values(settings, name)
+    with native_errors(lambda error: _no_config(Path(name), error)):
+        return tracker_config(settings, detector, reference, name)
+
+
+def _source(files: tuple[Path, ...], *, tracker: bool = False) -> WeightSource:
     if files[0].suffix == ".safetensors":
         stored = SafetensorsSource(files)
         if is_sam3_1(stored.names()):
@@ -123,17 +151,19 @@ def _source(files: tuple[Path, ...]) -> WeightSource:
     if is_sam3_1(source.names()):
         raise UnknownModel(SAM3_1.format(files[0]))
     if any(name.startswith(DETECTOR) for name in source.names()):
-        return MetaSource(source)
+        return MetaSource(source, tracker=tracker)
     return source
 
 
-def _config_from_folder(folder: Path) -> Sam3Config:
+def _configs_from_folder(folder: Path) -> tuple[Sam3Config, dict[str, Any] | None]:
+    """The detector's configuration, and the settings of a tracker that comes with it."""
     file = folder / "config.json"
     if not file.is_file():
         raise UnknownModel(f"{folder} has no config.json, so it is no model folder. {HELP}")
     settings: Any = table_from_json(file)
-    kind = settings.get("model_type")
+    kind, tracker = settings.get("model_type"), None
     if kind == "sam3_video":
+        tracker = settings.get("tracker_config")
         settings = settings.get("detector_config")
     elif kind != "sam3":
         raise UnknownModel(
@@ -153,7 +183,7 @@ def _config_from_folder(folder: Path) -> Sam3Config:
         if len(config.vision_config.scale_factors) < 2:
             raise ValueError("vision_config.scale_factors names fewer than two feature maps")
         state_shapes(config)
-    return config
+    return config, tracker if isinstance(tracker, dict) else None
 
 
 def _no_config(file: Path, error: BaseException) -> CheckpointError:

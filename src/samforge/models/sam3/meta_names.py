@@ -9,22 +9,29 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor
 
+from samforge.models.sam3.tracker.names import (
+    NECK_RULES,
+    is_tracker,
+)
+from samforge.models.sam3.tracker.names import (
+    transformers_names as tracker_names,
+)
 from samforge.models.sources import WeightSource
 
 DETECTOR = "detector."
 """Prefix of everything below; the tracker's weights stand beside it."""
 
 UNUSED = re.compile(
-    r"^tracker\."
-    r"|^detector\.backbone\.vision_backbone\.sam2_convs\."  # the tracker's neck
-    r"|^detector\.transformer\.decoder\.instance_"  # interactive queries
+    r"^detector\.transformer\.decoder\.instance_"  # interactive queries
     r"|^detector\.geometry_encoder\.(points_|mask_encoder\.)"  # point and mask prompts
     r"|^detector\.inst_interactive_predictor\."
     r"|\.attn\.freqs_cis$"  # rotary tables: computed from the configuration
 )
-"""What the text and box prompted detector has no use for. Nothing else is skipped."""
+"""What the text and box prompted detector has no use for. Beside it only the tracker is skipped,
+where nobody asks for it."""
 
 NEXT_VERSION = re.compile(
     r"\.(interactive_convs|propagation_convs)\."  # a neck for each of three uses
@@ -57,13 +64,7 @@ SECTIONS: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
     (
         "backbone.vision_backbone.convs.",
         "vision_encoder.neck.fpn_layers.",
-        (
-            (".dconv_2x2_0.", ".scale_layers.0."),
-            (".dconv_2x2_1.", ".scale_layers.2."),
-            (".dconv_2x2.", ".scale_layers.0."),
-            (".conv_1x1.", ".proj1."),
-            (".conv_3x3.", ".proj2."),
-        ),
+        NECK_RULES,
     ),
     ("backbone.language_backbone.resizer.", "text_projection.", ()),
     (
@@ -181,13 +182,23 @@ def transformers_name(name: str) -> str:
 
 
 class MetaSource:
-    """Meta's checkpoint seen through transformers' names."""
+    """Meta's checkpoint seen through transformers' names.
 
-    def __init__(self, source: WeightSource) -> None:
+    Args:
+        source: The file.
+        tracker: Whether to show the tracker's tensors too.
+    """
+
+    def __init__(self, source: WeightSource, *, tracker: bool = False) -> None:
         self._source = source
         self._origin: dict[str, tuple[str, int | None]] = {}
+        self._rows: dict[str, list[str]] = {}
         for name in sorted(source.names()):
             if UNUSED.search(name):
+                continue
+            if is_tracker(name):
+                for target in tracker_names(name) if tracker else ():
+                    self._rows.setdefault(target, []).append(name)
                 continue
             target = transformers_name(name)
             if "in_proj_" in target:
@@ -199,10 +210,13 @@ class MetaSource:
 
     def names(self) -> frozenset[str]:
         """Transformers' names."""
-        return frozenset(self._origin)
+        return frozenset((*self._origin, *self._rows))
 
     def tensor(self, name: str) -> Tensor:
         """Read one tensor in transformers' layout."""
+        if name in self._rows:
+            rows = [self._source.tensor(row) for row in self._rows[name]]
+            return torch.cat(rows) if len(rows) > 1 else rows[0]
         origin, third = self._origin[name]
         tensor = self._source.tensor(origin)
         if third is not None:

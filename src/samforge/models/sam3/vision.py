@@ -80,6 +80,10 @@ class Vision(nn.Module):
             Feature maps (B, D, 4s, 4s), (B, D, 2s, 2s) and (B, D, s, s); s is S / 14 for
             facebook/sam3. Behind them the class token (B, 1, D), where the detector wants one.
         """
+        return self.features(self.trunk(images))
+
+    def trunk(self, images: Tensor) -> Tensor:
+        """The ViT alone, (B, D, s, s) of its width: what the tracker's neck reads too."""
         height, width = (size // self.patch_size for size in images.shape[-2:])
         hidden = self.embeddings(images)  # [B, H * W, D]
         hidden = self.layer_norm(hidden.view(hidden.shape[0], height, width, hidden.shape[-1]))
@@ -87,7 +91,10 @@ class Vision(nn.Module):
         everywhere = (cast(Tensor, self.global_cos), cast(Tensor, self.global_sin))
         for layer in self.layers:
             hidden = layer(hidden, windowed if layer.window_size else everywhere)
-        spatial = hidden.permute(0, 3, 1, 2)
+        return cast(Tensor, hidden.permute(0, 3, 1, 2))
+
+    def features(self, spatial: Tensor) -> tuple[Tensor, ...]:
+        """Feature maps, and the class token where the detector wants one, from the ViT's tokens."""
         features = tuple(level(spatial) for level in self.levels)
         if self.class_token is None:
             return features
