@@ -83,7 +83,16 @@ PROMPTS = Axis(name="prompts", traced=3, largest=8, large=(2, 1, 5), engine=8, m
 BOXES = Axis(name="boxes", traced=4, largest=16, large=(1, 2, 3), engine=16)
 """Exemplar boxes of a phrase in an image."""
 
-AXES: Mapping[str, Axis] = axis_table(BATCH, PROMPTS, BOXES)
+OBJECTS = Axis(name="objects", traced=5, largest=32, large=(1, 2, 7), engine=64)
+"""Objects that are followed through a video, or prompted in a picture."""
+MEMORIES = Axis(name="memories", traced=6, largest=10, large=(1, 7, 10), engine=10)
+"""Frames that an object remembers: four that were prompted, and the six before this one."""
+POINTERS = Axis(name="pointers", traced=7, largest=20, large=(1, 16, 20), engine=20)
+"""Pointers of an object: of four prompted frames and of sixteen others."""
+POINTS = Axis(name="points", traced=8, largest=16, large=(1, 2, 3), engine=16)
+"""Clicks and box corners of an object."""
+
+AXES: Mapping[str, Axis] = axis_table(BATCH, PROMPTS, BOXES, OBJECTS, MEMORIES, POINTERS, POINTS)
 """Every axis by name; axes that multiply are kept short in this order."""
 TRACED_SIZES: Mapping[str, int] = {axis.name: axis.traced for axis in AXES.values()}
 """Sizes of all axes while a program is traced."""

@@ -12,20 +12,18 @@ from transformers.models.sam3_tracker_video.configuration_sam3_tracker_video imp
     Sam3TrackerVideoConfig,
 )
 
+from samforge.core import axes
 from samforge.core.reference import META
 from samforge.core.session import PartSpec, TensorSpec
 from samforge.models.sam3.checkpoint import feature_sizes
 from samforge.models.sam3.tracker.memory_encoder import MOST_OBJECTS
 
 LIMITS: dict[str, tuple[int, int | None]] = {
-    "batch": (1, None),
-    "objects": (1, MOST_OBJECTS),
-    "memories": (1, 10),
-    "pointers": (1, 20),
-    "points": (1, 16),
+    axes.BATCH.name: (1, None),
+    **{one.name: (1, one.engine) for one in (axes.MEMORIES, axes.POINTERS, axes.POINTS)},
+    axes.OBJECTS.name: (1, MOST_OBJECTS),
 }
-"""Smallest and largest size of each dynamic axis. Ten memories are four conditioning frames and
-the six before this one; pointers are those of four conditioning frames and of sixteen others."""
+"""Smallest and largest size of each dynamic axis."""
 MEMORY_SCALE = 16
 """The memory encoder's masks are so many times finer than the tracker's features."""
 
