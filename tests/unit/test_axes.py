@@ -39,20 +39,20 @@ def spec_of(*shape: int | str) -> PartSpec:
 
 
 def test_the_table() -> None:
-    assert TRACED_SIZES == {"batch": 2, "prompts": 3, "boxes": 4}
+    video = {"objects": 5, "memories": 6, "pointers": 7, "points": 8}
+    assert {"batch": 2, "prompts": 3, "boxes": 4, **video} == TRACED_SIZES
     assert export.TRACED_SIZES is TRACED_SIZES
-    assert ONE_OF_EACH == {"batch": 1, "prompts": 1, "boxes": 1}
-    assert LARGE_SIZES == (
-        {"batch": 1, "prompts": 2, "boxes": 1},
-        {"batch": 2, "prompts": 1, "boxes": 2},
-        {"batch": 1, "prompts": 5, "boxes": 3},
-    )
-    assert Engine().largest() == {"batch": 4, "prompts": 8, "boxes": 16}
-    assert Engine(boxes=3).largest() == {"batch": 4, "prompts": 8, "boxes": 3}
+    assert dict.fromkeys(("batch", "prompts", "boxes", *video), 1) == ONE_OF_EACH
+    images = [[sizes[name] for name in ("batch", "prompts", "boxes")] for sizes in LARGE_SIZES]
+    assert images == [[1, 2, 1], [2, 1, 2], [1, 5, 3]]
+    largest = {"objects": 64, "memories": 10, "pointers": 20, "points": 16}
+    assert Engine().largest() == {"batch": 4, "prompts": 8, "boxes": 16, **largest}
+    assert Engine(boxes=3).largest() == {"batch": 4, "prompts": 8, "boxes": 3, **largest}
     assert {name: (one.min, one.opt, one.max) for name, one in DEFAULT_AXES.items()} == {
         "batch": (1, 1, 4),
         "prompts": (1, 1, 8),
         "boxes": (1, 1, 16),
+        **{name: (1, 1, size) for name, size in largest.items()},
     }
     assert [name for name, axis in AXES.items() if axis.multiplies] == ["batch", "prompts"]
 
@@ -64,8 +64,8 @@ def test_sizes_of_an_axis() -> None:
 
 
 def test_another_axis_is_one_entry() -> None:
-    points = Axis(name="points", traced=5, largest=16, large=(1, 2, 3), engine=16)
-    assert axis_table(*AXES.values(), points)["points"].sizes(6) == [1, 2, 3, 5, 6]
+    lines = Axis(name="lines", traced=11, largest=16, large=(1, 2, 3), engine=16)
+    assert axis_table(*AXES.values(), lines)["lines"].sizes(6) == [1, 2, 3, 5, 6]
 
 
 @pytest.mark.parametrize(

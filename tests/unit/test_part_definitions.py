@@ -59,6 +59,13 @@ OTHER_THINGS = {
     '"prompts", _reading(': "a sum over prompts",
     'one["prompts"]': "a sum over prompts",
     'tag("text", ': "an element of SVG",
+    '"memories", 2), ("pointers", 2)': "limits of a video's rules",
+    '"objects", "present"': "figures that say what gates rest on",
+    '"reference_objects", "objects"': "a sum over objects",
+    'one["reference_objects"] + one["objects"]': "a sum over objects",
+    '"objects": 60, ': "the least evidence",
+    'for name in ("images", "objects")': "figures that say what gates rest on",
+    '"objects": "objects that fp32 finds"': "a figure in words",
     'uses.append(("text", ': "an entry of a manifest",
 }
 """Lines with the same words for something else."""

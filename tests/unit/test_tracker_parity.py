@@ -16,6 +16,7 @@ from torch.nn.functional import interpolate
 from tracker_model import IMAGE, SIDE, WIDTH
 
 from samforge.measure.fidelity import compare_outputs
+from samforge.models.sam3.tracker.mask_decoder import NO_OBJECT
 from samforge.models.sam3.tracker.specs import tracker_inputs
 
 Make = Callable[..., Any]
@@ -164,12 +165,12 @@ def test_tracking_decoder(tracker: Any, tracker_part: Make, objects: int) -> Non
     assert_equal({names.get(name, name): found[name] for name in found}, wanted)
 
 
-@pytest.mark.parametrize("masks", [False, True])
+@pytest.mark.parametrize("earlier", [False, True])
 @pytest.mark.parametrize("objects", OBJECTS)
-def test_point_decoder(tracker: Any, tracker_part: Make, objects: int, masks: bool) -> None:
+def test_point_decoder(tracker: Any, tracker_part: Make, objects: int, earlier: bool) -> None:
     part = tracker_part("point_decoder")
     inputs = inputs_of(part, seed=objects, objects=objects, points=3)
-    inputs["has_mask"] = torch.full((objects,), masks)
+    inputs["has_mask"] = torch.full((objects,), earlier)
     inputs["point_labels"][::2, -1] = -1  # none, as Meta's code fills up
     maps = (inputs["high_res_0"], inputs["high_res_1"])
     features = inputs["tracker_features"] + tracker.no_memory_embedding.view(1, -1, 1, 1)
@@ -184,13 +185,15 @@ def test_point_decoder(tracker: Any, tracker_part: Make, objects: int, masks: bo
                 maps,
                 input_points=inputs["points"][row, None, None],
                 input_labels=inputs["point_labels"][row, None, None],
-                input_masks=inputs["mask_input"][row, None] if masks else None,
+                input_masks=inputs["mask_input"][row, None] if earlier else None,
                 multimask_output=multimask,
             )
             for row in range(objects)
         )
+        masks = found["mask_logits"][rows, chosen][:, None]
+        present = (found["object_score"] > 0)[..., None, None]
         own = {
-            "mask": found["mask_logits"][rows, chosen][:, None],
+            "mask": torch.where(present, masks, NO_OBJECT),
             "iou": found["iou"][:, 1:] if multimask else found["iou"][:, :1],
             "pointer": found["object_pointers"][rows, chosen],
             "object_score": found["object_score"],

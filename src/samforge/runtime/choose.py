@@ -10,6 +10,7 @@ from samforge.core.errors import SettingError
 from samforge.core.images import ImageSource, ImageSpec, RgbImage
 from samforge.core.reference import META
 from samforge.core.session import DeviceSession, Session
+from samforge.core.targets import TORCH
 from samforge.runtime.executor import Executor
 from samforge.runtime.host import HostExecutor
 from samforge.runtime.segmenter import Segmenter
@@ -50,7 +51,7 @@ def segmenter_from_sessions(  # each is a choice of its own
     stays = len(on_device) == len(sessions) and all(
         is_gpu(one.device) for one in on_device.values()
     )
-    has_torch = find_spec("torch") is not None
+    has_torch = find_spec(TORCH.module) is not None
     executor: Executor
     if stays and has_torch:
         from samforge.runtime.device import DeviceExecutor

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate, max_pool2d
 
 from samforge.models.part import Part
+from samforge.models.sam3.tracker.mask_decoder import NO_OBJECT
 
 Parts: TypeAlias = Callable[[str], Part]
 """Name of a part of the tracker -> part."""
@@ -91,12 +92,16 @@ def ask_points(
 
 
 def answer(found: Tensors, *, multimask: bool) -> Tensors:
-    """The mask of several with the best IoU, or the single one; the pointer of the same token."""
+    """The mask of several with the best IoU, or the single one; the pointer of the same token.
+
+    As a video's session takes it: what is not in the picture has no mask.
+    """
     iou = found["iou"]
     best = 1 + iou[:, 1:].argmax(1) if multimask else torch.zeros(len(iou), dtype=torch.int64)
     rows = torch.arange(len(iou))
+    mask, present = found["mask_logits"][rows, best][:, None], found["object_score"] > 0
     return {
-        "mask": found["mask_logits"][rows, best][:, None],
+        "mask": torch.where(present[..., None, None], mask, NO_OBJECT),
         "iou": iou[rows, best][:, None],
         "pointer": found["object_pointers"][rows, best],
         "object_score": found["object_score"],

@@ -8,7 +8,7 @@ from transformers.models.sam3_tracker_video.configuration_sam3_tracker_video imp
     Sam3TrackerVideoMaskDecoderConfig,
 )
 
-from samforge.models.sam3.tracker.mask_decoder import FIXED_TOKENS, NO_OBJECT, MaskDecoder, draw
+from samforge.models.sam3.tracker.mask_decoder import FIXED_TOKENS, MaskDecoder, draw
 from samforge.models.sam3.tracker.modules import Vectors
 from samforge.models.sam3.tracker.pointer import Pointer
 from samforge.models.sam3.tracker.prompts import MaskInput, Points, hiding
@@ -68,11 +68,12 @@ class PointDecoder(nn.Module):
             has_mask: (N,), whether there is one.
 
         Returns:
-            Mask logits (N, 4, 4s, 4s), all -1024 where the object is not in the picture; predicted
-            IoU (N, 4); object pointers (N, 4, D); object score (N, 1), a logit. The first of four
-            is the single mask of a box or of several points, with the best of the others in its
-            place where it is unstable (its pointer stays its own); the others are the choice of
-            three.
+            Mask logits (N, 4, 4s, 4s), whatever the object score: Meta's predictor for images
+            shows them, and its session of a video puts -1024 in their place where the score is not
+            above 0; predicted IoU (N, 4); object pointers (N, 4, D), the one of what is absent
+            where the score is not above 0; object score (N, 1), a logit. The first of four is the
+            single mask of a box or of several points, with the best of the others in its place
+            where it is unstable (its pointer stays its own); the others are the choice of three.
         """
         cells = tracker_features.flatten(2).transpose(1, 2) + self.no_memory
         cells = cells + self.mask_input(mask_input, has_mask)
@@ -83,7 +84,6 @@ class PointDecoder(nn.Module):
         present = decoded.object_score > 0
         pointers = self.pointer(decoded.tokens, present)
         masks, ious = self._settle(masks, decoded.ious)
-        masks = torch.where(present[..., None, None], masks, NO_OBJECT)
         return masks, ious, pointers, decoded.object_score
 
     def _settle(self, masks: Tensor, ious: Tensor) -> tuple[Tensor, Tensor]:
