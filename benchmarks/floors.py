@@ -112,7 +112,13 @@ def renew(
     for model, figures in rows.items():
         kept[model] |= {name: figures[name] for name in names}
     result["holds"] = claims(kept)
-    result["renewed"] = {**conditions(), "rows": list(names)}
+    # Conditions of rows that are measured again now speak of nothing any more.
+    before = [
+        {**one, "rows": [name for name in one["rows"] if name not in names]}
+        for one in result.get("renewed", [])
+    ]
+    result["renewed"] = [one for one in before if one["rows"]]
+    result["renewed"].append({**conditions(), "rows": list(names)})
     path.write_text(json.dumps(result, indent=2) + "\n")
     return path, result["holds"]
 

@@ -84,7 +84,10 @@ def test_it_computes_the_part(
     for key, tensor in on_device.items():
         taken = torch.from_dlpack(tensor)
         assert taken.is_cuda
-        assert torch.equal(taken.cpu(), torch.from_numpy(found[key]))
+        # Sums of float32 are split between programs, and come together in no fixed order.
+        last_bits = 0.0 if precision == "fp16" else 1e-5
+        one_way = torch.from_numpy(found[key])
+        assert torch.allclose(taken.cpu(), one_way, rtol=last_bits, atol=last_bits), key
 
 
 def test_parts_hand_tensors_on_without_waiting(session: Any, example: Any) -> None:

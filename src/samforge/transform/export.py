@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
@@ -87,7 +88,10 @@ def exported_from_file(path: Path) -> ExportedProgram:
         ExportError: It is damaged or of a torch that this one does not read.
     """
     try:
-        return torch.export.load(path)
+        with warnings.catch_warnings():
+            # torch 2.11 warns of memory of its own that it only reads.
+            warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
+            return torch.export.load(path)
     except Exception as error:
         raise ExportError(f"{path} cannot be read by torch {torch.__version__}: {error}") from error
 

@@ -70,27 +70,25 @@ def places_from_reach(
         cells_hw: Height and width of the logits.
         size_hw: Height and width of the image.
     """
-    found = (reach[:, 1] >= 0) & (index[:, 0] >= 0)
-    ends = np.where(found[:, None], reach, 0).astype(np.int64)
-    top, bottom = _span(-ends[:, 0], ends[:, 1], cells_hw[0], size_hw[0])
-    left, right = _span(-ends[:, 2], ends[:, 3], cells_hw[1], size_hw[1])
-    left = left // 8 * 8
-    columns = np.where(found, (right - left + 7) // 8, 0)
-    bottom = np.where(found, bottom, top)
-    sizes = (bottom - top) * columns
-    table = np.stack(
-        [*np.asarray(index).T, top, bottom, left, columns, np.cumsum(sizes) - sizes], axis=1
-    )
-    return Places(table=table.astype(np.int32), size_hw=size_hw)
+    rows, start = [], 0
+    # A few masks as a rule: twenty operations on small arrays would take longer than all of these.
+    for (phrase, query), ends in zip(index.tolist(), reach.tolist(), strict=True):
+        top = bottom = left = columns = 0
+        if ends[1] >= 0 and phrase >= 0:
+            top, bottom = _span(-ends[0], ends[1], cells_hw[0], size_hw[0])
+            left, right = _span(-ends[2], ends[3], cells_hw[1], size_hw[1])
+            left = left // 8 * 8
+            columns = (right - left + 7) // 8
+        rows.append((phrase, query, top, bottom, left, columns, start))
+        start += (bottom - top) * columns
+    return Places(table=np.array(rows, np.int32).reshape(-1, COLUMNS), size_hw=size_hw)
 
 
-def _span(
-    first: npt.NDArray[np.int64], last: npt.NDArray[np.int64], cells: int, pixels: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def _span(first: int, last: int, cells: int, pixels: int) -> tuple[int, int]:
     """Pixels, the second end outside, that may lie next to cells from ``first`` to ``last``."""
-    start = (2 * first - 1).clip(0) * pixels // (2 * cells) - _MARGIN
+    start = max(2 * first - 1, 0) * pixels // (2 * cells) - _MARGIN
     stop = (2 * last + 3) * pixels // (2 * cells) + _MARGIN
-    return start.clip(0), stop.clip(max=pixels)
+    return max(start, 0), min(stop, pixels)
 
 
 def places_on_device(
