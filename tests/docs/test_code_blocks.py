@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,7 +89,7 @@ def workplace(
 ) -> Path:
     """A folder with what the pages speak of: ``build/tiny`` and ``scene.png``."""
     (tmp_path / "build").mkdir()
-    (tmp_path / "build" / "tiny").symlink_to(tiny_bundle.root)
+    shutil.copytree(tiny_bundle.root, tmp_path / "build" / "tiny")  # verify writes into it
     write_png(tmp_path / "scene.png", draw_scene(11, split="demo").image)
     monkeypatch.chdir(tmp_path)
     return tmp_path

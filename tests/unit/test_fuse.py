@@ -226,8 +226,8 @@ def test_an_unknown_target_is_an_error(before: Make) -> None:
     with pytest.raises(SettingError) as raised:
         fuse(before("text"), target="onnx")
     assert str(raised.value) == (
-        "target is unknown: 'onnx'; allowed are inductor, onnxruntime, openvino, tensorrt, "
-        "tensorrt-rtx, torch."
+        "target is unknown: 'onnx'; allowed are inductor, onnxruntime, onnxruntime-cuda, "
+        "openvino, tensorrt, tensorrt-rtx, torch."
     )
 
 

@@ -486,14 +486,14 @@ def test_a_stream_goes_on(
     fake_bundle: Callable[..., samforge.Bundle], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     segmenter = samforge.load(fake_bundle())
-    encode = Segmenter.encode
+    take = Segmenter.take
 
     def failing(self: Segmenter, image: Any, **options: Any) -> Any:
         if image[0, 0, 0] == 2:
             raise MemoryError
-        return encode(self, image, **options)
+        return take(self, image, **options)
 
-    monkeypatch.setattr(Segmenter, "encode", failing)
+    monkeypatch.setattr(Segmenter, "take", failing)
 
     def frames() -> Iterator[Any]:
         for number in range(5):

@@ -295,7 +295,7 @@ def test_another_bundle_than_the_pinned_is_refused(fake_bundle: Make) -> None:
         lambda: samforge.open_bundle(other.root, digest=bundle.digest, verify=False),
         lambda: samforge.load(other.root, digest=bundle.digest),
         lambda: samforge.load(other, digest=bundle.digest),
-        lambda: samforge.load_on_device(other.root, digest=bundle.digest),
+        lambda: samforge.load(other.root, device="cpu", digest=bundle.digest),
     ):
         with pytest.raises(DamagedBundle, match=f"is {other.digest}, and {bundle.digest} is"):
             load()

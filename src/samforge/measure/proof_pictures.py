@@ -87,7 +87,7 @@ def proof_pictures_from_file(path: Path) -> ProofPictures:
     answers: dict[Key, Detections] = {}
     images = []
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             for number, one in enumerate(strict_json(str(file["questions"]))):
                 questions = []
                 for place, asked in enumerate(one["questions"]):

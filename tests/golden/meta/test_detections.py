@@ -22,6 +22,7 @@ from tests.golden.meta.arrays import (
     wanted_detections,
 )
 
+from samforge.core.capabilities import BOXES
 from samforge.core.images import ImageSpec
 from samforge.core.session import TensorFormat
 from samforge.media import read_image
@@ -146,7 +147,7 @@ def test_the_runtime_of_a_device(
         phrase_tokenizer("meta"),
         read_image,
     )
-    device = Segmenter(executor, image_size=224, parts=["detector_boxes"])
+    device = Segmenter(executor, image_size=224, parts=BOXES.parts)
     encoded = replace(device.encode(arrays["processor/resized"]), size_hw=SIZE_HW)
     found = device.predict(encoded, **prompt(kind, arrays), threshold=threshold(kind, arrays))
     assert not isinstance(found, list)

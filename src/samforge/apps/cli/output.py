@@ -61,6 +61,7 @@ def print_table(
     rows: Iterable[Sequence[object]],
     *,
     numbers: Sequence[str] = (),
+    unbroken: Sequence[str] = (),
 ) -> None:
     """Print a table for people.
 
@@ -69,6 +70,7 @@ def print_table(
         columns: Headings, of several lines where a short column has a long name.
         rows: Cells in the order of the headings; None is shown as a dash, a tuple as lines.
         numbers: Headings of the columns that are aligned to the right.
+        unbroken: Headings of columns whose words others make room for.
     """
     table = Table(header_style="bold")
     for column in columns:
@@ -76,7 +78,7 @@ def print_table(
             Text(column),
             justify="right" if column in numbers else "left",
             overflow="fold",
-            no_wrap=column in numbers,
+            no_wrap=column in numbers or column in unbroken,
         )
     console = stdout()
     dash = "–" if _takes_unicode(sys.stdout) else "-"

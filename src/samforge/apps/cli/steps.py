@@ -45,7 +45,7 @@ def print_steps(steps: Sequence[StepResult], *, title: str = "Steps") -> None:
         )
         for step in steps
     ]
-    print_table(title, _COLUMNS, rows, numbers=_COLUMNS[2:8])
+    print_table(title, _COLUMNS, rows, numbers=_COLUMNS[2:8], unbroken=("part",))
     print_line("Differences are relative where values exceed 1, as the gates take them.")
 
 
