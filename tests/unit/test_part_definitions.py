@@ -50,7 +50,7 @@ from seed 7. Samples, and so the figures of every build, follow from them."""
 NAMING = ("core/axes.py", "core/capabilities.py", "models/")
 """Where parts and axes have their names: the tables, and the families' own files."""
 OTHER_THINGS = {
-    '_refuse_nan("boxes", ': "boxes that were found",
+    'refuse_nan("boxes", ': "boxes that were found",
     'Recipe(model="tiny")': "the model that a demonstration builds",
     'getattr(model, "backbone"': "an attribute of SAM 3D Body's model",
     '("text", None if text is None': "a heading of samforge inspect",

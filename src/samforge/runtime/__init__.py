@@ -1,11 +1,12 @@
 """From sessions to detections: preprocessing, prompting, post-processing. No torch."""
 
 from samforge.runtime.choose import segmenter_from_sessions
-from samforge.runtime.executor import EncodedImage, Question
+from samforge.runtime.executor import EncodedImage
 from samforge.runtime.features import FeatureExtractor, Features, FeatureStatistics
 from samforge.runtime.postprocess import RawDetections, Thresholds, detections_from_raw
 from samforge.runtime.preprocess import image_bchw_from_rgb
-from samforge.runtime.segmenter import Segmenter, question_from
+from samforge.runtime.question import Question, question_from
+from samforge.runtime.segmenter import Segmenter
 from samforge.runtime.stream import SegmentedFrame, segment_video
 from samforge.runtime.tokenize import PhraseTokenizer
 

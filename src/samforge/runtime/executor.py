@@ -15,8 +15,7 @@ from samforge.core.errors import SettingError, ShapeError
 from samforge.core.images import ImageSpec
 from samforge.core.session import PartSpec, Session, largest_of
 from samforge.core.timing import Timings
-from samforge.runtime.postprocess import Thresholds
-from samforge.runtime.prompts import Exemplars
+from samforge.runtime.question import Question
 from samforge.runtime.tokenize import PhraseTokenizer
 
 _MASK_BYTES = 512 << 20  # of pred_masks in one detector call
@@ -49,36 +48,6 @@ class TakenImage:
 
 
 Ready: TypeAlias = EncodedImage | TakenImage
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Question:
-    """What images are asked."""
-
-    phrases: tuple[str, ...]
-    """Each is looked for in every image."""
-    thresholds: tuple[Thresholds, ...]
-    """What counts as found, one for each phrase; they differ in their scores alone."""
-    exemplars: Exemplars | None = None
-    """Boxes that show what to find, in the one image."""
-
-    @property
-    def mask(self) -> float:
-        """Pixels of a mask have a probability above it."""
-        return self.thresholds[0].mask
-
-    @property
-    def most(self) -> int | None:
-        """Detections that are given of an image, over all phrases; None for all."""
-        return self.thresholds[0].max_detections
-
-    def part(self, start: int, count: int) -> Question:
-        """The question for some of the phrases."""
-        return Question(
-            phrases=self.phrases[start : start + count],
-            thresholds=self.thresholds[start : start + count],
-            exemplars=self.exemplars,
-        )
 
 
 class Executor(Protocol):

@@ -10,14 +10,14 @@ import numpy as np
 
 from samforge.core.capabilities import BOXES, DETECTOR, TEXT, TEXT_ENCODER, VISION
 from samforge.core.detections import Detections
+from samforge.core.devices import is_gpu
 from samforge.core.errors import ImageError
 from samforge.core.images import ImageSource, ImageSpec, RgbImage
 from samforge.core.reference import META
-from samforge.core.session import Array, Session
+from samforge.core.session import Array, DeviceSession, Session
 from samforge.core.timing import Timings
 from samforge.runtime.executor import (
     EncodedImage,
-    Question,
     Ready,
     TakenImage,
     check_sessions,
@@ -27,12 +27,13 @@ from samforge.runtime.executor import (
 )
 from samforge.runtime.postprocess import RawDetections, detections_from_raw
 from samforge.runtime.preprocess import image_bchw_from_rgb
+from samforge.runtime.question import Question
 from samforge.runtime.text_cache import TextEncoder
 from samforge.runtime.tokenize import PhraseTokenizer
 
-_BATCH_ELEMENTS = 1 << 20
-"""Of the images in one call: small ones leave the processor idle between operators, and large ones
-need memory by the gigabyte."""
+_MOST_IMAGES = 8
+"""Of a list in one call, where a GPU runs the parts. On a processor images follow one another: a
+batch of them only outgrows its caches, and each took longer than alone."""
 
 
 class HostExecutor:
@@ -75,8 +76,10 @@ class HostExecutor:
         self._prompt_batch = prompt_batch
         self._reference = reference
         self.processor = sessions[VISION].processor + (f" ({note})" if note else "")
-        one = 3 * image.size**2
-        self.most_images = images_in_a_call(sessions, max(1, _BATCH_ELEMENTS // one))
+        on_gpu = all(
+            isinstance(one, DeviceSession) and is_gpu(one.device) for one in sessions.values()
+        )
+        self.most_images = images_in_a_call(sessions, _MOST_IMAGES if on_gpu else 1)
         text = sessions[TEXT_ENCODER]
         text_batch = fixed_axis(text.spec, "input_ids", 0) or prompt_batch
         self._text = TextEncoder(text, tokenizer, batch=text_batch)

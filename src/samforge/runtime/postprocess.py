@@ -140,7 +140,7 @@ def detections_from_raw(
             the model does.
     """
     scores = sigmoid(raw.logits) * sigmoid(raw.presence_logit)
-    _refuse_nan("scores", scores, label)
+    refuse_nan("scores", scores, label)
     best_scores = {label: float(scores.max())}
     order = np.argsort(-scores, kind="stable")
     found = order[scores[order] > np.float32(thresholds.score)]
@@ -150,7 +150,7 @@ def detections_from_raw(
     height, width = size_hw
     boxes = raw.boxes[admitted].astype(np.float32)
     boxes *= np.array([width, height, width, height], np.float32)
-    _refuse_nan("boxes", boxes, label)
+    refuse_nan("boxes", boxes, label)
     limit = mask_limit(thresholds.mask, reference)
     crops = (_crop(raw.masks[query], limit, size_hw, label) for query in admitted)
     return Detections(
@@ -176,7 +176,7 @@ def _crop(
     return crop_above(values, np.float32(limit.value), size_hw)
 
 
-def _refuse_nan(what: str, values: Floats, label: str) -> None:
+def refuse_nan(what: str, values: Floats, label: str) -> None:
     """Stop at NaN, which no comparison admits and which would pass for "nothing found"."""
     if np.isnan(values).any():
         raise FidelityError(_unusable(what, "NaN", label))

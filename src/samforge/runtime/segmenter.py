@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeAlias, TypeVar, overload
 
-import numpy as np
 import numpy.typing as npt
 
 from samforge.core.capabilities import BOXES
@@ -14,15 +13,13 @@ from samforge.core.detections import Detections
 from samforge.core.errors import InputError, OutOfMemory, PromptError, SettingError, ShapeError
 from samforge.core.images import ImageSource
 from samforge.core.timing import Timings
-from samforge.runtime.executor import EncodedImage, Executor, Question, Ready, TakenImage
-from samforge.runtime.postprocess import Thresholds
+from samforge.runtime.executor import EncodedImage, Executor, Ready, TakenImage
 from samforge.runtime.prefetch import Prefetcher
 from samforge.runtime.prompts import exemplars_from_boxes, phrases_from_text
+from samforge.runtime.question import Question, Scores, question_from
 
 Prompted: TypeAlias = ImageSource | EncodedImage
 AnyPrompted = TypeVar("AnyPrompted", bound=Prompted)  # lists are invariant: list[Path] counts too
-Scores: TypeAlias = float | Sequence[float]
-"""One threshold, or one for each phrase."""
 
 
 class Segmenter:
@@ -130,7 +127,7 @@ class Segmenter:
     ) -> Detections | list[Detections]:
         """Find what a phrase or boxes name in one image or in each of a list.
 
-        Images of a list run as batches, as large as pays where they run.
+        Images of a list run as batches on a GPU, and one after the other on a processor.
 
         Args:
             image: An image, an ``EncodedImage``, or a list of them, which may differ in size.
@@ -358,50 +355,6 @@ class Segmenter:
                 yield self._executor.take(image, own=own, timings=None)
             except (InputError, OutOfMemory) as error:
                 raise type(error)(f"Image {index} of the stream: {error}") from error
-
-
-def question_from(
-    text: str | Sequence[str] | None,
-    threshold: Scores = 0.5,
-    mask_threshold: float = 0.5,
-    max_detections: int | None = None,
-    *,
-    has_boxes: bool = False,
-) -> Question:
-    """Check what is asked.
-
-    Args:
-        text: One or more noun phrases; None where boxes alone say what to find.
-        threshold: One for all phrases, or one for each.
-        mask_threshold: Of masks.
-        max_detections: Of an image, over all phrases; None for all.
-        has_boxes: Whether boxes come with it.
-
-    Raises:
-        PromptError: There is nothing to find, or there are more or fewer thresholds than phrases.
-        SettingError: A threshold is outside 0 to 1.
-    """
-    phrases = phrases_from_text(text, has_boxes=has_boxes)
-    if isinstance(threshold, Sequence | np.ndarray) and not isinstance(threshold, str):
-        listed = [text] if text is None or isinstance(text, str) else list(text)
-        if len(threshold) != len(listed):
-            raise PromptError(
-                f"There are {len(listed)} phrases and {len(threshold)} thresholds. Give one "
-                "threshold for all, or one for each phrase."
-            )
-        first: dict[Any, float] = {}
-        for phrase, score in zip(listed, threshold, strict=True):
-            first.setdefault(phrase, score)
-        scores = list(first.values())
-    else:
-        scores = [threshold] * len(phrases)
-    return Question(
-        phrases=phrases,
-        thresholds=tuple(
-            Thresholds(score=score, mask=mask_threshold, max_detections=max_detections)
-            for score in scores
-        ),
-    )
 
 
 def _groups(images: Iterable[Ready], size: int) -> Iterator[list[Ready]]:

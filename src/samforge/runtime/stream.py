@@ -17,10 +17,10 @@ from samforge.core.errors import SamforgeError, ShapeError
 from samforge.core.images import RgbImage
 from samforge.core.native import error_of_item
 from samforge.core.timing import Timings
-from samforge.runtime.executor import Question
 from samforge.runtime.postprocess import Thresholds
 from samforge.runtime.prefetch import Prefetcher
-from samforge.runtime.segmenter import Segmenter, question_from
+from samforge.runtime.question import Question, question_from
+from samforge.runtime.segmenter import Segmenter
 
 
 class Picture(Protocol):

@@ -182,10 +182,12 @@ def rows_of(plan: BenchPlan, *, done: Done, note: Note) -> tuple[BenchRow, ...]:
 
 
 def _stages(whole: Samples, text: Samples | None) -> tuple[StageLatency, ...]:
-    """Stages of the way to the masks, then the text that is known there."""
-    if text is None:
-        return whole.stages()
-    return (*(one for one in whole.stages() if one.stage != TEXT), *text.stages())
+    """Stages of the way to the masks, then the text that is known there.
+
+    Nothing is decoded: the images are in memory.
+    """
+    stages = tuple(one for one in whole.stages() if one.stage not in ("decode", TEXT))
+    return stages if text is None else (*stages, *text.stages())
 
 
 def _weight(bundle: Bundle, plan: BenchPlan, note: Callable[[str], None]) -> Weight | None:

@@ -30,7 +30,6 @@ from samforge.runtime.device.session import placed, run
 from samforge.runtime.device.transfer import Uploader
 from samforge.runtime.executor import (
     EncodedImage,
-    Question,
     Ready,
     TakenImage,
     check_sessions,
@@ -38,6 +37,7 @@ from samforge.runtime.executor import (
     images_in_a_call,
     phrases_in_a_call,
 )
+from samforge.runtime.question import Question
 from samforge.runtime.tokenize import PhraseTokenizer
 
 _MOST_IMAGES = 8

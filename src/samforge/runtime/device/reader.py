@@ -22,8 +22,8 @@ from samforge.runtime.device.results import (
     found_from_summary,
 )
 from samforge.runtime.device.transfer import host_tensor
-from samforge.runtime.executor import Question
 from samforge.runtime.postprocess import mask_limit
+from samforge.runtime.question import Question
 
 _MOST_AHEAD = 16
 """Masks begun before their number is known. A wrong guess costs their copy, a right one saves

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from samforge.core.boxes import clipped_boxes
 from samforge.core.detections import Detections, best_positions
-from samforge.core.errors import FidelityError
 from samforge.core.masks import Masks
-from samforge.runtime.postprocess import Thresholds
+from samforge.runtime.postprocess import Thresholds, refuse_nan
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -77,9 +76,9 @@ def detections_from_found(
     boxes, scores, names = [], [], []
     for index, label in enumerate(labels):
         queries = chosen[image, index]
-        _refuse_nan("scores", found.scores[image, index], label)
+        refuse_nan("scores", found.scores[image, index], label)
         boxes.append(found.boxes[image, index, queries] * extent)
-        _refuse_nan("boxes", boxes[-1], label)
+        refuse_nan("boxes", boxes[-1], label)
         scores.append(found.scores[image, index, queries])
         names += [label] * len(queries)
     return Detections(
@@ -133,12 +132,3 @@ def _best(
         one[kept[(kept >= end - len(one)) & (kept < end)] - (end - len(one))]
         for one, end in zip(queries, ends.tolist(), strict=True)
     ]
-
-
-def _refuse_nan(what: str, values: npt.NDArray[np.float32], label: str) -> None:
-    if np.isnan(values).any():
-        raise FidelityError(
-            f"The detector's {what} for {label!r} hold NaN: this artifact does not compute what "
-            "the model does (half precision may have overflowed). Run samforge compare on the "
-            "bundle, or build it with --precision fp32."
-        )
