@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from samforge.core.bundle import Bundle, open_bundle
+from samforge.core.capabilities import TRACKER_PARTS
 from samforge.core.errors import FidelityError, OutputError, SamforgeWarning, SettingError
 from samforge.core.files import require_space, system_errors
 from samforge.core.own_folder import require_outside_bundles
@@ -32,6 +33,7 @@ from samforge.steps.report import report_of
 from samforge.steps.run import Progress, Run
 
 __all__ = ["Choice", "build", "build_for_processor", "processor_choices"]
+WITH_TRACKER = " Build it with its tracker (--tracker), which has this part."
 
 
 def build(
@@ -83,6 +85,7 @@ def _built(
         random_weights=recipe.random_weights,
         seed=recipe.seed,
         tokenizer=recipe.tokenizer,
+        tracker=recipe.tracker,
     )
     parts = _part_names(recipe, checkpoint)
     planned = stages(recipe, parts, until=until)
@@ -149,6 +152,7 @@ def _part_names(recipe: Recipe, model: Model) -> tuple[str, ...]:
         raise SettingError(
             f"{model.family} has no part {', '.join(unknown)}. "
             f"Its parts: {', '.join(model.part_names)}."
+            + (WITH_TRACKER if set(unknown) & set(TRACKER_PARTS) and not recipe.tracker else "")
         )
     return names
 

@@ -119,10 +119,8 @@ def tracker_checkpoint(video_folder: Path) -> Callable[[str], Any]:
 @pytest.fixture(scope="session")
 def tracker_part(tracker_checkpoint: Callable[[str], Any]) -> Callable[..., Any]:
     """A part of its tracker, by name and reference."""
-    from samforge.models.sam3.tracker.parts import tracker_part_from_checkpoint
+    from samforge.models.sam3.parts import part_from_checkpoint
 
     return lru_cache(
-        lambda name, reference="meta": tracker_part_from_checkpoint(
-            tracker_checkpoint(reference), name
-        )
+        lambda name, reference="meta": part_from_checkpoint(tracker_checkpoint(reference), name)
     )

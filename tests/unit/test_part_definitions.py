@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,13 +20,15 @@ from samforge.core.capabilities import (
     DETECTORS,
     IMAGE_ENCODERS,
     TEXT,
-    Capability,
+    TRACK,
+    TRACKER_PARTS,
 )
 from samforge.core.errors import SettingError
 from samforge.core.session import TensorSpec
 from samforge.models import tiny
 from samforge.models.drawing import TokenIds, normal, token_rows
 from samforge.models.families import DEFINITIONS, FAMILIES, family_of, part_definition
+from samforge.models.family import Model
 from samforge.models.loading import model_from_name
 from samforge.models.part import Input, example_inputs
 from samforge.models.sam3.parts import DEFAULT_PARTS, PARTS
@@ -95,14 +97,31 @@ def test_definitions_say_what_specs_say(reference: str) -> None:
     model = model_from_name("tiny", reference=reference)
     assert model.part_names == PARTS
     assert model.default_parts == DEFAULT_PARTS
-    for name, definition in OF_SAM3.items():
+    check_definitions(model, PARTS)
+
+
+@pytest.mark.parametrize("reference", ["meta", "transformers"])
+def test_so_do_those_of_the_tracker(reference: str) -> None:
+    model = model_from_name("facebook/sam3", reference=reference, random_weights=True, tracker=True)
+    assert model.part_names == (*PARTS, *TRACKER_PARTS)
+    assert model.default_parts == (*DEFAULT_PARTS, *TRACKER_PARTS)
+    assert TRACK.parts[3:] == TRACKER_PARTS
+    check_definitions(model, ("vision", *TRACKER_PARTS), drawn=False)
+    check_definitions(model, ("point_decoder",))
+
+
+def check_definitions(model: Model, names: Iterable[str], *, drawn: bool = True) -> None:
+    for name in names:
+        definition = OF_SAM3[name]
         spec = model.spec(name)
         assert spec.name == definition.name == name
         assert axes_of(spec) == definition.axes
-        assert definition.limits() == {axis.name: (1, None) for axis in axes_of(spec)}
+        assert definition.limits() == {axis.name: (1, axis.most) for axis in axes_of(spec)}
         used = {axis for one in spec.outputs for axis in one.shape if isinstance(axis, str)}
         assert used <= {axis.name for axis in definition.axes}
-        inputs = model.inputs(name, TRACED_SIZES, 0)
+        if not drawn:
+            continue
+        inputs = model.inputs(name, ONE_OF_EACH, 0)
         assert list(inputs) == [one.name for one in spec.inputs]
         for one in spec.inputs:
             assert str(inputs[one.name].dtype) == f"torch.{one.dtype}"
@@ -110,20 +129,27 @@ def test_definitions_say_what_specs_say(reference: str) -> None:
 
 def test_what_fp8_leaves_in_half() -> None:
     assert [name for name, one in DEFINITIONS.items() if one.stays_half] == [
-        *("text", "detector", "detector_boxes")
+        *("text", "detector", "detector_boxes"),
+        *TRACKER_PARTS,
     ]
+
+
+def test_what_eight_bits_leave_alone() -> None:
+    """Nobody calibrates the tracker's parts yet."""
+    assert tuple(name for name, one in DEFINITIONS.items() if not one.quantizes) == TRACKER_PARTS
 
 
 def test_capabilities_are_those_that_parts_serve() -> None:
     assert TEXT.parts == ("vision", "text", "detector")
     assert BOXES.parts == DEFAULT_PARTS == ("vision", "text", "detector", "detector_boxes")
     assert DETECTORS == ("detector", "detector_boxes")
-    seen: list[Capability] = []
     for capability in CAPABILITIES:
-        seen.append(capability)
-        served = [name for name, one in DEFINITIONS.items() if one.serves in seen]
-        assert set(served) == set(capability.parts)
-        assert capability.detector in capability.parts
+        served = {name for name, one in DEFINITIONS.items() if one.serves is capability}
+        assert served <= set(capability.parts)
+        assert capability.detector in served
+        assert set(TEXT.parts) <= set(capability.parts)
+    every = {name for name, one in DEFINITIONS.items() if one.serves is not None}
+    assert every == {part for capability in CAPABILITIES for part in capability.parts}
     for name in IMAGE_ENCODERS:
         assert [axis.name for axis in part_definition(name).axes] == ["batch"]
 

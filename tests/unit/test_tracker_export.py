@@ -8,12 +8,12 @@ from typing import Any
 
 import onnx_ir as ir
 import pytest
-from tracker_model import IMAGE
 
 from samforge.backends import backend_from_name
+from samforge.core.axes import AXES
 from samforge.measure.fidelity import compare_outputs
-from samforge.models.sam3.tracker.parts import TRACKER_PARTS
-from samforge.models.sam3.tracker.specs import LIMITS, tracker_inputs
+from samforge.models.part import example_inputs
+from samforge.models.sam3.parts import TRACKER_PARTS
 from samforge.transform.export import exported_from_part, run_exported
 from samforge.transform.onnx.convert import onnx_from_exported, save_onnx
 from samforge.transform.onnx.hazards import lint
@@ -27,10 +27,10 @@ SIZES = (
     {"batch": 3, "objects": 7, "memories": 10, "pointers": 20, "points": 16},
     {"batch": 2, "objects": 64, "memories": 7, "pointers": 16, "points": 2},
 )
-SLOW = ("vision_video", "tracking_decoder", "mask_prompt")
+SLOW = ("vision", "tracking_decoder", "mask_prompt")
 """Their operators stand in the graphs of ``vision`` and ``point_decoder``, too."""
 # Both memory encoders are one module, with its steps in another order.
-CONVERTED = tuple(name for name in TRACKER_PARTS if name != "memory_encoder_text")
+CONVERTED = ("vision", *(name for name in TRACKER_PARTS if name != "memory_encoder_text"))
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def exported(tracker_part: Make) -> Callable[[str], Any]:
     def make(name: str) -> Any:
         if name not in made:
             part = tracker_part(name)
-            inputs = tracker_inputs(part.spec, TRACED, image_size=IMAGE)
+            inputs = example_inputs(part.inputs, TRACED)
             made[name] = exported_from_part(part, inputs)
         return made[name]
 
@@ -56,11 +56,11 @@ def test_exported_equals_eager(tracker_part: Make, exported: Make, name: str) ->
     for spec, key in zip(part.spec.inputs, program.graph_signature.user_inputs, strict=True):
         for wanted, found in zip(spec.shape, nodes[key].meta["val"].shape, strict=True):
             if isinstance(wanted, str):
-                least, most = LIMITS[wanted]
-                assert ranges[str(found)].lower == least
+                most = AXES[wanted].most
+                assert ranges[str(found)].lower == 1
                 assert most is None or ranges[str(found)].upper == most
     for sizes in SIZES:
-        inputs = tracker_inputs(part.spec, sizes, image_size=IMAGE, seed=sizes["objects"])
+        inputs = example_inputs(part.inputs, sizes, seed=sizes["objects"])
         eager, found = part(inputs), run_exported(program, part.spec, inputs)
         for tensor in part.spec.outputs:
             shape = tuple(sizes[a] if isinstance(a, str) else a for a in tensor.shape)
@@ -95,7 +95,7 @@ def test_onnx_runtime_equals_the_part(
     save_onnx(model, path)
     session = backend_from_name("onnxruntime").session_from_artifact(path, part.spec)
     for sizes in SIZES[:2]:
-        inputs = tracker_inputs(part.spec, sizes, image_size=IMAGE, seed=5)
+        inputs = example_inputs(part.inputs, sizes, seed=5)
         wanted = {key: value.numpy() for key, value in part(inputs).items()}
         found = session.run({key: value.numpy() for key, value in inputs.items()})
         for figure in compare_outputs(wanted, found):

@@ -13,14 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from samforge.core.errors import CheckpointError, CheckpointKeysError, SettingError
+from samforge.models.sam3.family import Sam3
 from samforge.models.sam3.loading import checkpoint_from_name
 from samforge.models.sam3.meta_names import MetaSource
+from samforge.models.sam3.parts import TRACKER_PARTS, part_from_checkpoint
 from samforge.models.sam3.tracker.names import is_tracker, transformers_names
-from samforge.models.sam3.tracker.parts import (
-    TRACKER_PARTS,
-    tracker_part_from_checkpoint,
-    tracker_part_spec,
-)
 
 Make = Callable[..., Any]
 
@@ -43,7 +40,7 @@ def test_without_a_request_it_is_left_alone(video_folder: Path) -> None:
     found = checkpoint_from_name(str(video_folder))
     assert found.tracker is None
     with pytest.raises(SettingError, match=r"was loaded without its tracker.*tracker=True"):
-        tracker_part_from_checkpoint(found, "memory_encoder")
+        part_from_checkpoint(found, "memory_encoder")
 
 
 def test_a_model_that_has_none() -> None:
@@ -52,8 +49,10 @@ def test_a_model_that_has_none() -> None:
 
 
 def test_an_unknown_part(tracker_checkpoint: Make) -> None:
-    with pytest.raises(SettingError, match=r"no part 'vision'\. Its parts: vision_video, mem"):
-        tracker_part_from_checkpoint(tracker_checkpoint("meta"), "vision")
+    with pytest.raises(
+        SettingError, match=r"no part 'x'\. Its parts: vision, .*, memory_encoder_t"
+    ):
+        part_from_checkpoint(tracker_checkpoint("meta"), "x")
 
 
 def test_what_is_missing_or_unknown_is_listed(folder: Path) -> None:
@@ -68,7 +67,7 @@ def test_what_is_missing_or_unknown_is_listed(folder: Path) -> None:
     assert checkpoint_from_name(str(folder)).tracker is None
 
 
-@pytest.mark.parametrize("name", TRACKER_PARTS)
+@pytest.mark.parametrize("name", ["vision", *TRACKER_PARTS])
 @pytest.mark.parametrize("reference", ["meta", "transformers"])
 def test_every_tensor_of_a_part_is_accounted_for(
     tracker_part: Make, video_folder: Path, name: str, reference: str
@@ -85,7 +84,7 @@ def test_every_tensor_of_a_part_is_accounted_for(
 
 
 def test_all_parts_together_read_the_whole_tracker(tracker_part: Make, video_folder: Path) -> None:
-    parts = [tracker_part(name) for name in TRACKER_PARTS]
+    parts = [tracker_part(name) for name in ("vision", *TRACKER_PARTS)]
     read = {name for part in parts for name in (*part.origins, *part.folded)}
     wanted = {name for name in load_file(video_folder / "model.safetensors") if "tracker" in name}
     assert wanted - read == {
@@ -127,13 +126,13 @@ def test_sizes_of_the_published_model() -> None:
     found = checkpoint_from_name("facebook/sam3", random_weights=True, tracker=True)
     names = [name for name in found.source.names() if name.startswith("tracker_model.")]
     assert len(names) == 307
-    specs = [tracker_part_spec(found, name) for name in TRACKER_PARTS]
+    specs = [Sam3(found).spec(name) for name in ("vision", *TRACKER_PARTS)]
     shapes = {
         f"{spec.name}/{tensor.name}": tensor.shape
         for spec in specs
         for tensor in spec.inputs + spec.outputs
     }
-    assert shapes["vision_video/tracker_features"] == ("batch", 256, 72, 72)
+    assert shapes["vision/tracker_features"] == ("batch", 256, 72, 72)
     assert shapes["memory_attention/memory"] == ("objects", "memories", 5184, 64)
     assert shapes["tracking_decoder/high_res_0"] == (1, 32, 288, 288)
     assert shapes["point_decoder/mask_logits"] == ("objects", 4, 288, 288)

@@ -7,6 +7,7 @@ what Meta's own code computes stands in ``tests/golden/meta``.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,8 +17,8 @@ from torch.nn.functional import interpolate
 from tracker_model import IMAGE, SIDE, WIDTH
 
 from samforge.measure.fidelity import compare_outputs
+from samforge.models.part import example_inputs
 from samforge.models.sam3.tracker.mask_decoder import NO_OBJECT
-from samforge.models.sam3.tracker.specs import tracker_inputs
 
 Make = Callable[..., Any]
 Tensors = dict[str, Tensor]
@@ -28,7 +29,7 @@ OBJECTS = (1, 2, 7, 32)
 
 def inputs_of(part: Any, seed: int = 0, **sizes: int) -> Tensors:
     """Random inputs of a part."""
-    return tracker_inputs(part.spec, sizes, image_size=IMAGE, seed=seed)
+    return example_inputs(part.inputs, sizes, seed=seed)
 
 
 def assert_equal(found: Tensors, wanted: Tensors) -> None:
@@ -69,7 +70,7 @@ def tracker(video_stock: Any) -> Any:
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_vision(video_stock: Any, tracker_part: Make, batch: int) -> None:
-    part = tracker_part("vision_video", "transformers")
+    part = tracker_part("vision", "transformers")
     inputs = inputs_of(part, batch=batch)
     with torch.inference_mode():
         output = video_stock.detector_model.get_vision_features(inputs["images"])
@@ -88,9 +89,10 @@ def test_the_detectors_maps_are_those_of_part_vision(
 ) -> None:
     from samforge.models.sam3.parts import part_from_checkpoint
 
-    whole = tracker_part("vision_video")
+    whole = tracker_part("vision")
     inputs = inputs_of(whole, batch=2)
-    found, alone = whole(inputs), part_from_checkpoint(tracker_checkpoint("meta"), "vision")(inputs)
+    without = replace(tracker_checkpoint("meta"), tracker=None)
+    found, alone = whole(inputs), part_from_checkpoint(without, "vision")(inputs)
     assert list(alone) == ["fpn_0", "fpn_1", "fpn_2", "class_token"]
     assert all(torch.equal(found[name], alone[name]) for name in alone)
 

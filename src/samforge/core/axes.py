@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     # Recipes ask this table, and reading one loads no numpy.
     from samforge.core.session import PartSpec
 
+MOST_OBJECTS = 64
+"""Objects that the tracker's parts take in one call."""
 SWEPT = (1, 2, 3, 5, 8)
 """Sizes that every axis takes where parts are compared, besides its largest."""
 
@@ -41,6 +43,8 @@ class Axis:
     such axis is long the others are kept short. Other axes take turns through their sizes."""
     swept: tuple[int, ...] = SWEPT
     """Sizes at which parts are compared, as far as they are below the largest."""
+    most: int | None = None
+    """Largest size that a part can have at all, whatever runs it; None where there is none."""
 
     def __post_init__(self) -> None:
         if self.traced < 2:
@@ -83,13 +87,15 @@ PROMPTS = Axis(name="prompts", traced=3, largest=8, large=(2, 1, 5), engine=8, m
 BOXES = Axis(name="boxes", traced=4, largest=16, large=(1, 2, 3), engine=16)
 """Exemplar boxes of a phrase in an image."""
 
-OBJECTS = Axis(name="objects", traced=5, largest=32, large=(1, 2, 7), engine=64)
+OBJECTS = Axis(
+    name="objects", traced=5, largest=32, large=(1, 2, 7), engine=MOST_OBJECTS, most=MOST_OBJECTS
+)
 """Objects that are followed through a video, or prompted in a picture."""
-MEMORIES = Axis(name="memories", traced=6, largest=10, large=(1, 7, 10), engine=10)
+MEMORIES = Axis(name="memories", traced=6, largest=10, large=(1, 7, 10), engine=10, most=10)
 """Frames that an object remembers: four that were prompted, and the six before this one."""
-POINTERS = Axis(name="pointers", traced=7, largest=20, large=(1, 16, 20), engine=20)
+POINTERS = Axis(name="pointers", traced=7, largest=20, large=(1, 16, 20), engine=20, most=20)
 """Pointers of an object: of four prompted frames and of sixteen others."""
-POINTS = Axis(name="points", traced=8, largest=16, large=(1, 2, 3), engine=16)
+POINTS = Axis(name="points", traced=8, largest=16, large=(1, 2, 3), engine=16, most=16)
 """Clicks and box corners of an object."""
 
 AXES: Mapping[str, Axis] = axis_table(BATCH, PROMPTS, BOXES, OBJECTS, MEMORIES, POINTERS, POINTS)

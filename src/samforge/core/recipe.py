@@ -194,7 +194,10 @@ class Recipe:
     image_size: int | None = None
     """Side of the square image in pixels, a multiple of the model's patch; None takes its own."""
     parts: tuple[str, ...] | None = None
-    """Parts to build; None builds those that text and box prompts need."""
+    """Parts to build; None builds those that text and box prompts need, and the tracker's if it is
+    wanted."""
+    tracker: bool = False
+    """Whether the model is loaded with its tracker, for clicks and for videos with memory."""
     target: str = TARGET_NAMES[0]
     """Runtime the bundle is for, one of ``TARGET_NAMES``."""
     precision: str = "fp32"

@@ -66,3 +66,28 @@ def box_signs(rng: np.random.Generator, shape: tuple[int, ...], _: TokenIds) -> 
     if shape[-1] > 1:
         labels[..., -1][rng.random(shape[:-1]) < 0.5] = -10
     return labels
+
+
+def wide(rng: np.random.Generator, shape: tuple[int, ...], _: TokenIds) -> Array:
+    """Normal numbers times 4 in float32, as logits of masks are."""
+    return np.float32(4) * rng.standard_normal(shape, dtype=np.float32)
+
+
+def coin(rng: np.random.Generator, shape: tuple[int, ...], _: TokenIds) -> Array:
+    """True and false in equal shares."""
+    return rng.random(shape) < 0.5
+
+
+def zero_or_one(rng: np.random.Generator, shape: tuple[int, ...], _: TokenIds) -> Array:
+    """0 and 1 in float32, in equal shares, as pixels of a mask are."""
+    return (rng.random(shape) < 0.5).astype(np.float32)
+
+
+def between(low: float, high: float) -> Draw:
+    """Draws numbers in float32 from ``low`` to below ``high``, each as likely as the others."""
+    return lambda rng, shape, _: rng.uniform(low, high, shape).astype(np.float32)
+
+
+def integers(low: int, high: int) -> Draw:
+    """Draws whole numbers in int64 from ``low`` to below ``high``."""
+    return lambda rng, shape, _: rng.integers(low, high, shape)

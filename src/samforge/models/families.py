@@ -37,6 +37,8 @@ class Request:
     """Of the random weights."""
     tokenizer: Path | None = None
     """A ``tokenizers`` JSON, where the checkpoint has none."""
+    tracker: bool = False
+    """Load SAM 3 with its video tracker."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,6 +60,8 @@ def _dinov3(request: Request) -> Model:
         raise SettingError(
             f"{request.name} takes no phrases: leave the tokenizer {request.tokenizer} out."
         )
+    if request.tracker:
+        raise SettingError(f"{request.name} has no tracker: leave it out.")
     return dinov3.checkpoint_from_name(
         request.name,
         image_size=request.image_size,
@@ -73,6 +77,7 @@ def _sam3(request: Request) -> Model:
             reference=request.reference,
             image_size=request.image_size,
             tokenizer=request.tokenizer,
+            tracker=request.tracker,
         )
         source = StressedSource(plain.source, seed=request.seed)
         return Sam3(replace(plain, name=request.name, source=source))
@@ -84,6 +89,7 @@ def _sam3(request: Request) -> Model:
             random_weights=request.random_weights,
             seed=request.seed,
             tokenizer=request.tokenizer,
+            tracker=request.tracker,
         )
     )
 

@@ -11,7 +11,7 @@ from samforge.models.families import Request, family_of
 from samforge.models.family import Model
 
 
-def model_from_name(
+def model_from_name(  # noqa: PLR0913  # each a choice of its own, and all but one optional
     name: str,
     *,
     reference: str = META,
@@ -19,6 +19,7 @@ def model_from_name(
     random_weights: bool = False,
     seed: int = 0,
     tokenizer: Path | None = None,
+    tracker: bool = False,
 ) -> Model:
     """Find a checkpoint, check every name in it, and set the image size.
 
@@ -31,11 +32,12 @@ def model_from_name(
         random_weights: Use the architecture with random weights; nothing is downloaded.
         seed: Of the random weights.
         tokenizer: A ``tokenizers`` JSON, where the checkpoint has none (Meta's SAM 3 file).
+        tracker: Load SAM 3 with its video tracker, which clicks need too.
 
     Raises:
         UnknownModel: No such model.
         GatedModel: The id exists, but access was not granted.
-        CheckpointError: Files are missing or damaged.
+        CheckpointError: Files are missing or damaged, or there is no tracker.
         CheckpointKeysError: Tensors are missing or unexpected.
         SettingError: The image size does not fit the patches, a tokenizer has no use, or the
             configuration contradicts the reference.
@@ -50,5 +52,6 @@ def model_from_name(
         random_weights=random_weights,
         seed=seed,
         tokenizer=tokenizer,
+        tracker=tracker,
     )
     return family_of(name).load(request)

@@ -67,6 +67,9 @@ class PartDef(Generic[C, T]):
     """The first capability that needs it; None for a part that works alone."""
     stays_half: bool = False
     """Whether a lowering to fp8 leaves it in bf16 whole, because it would gain too little."""
+    quantizes: bool = True
+    """Whether int8 and fp8 bundles quantize it; one that does not stays in the float format that
+    its target has beside 8 bits."""
 
     def spec(self, tensors: T) -> PartSpec:
         """Interface of the part."""
@@ -75,7 +78,7 @@ class PartDef(Generic[C, T]):
 
     def limits(self) -> dict[str, tuple[int, int | None]]:
         """Smallest and largest size of each dynamic axis."""
-        return {axis.name: (1, None) for axis in self.axes}
+        return {axis.name: (1, axis.most) for axis in self.axes}
 
 
 def definition_of(

@@ -7,9 +7,7 @@ import json
 import torch
 
 from samforge.backends.inductor.backend import package_from_exported
-from samforge.core.targets import QUANTIZED
 from samforge.measure.fidelity import rows
-from samforge.models.families import part_definition
 from samforge.steps.context import BuildContext, StepOutput
 from samforge.steps.convert import compared_with_samples
 from samforge.steps.facts import facts_of
@@ -26,7 +24,7 @@ def compile_part(context: BuildContext, name: str) -> StepOutput:
     """
     precision, spec = context.recipe.precision, context.spec(name)
     scales: dict[str, float] = {}
-    if precision in QUANTIZED and not part_definition(name).stays_half:
+    if context.is_quantized(name):
         program = exported_from_file(context.path(context.smoothed(name)))
         scales = json.loads(context.path(context.scales(name)).read_text(encoding="utf-8"))
     else:

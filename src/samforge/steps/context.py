@@ -14,8 +14,9 @@ from samforge.core.errors import FidelityError
 from samforge.core.recipe import Recipe
 from samforge.core.session import Array, PartSpec
 from samforge.core.staging import staged_path
-from samforge.core.targets import Target, stop_of, target_from_name
+from samforge.core.targets import QUANTIZED, Target, stop_of, target_from_name
 from samforge.measure.fidelity import TensorFidelity, worst
+from samforge.models.families import part_definition
 from samforge.models.family import Model
 from samforge.steps.samples import sweep_of, told_apart
 
@@ -85,6 +86,10 @@ class BuildContext:
         """Random inputs of a part."""
         return self.model.inputs(part, sizes, self.recipe.seed + seed)
 
+    def is_quantized(self, part: str) -> bool:
+        """Whether this build quantizes a part."""
+        return is_quantized(self.recipe, part)
+
     def exported(self, part: str) -> str:
         """The program as torch.export gave it: the reference of everything after it."""
         return f"parts/{part}/{part}.pt2"
@@ -113,7 +118,7 @@ class BuildContext:
         """What the target runs."""
         target, precision = self.runs_on, self.recipe.precision
         # Where nothing follows the program, the exported one keeps its name beside another.
-        another = not target.steps and precision != "fp32" and self.until is None
+        another = not target.steps and self.is_quantized(part) and self.until is None
         return f"parts/{part}/{precision if another else part}.{target.suffix}"
 
     def samples(self, part: str) -> tuple[str, ...]:
@@ -127,6 +132,16 @@ class BuildContext:
             ", ".join(f"{axis} {size}" for axis, size in sizes.items())
             for sizes in self.sample_sizes(part)
         )
+
+
+def is_quantized(recipe: Recipe, part: str) -> bool:
+    """Whether builds of a recipe quantize a part; lowerings leave more of them in half."""
+    definition, lowered = part_definition(part), target_from_name(recipe.target).lowered
+    return (
+        recipe.precision in QUANTIZED
+        and definition.quantizes
+        and not (lowered and definition.stays_half)
+    )
 
 
 def check_gate(

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from samforge.backends import backend_from_name
 from samforge.core.facts import FACTS_KEY
-from samforge.core.targets import QUANTIZED, Target, target_from_name
+from samforge.core.targets import Target, target_from_name
 from samforge.measure.fidelity import TensorFidelity, compare_outputs, rows
 from samforge.steps.account import converted_weights, settled, tables_of
 from samforge.steps.context import BuildContext, StepOutput, check_gate
@@ -45,13 +45,14 @@ def convert_part(context: BuildContext, name: str) -> StepOutput:
         BuildError: Quantized layers would run in float.
     """
     recipe = context.recipe
-    source = context.quantized(name) if recipe.precision in QUANTIZED else context.fused(name)
+    quantized = context.is_quantized(name)
+    source = context.quantized(name) if quantized else context.fused(name)
     exported = exported_from_file(context.path(source))
-    model = flavoured(onnx_from_exported(exported, context.spec(name)), recipe)
+    model = flavoured(onnx_from_exported(exported, context.spec(name)), recipe, quantized=quantized)
     artifact = context.onnx(name)
     model.metadata_props[FACTS_KEY] = facts_of(context, name)
     sides = save_onnx(model, context.path(artifact))
-    intended = intended_layers(model) if recipe.precision == "int8" else ()
+    intended = intended_layers(model) if quantized and recipe.precision == "int8" else ()
     left = _left_in_float(model, context.target)
     release_model(model)
     weights = converted_weights(exported, context.path(artifact), tables_of(context, name))
@@ -59,7 +60,7 @@ def convert_part(context: BuildContext, name: str) -> StepOutput:
     release([*exported.state_dict.values(), *exported.constants.values()])
     del model, exported
     gc.collect()
-    recorded = _recorded(context, name, left) if recipe.precision in QUANTIZED else ()
+    recorded = _recorded(context, name, left) if quantized else ()
     counted = _kernels(context, name, intended) if intended else ()
     figures = compared_with_samples(context, name, context.path(artifact))
     gates = {}

@@ -21,18 +21,22 @@ from samforge.transform.onnx.u8s8 import to_u8s8
 from samforge.transform.onnx.weight_only import weights_to_int8
 
 
-def flavoured(model: ir.Model, recipe: Recipe) -> ir.Model:
+def flavoured(model: ir.Model, recipe: Recipe, *, quantized: bool = True) -> ir.Model:
     """Give a graph the number formats of a recipe, in place.
 
     Args:
         model: fp32, with symmetric int8 Q/DQ where the precision is int8 or fp8.
         recipe: Says the target and the precision.
+        quantized: Whether the graph is one that int8 and fp8 bundles quantize. Others stay in the
+            float format that the target has beside them.
 
     Returns:
         The same model.
     """
-    form = FORMS[target_from_name(recipe.target).forms[recipe.precision]]
-    return form(model, recipe.precision)
+    name = target_from_name(recipe.target).forms[recipe.precision]
+    if recipe.precision in QUANTIZED and not quantized:
+        return BESIDE[name](model)
+    return FORMS[name](model, recipe.precision)
 
 
 def _openvino(model: ir.Model, precision: str) -> ir.Model:
@@ -54,3 +58,10 @@ FORMS: dict[str, Callable[[ir.Model, str], ir.Model]] = {
     "cuda graph": _cuda,
 }
 """What a graph can become, by the names in the table of targets."""
+BESIDE: dict[str, Callable[[ir.Model], ir.Model]] = {
+    "u8s8": block_attention,
+    "e4m3": block_attention,
+    "openvino graph": to_openvino,
+    "tensorrt graph": lambda model: tensorrt_flavour(model, "fp16"),
+}
+"""What a graph becomes that an int8 or fp8 bundle does not quantize, by the same names."""

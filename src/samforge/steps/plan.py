@@ -8,10 +8,9 @@ from typing import TypeAlias
 
 from samforge.core.recipe import Recipe
 from samforge.core.targets import QUANTIZED, Target, stop_of, target_from_name
-from samforge.models.families import part_definition
 from samforge.steps.calibrate import calibrate_parts
 from samforge.steps.compile import compile_part
-from samforge.steps.context import BuildContext, StepOutput
+from samforge.steps.context import BuildContext, StepOutput, is_quantized
 from samforge.steps.convert import convert_part
 from samforge.steps.engine import engine_part
 from samforge.steps.export import export_part
@@ -76,13 +75,12 @@ VERIFY = Kind(name="verify", make=verify_bundle, settings=("target", "precision"
 def stages(recipe: Recipe, parts: Sequence[str], *, until: str | None = None) -> tuple[Stage, ...]:
     """The steps of a recipe: stages in order, in each the chains that may run side by side."""
     before, after, together = _kinds(recipe, until)
-    # What is compiled for a GPU is lowered, which leaves these parts in half.
-    half = [part for part in parts if part_definition(part).stays_half and COMPILE in after]
+    floating = [part for part in parts if not is_quantized(recipe, part)]
     planned: list[Stage] = []
     if recipe.precision in QUANTIZED and until != "export":
         planned += [_each(parts, before), ((Step(kind=CALIBRATE, part=None),),)]
         planned.append(
-            tuple(_chain(part, after if part in half else (QUANTIZE, *after)) for part in parts)
+            tuple(_chain(part, after if part in floating else (QUANTIZE, *after)) for part in parts)
         )
     else:
         planned.append(_each(parts, (*before, *after)))

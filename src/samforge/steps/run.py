@@ -201,6 +201,7 @@ def _context(recipe: Recipe, root: Path, parts: tuple[str, ...], until: str | No
         random_weights=recipe.random_weights,
         seed=recipe.seed,
         tokenizer=recipe.tokenizer,
+        tracker=recipe.tracker,
     )
     return BuildContext(recipe=recipe, model=model, root=root, parts=parts, until=until)
 

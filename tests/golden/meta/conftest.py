@@ -160,7 +160,7 @@ def tracker(
     import torch
 
     from samforge.models.sam3 import loading
-    from samforge.models.sam3.tracker.parts import tracker_part_from_checkpoint
+    from samforge.models.sam3.parts import part_from_checkpoint
 
     def write(folder: Path) -> None:
         folder.mkdir()
@@ -174,7 +174,7 @@ def tracker(
         checkpoint = loading.checkpoint_from_name(
             str(place), tracker=True, tokenizer=sam3_pt.with_name("tokenizer.json")
         )
-    return lru_cache(lambda name: tracker_part_from_checkpoint(checkpoint, name))
+    return lru_cache(lambda name: part_from_checkpoint(checkpoint, name))
 
 
 class EagerSession:

@@ -62,7 +62,7 @@ def test_the_file_and_its_weights(
 
 
 def test_levels_of_the_neck(tracker: Parts, arrays: Arrays) -> None:
-    part = tracker("vision_video").module
+    part = tracker("vision").module
     images = torch.from_numpy(images_of(arrays["pictures"])["images"])
     with torch.inference_mode():
         spatial = part.vision.trunk(images)

@@ -53,8 +53,8 @@ def features(frame: int, level: int) -> Tensor:
 
 
 def maps_of(parts: Parts, frame: int, first: int = 11) -> Tensors:
-    """What part ``vision_video`` would give for a frame; most cases begin at the eleventh."""
-    neck = parts("vision_video").module.neck
+    """What part ``vision`` would give for a frame; most cases begin at the eleventh."""
+    neck = parts("vision").module.neck
     with torch.inference_mode():
         return {
             "high_res_0": neck.conv_s0(features(first + frame, 0)),

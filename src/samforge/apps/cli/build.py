@@ -87,6 +87,14 @@ def build(  # noqa: PLR0913  every argument is an option that a user types
         Path | None,
         typer.Option("--tokenizer", help="A tokenizer.json in place of the checkpoint's."),
     ] = None,
+    tracker: Annotated[
+        bool | None,
+        typer.Option(
+            "--tracker/--no-tracker",
+            help="Build the tracker's parts too, for clicks and for videos with memory.",
+            show_default="no tracker",
+        ),
+    ] = None,
     until: Annotated[
         str | None,
         typer.Option("--until", help="Stop after this stage: export or onnx."),
@@ -161,6 +169,7 @@ def build(  # noqa: PLR0913  every argument is an option that a user types
         "image_size": image_size,
         "parts": tuple(part) if part else None,
         "tokenizer": tokenizer,
+        "tracker": tracker,
         "random_weights": random_weights,
         "seed": seed,
         "compute_capabilities": tuple(compute_capability) if compute_capability else None,

@@ -18,10 +18,12 @@ from samforge.models.sam3.parts import (
     DEFAULT_PARTS,
     FAMILY,
     PARTS,
+    TRACKER_PARTS,
     part_from_checkpoint,
     part_inputs,
     part_spec,
 )
+from samforge.models.sam3.tracker.modules import tracker_shapes
 from samforge.models.sources import WeightSource
 
 
@@ -31,8 +33,20 @@ class Sam3:
 
     checkpoint: Sam3Checkpoint
     family: str = FAMILY
-    part_names: tuple[str, ...] = PARTS
-    default_parts: tuple[str, ...] = DEFAULT_PARTS
+
+    @property
+    def part_names(self) -> tuple[str, ...]:
+        """Every part that it has."""
+        return PARTS + self._of_tracker
+
+    @property
+    def default_parts(self) -> tuple[str, ...]:
+        """What a bundle holds unless a recipe says otherwise."""
+        return DEFAULT_PARTS + self._of_tracker
+
+    @property
+    def _of_tracker(self) -> tuple[str, ...]:
+        return () if self.checkpoint.tracker is None else TRACKER_PARTS
 
     @property
     def name(self) -> str:
@@ -70,26 +84,34 @@ class Sam3:
 
     def spec(self, name: str) -> PartSpec:
         """Interface of a part."""
-        return part_spec(self.checkpoint.config, name, self.checkpoint.reference)
+        own = self.checkpoint
+        return part_spec(own.config, name, own.reference, own.tracker)
 
     def inputs(self, name: str, sizes: Mapping[str, int], seed: int) -> dict[str, Tensor]:
         """Random inputs of a part."""
+        own = self.checkpoint
         return example_inputs(
-            part_inputs(self.checkpoint.config, name, self.checkpoint.reference),
+            part_inputs(own.config, name, own.reference, own.tracker),
             sizes,
             vocabulary=self.text.vocabulary,
-            eos_id=self.checkpoint.eos_id,
+            eos_id=own.eos_id,
             seed=seed,
         )
 
     def settings(self) -> dict[str, Any]:
         """Everything besides the weights that decides its graphs."""
-        return {
-            "reference": self.checkpoint.reference,
-            "config": self.checkpoint.config.to_dict(),
-            "eos_id": self.checkpoint.eos_id,
+        own = self.checkpoint
+        settings = {
+            "reference": own.reference,
+            "config": own.config.to_dict(),
+            "eos_id": own.eos_id,
         }
+        return settings if own.tracker is None else settings | {"tracker": own.tracker.to_dict()}
 
     def weight_count(self) -> int:
         """Numbers in all of its weights."""
-        return sum(math.prod(shape) for shape in state_shapes(self.checkpoint.config).values())
+        own = self.checkpoint
+        shapes = state_shapes(own.config)
+        if own.tracker is not None:
+            shapes |= tracker_shapes(own.tracker, own.config)
+        return sum(math.prod(shape) for shape in shapes.values())

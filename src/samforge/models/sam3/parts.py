@@ -7,6 +7,9 @@ from typing import TypeAlias
 
 from torch import Tensor
 from transformers import Sam3Config
+from transformers.models.sam3_tracker_video.configuration_sam3_tracker_video import (
+    Sam3TrackerVideoConfig,
+)
 
 from samforge.core import capabilities
 from samforge.core.axes import BATCH, BOXES, PROMPTS
@@ -22,19 +25,22 @@ from samforge.models.sam3.grounding import Grounding
 from samforge.models.sam3.modules import detector_modules, geometry_encoder
 from samforge.models.sam3.tensors import Sam3Tensors, sam3_tensors, specs_of
 from samforge.models.sam3.text import Text, text_encoder
+from samforge.models.sam3.tracker import parts as tracker_parts
+from samforge.models.sam3.tracker.neck import VisionWithTracker
 from samforge.models.sam3.vision import Vision, vision_encoder
 
 FAMILY = "sam3"
 """Name of the architecture."""
 Sam3PartDef: TypeAlias = PartDef[Sam3Checkpoint, Sam3Tensors]
 FOLDED = {
-    "geometry_encoder": "folded into the class token, or left out where no boxes are asked",
-    "vision_encoder.neck": "left out: the coarsest feature map, which the detector does not read",
-    "mask_decoder.pixel_decoder": "left out: a stage for the coarsest feature map",
-    "mask_decoder.semantic_projection": "left out: a head that detection does not read",
-    "text_encoder.text_projection": "left out: CLIP's own projection, which SAM 3 does not read",
+    **tracker_parts.FOLDED,
+    "geometry_encoder.": "folded into the class token, or left out where no boxes are asked",
+    "vision_encoder.neck.": "left out: the coarsest feature map, which the detector does not read",
+    "mask_decoder.pixel_decoder.": "left out: a stage for the coarsest feature map",
+    "mask_decoder.semantic_projection.": "left out: a head that detection does not read",
+    "text_encoder.text_projection.": "left out: CLIP's own projection, which SAM 3 does not read",
 }
-"""Why tensors of a module are not found in a part as they are, by the beginning of their names."""
+"""Why tensors of a module are not found in a part as they are, by what their names contain."""
 
 
 def part_from_checkpoint(checkpoint: Sam3Checkpoint, name: str) -> Part:
@@ -45,11 +51,11 @@ def part_from_checkpoint(checkpoint: Sam3Checkpoint, name: str) -> Part:
         name: One of :data:`PARTS`.
 
     Raises:
-        SettingError: No such part.
+        SettingError: No such part, or one of a tracker that was not loaded.
         CheckpointKeysError: The checkpoint lacks weights of the part or has them in another shape.
     """
     definition = definition_of(name, DEFINITIONS, FAMILY)
-    tensors = sam3_tensors(checkpoint.config, checkpoint.reference)
+    tensors = sam3_tensors(checkpoint.config, checkpoint.reference, checkpoint.tracker)
     loaded: dict[str, Tensor] = {}
     module = definition.build(checkpoint, loaded).eval().requires_grad_(False)
     origins = held_as_they_are(module, loaded)
@@ -63,33 +69,46 @@ def part_from_checkpoint(checkpoint: Sam3Checkpoint, name: str) -> Part:
     )
 
 
-def part_spec(config: Sam3Config, name: str, reference: str) -> PartSpec:
+def part_spec(
+    config: Sam3Config, name: str, reference: str, tracker: Sam3TrackerVideoConfig | None = None
+) -> PartSpec:
     """Interface of a part.
 
     Raises:
-        SettingError: No such part.
+        SettingError: No such part, or one of a tracker that was not loaded.
     """
-    return definition_of(name, DEFINITIONS, FAMILY).spec(sam3_tensors(config, reference))
+    tensors = sam3_tensors(config, reference, tracker)
+    return definition_of(name, DEFINITIONS, FAMILY).spec(tensors)
 
 
-def part_inputs(config: Sam3Config, name: str, reference: str) -> tuple[Input, ...]:
+def part_inputs(
+    config: Sam3Config, name: str, reference: str, tracker: Sam3TrackerVideoConfig | None = None
+) -> tuple[Input, ...]:
     """Definitions of a part's inputs, for :func:`samforge.models.part.example_inputs`.
 
     Raises:
-        SettingError: No such part.
+        SettingError: No such part, or one of a tracker that was not loaded.
     """
-    return definition_of(name, DEFINITIONS, FAMILY).inputs(sam3_tensors(config, reference))
+    tensors = sam3_tensors(config, reference, tracker)
+    return definition_of(name, DEFINITIONS, FAMILY).inputs(tensors)
 
 
 def _reason(stored: str) -> str:
     """Why a tensor that was loaded is not in the module as it is."""
-    stem = next((stem for stem in FOLDED if f"{stem}." in stored), None)
+    stem = next((stem for stem in FOLDED if stem in stored), None)
     if stem is None:
         raise CheckpointError(f"{stored} was loaded and is not in the part that asked for it.")
     return FOLDED[stem]
 
 
-def _vision(checkpoint: Sam3Checkpoint, loaded: dict[str, Tensor]) -> Vision:
+def _vision(checkpoint: Sam3Checkpoint, loaded: dict[str, Tensor]) -> Vision | VisionWithTracker:
+    vision = _vision_of_detector(checkpoint, loaded)
+    if checkpoint.tracker is None:
+        return vision
+    return tracker_parts.vision_with_tracker(vision, checkpoint, loaded)
+
+
+def _vision_of_detector(checkpoint: Sam3Checkpoint, loaded: dict[str, Tensor]) -> Vision:
     encoder = vision_encoder(checkpoint.config)
     if checkpoint.reference != META:
         loaded |= checkpoint.load({"vision_encoder": encoder})
@@ -125,7 +144,9 @@ def _detector_of_kind(
 
 def _grounding(checkpoint: Sam3Checkpoint, loaded: dict[str, Tensor]) -> Grounding:
     return Grounding(
-        _vision(checkpoint, loaded), _text(checkpoint, loaded), _detector(checkpoint, loaded)
+        _vision_of_detector(checkpoint, loaded),
+        _text(checkpoint, loaded),
+        _detector(checkpoint, loaded),
     )
 
 
@@ -134,7 +155,10 @@ _ALL: tuple[Sam3PartDef, ...] = (
         name=VISION,
         build=_vision,
         inputs=lambda tensors: tensors.images,
-        outputs=lambda tensors: specs_of(tensors.seen),
+        outputs=lambda tensors: (
+            *specs_of(tensors.seen),
+            *(() if tensors.tracker is None else tensors.tracker.maps),
+        ),
         axes=(BATCH,),
         serves=capabilities.TEXT,
     ),
@@ -172,10 +196,13 @@ _ALL: tuple[Sam3PartDef, ...] = (
         outputs=lambda tensors: tensors.results,
         axes=(BATCH, PROMPTS),
     ),
+    *tracker_parts.DEFINITIONS,
 )
 DEFINITIONS: Mapping[str, Sam3PartDef] = {one.name: one for one in _ALL}
 """Every part of the family by name."""
-PARTS = tuple(DEFINITIONS)
-"""The names alone."""
-DEFAULT_PARTS = tuple(one.name for one in _ALL if one.serves is not None)
+TRACKER_PARTS = tuple(one.name for one in tracker_parts.DEFINITIONS)
+"""Names of those that a model has only with its tracker."""
+PARTS = tuple(name for name in DEFINITIONS if name not in TRACKER_PARTS)
+"""Names of those that every model has."""
+DEFAULT_PARTS = tuple(name for name in PARTS if DEFINITIONS[name].serves is not None)
 """What a bundle holds unless a recipe says otherwise: all that :class:`Segmenter` runs."""

@@ -5,13 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from transformers import Sam3Config
+from transformers.models.sam3_tracker_video.configuration_sam3_tracker_video import (
+    Sam3TrackerVideoConfig,
+)
 
 from samforge.core.axes import BATCH, BOXES, PROMPTS
+from samforge.core.errors import SettingError
 from samforge.core.reference import META
 from samforge.core.session import TensorSpec
 from samforge.models.drawing import box_signs, boxes_in_image, normal, token_mask, token_rows
 from samforge.models.part import Input
 from samforge.models.sam3.checkpoint import feature_sizes
+from samforge.models.sam3.tracker.tensors import TrackerTensors, tracker_tensors
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,14 +37,32 @@ class Sam3Tensors:
     """Boxes with their signs."""
     results: tuple[TensorSpec, ...]
     """What is found."""
+    tracker: TrackerTensors | None
+    """Of the tracker's parts; None where the model was loaded without it."""
+
+    def of_tracker(self) -> TrackerTensors:
+        """The tensors of the tracker's parts.
+
+        Raises:
+            SettingError: The model was loaded without its tracker.
+        """
+        if self.tracker is None:
+            raise SettingError(
+                "This model was loaded without its tracker, so it has no part of it. Load it with "
+                "tracker=True."
+            )
+        return self.tracker
 
 
-def sam3_tensors(config: Sam3Config, reference: str) -> Sam3Tensors:
+def sam3_tensors(
+    config: Sam3Config, reference: str, tracker: Sam3TrackerVideoConfig | None = None
+) -> Sam3Tensors:
     """Shapes of all tensors in one configuration.
 
     Args:
         config: With the image size already set.
         reference: Whose computation the parts are: ``meta`` or ``transformers``.
+        tracker: Of a model that was loaded with it.
     """
     size, cells = config.vision_config.image_size, feature_sizes(config)
     width = config.detr_encoder_config.hidden_size
@@ -72,6 +95,7 @@ def sam3_tensors(config: Sam3Config, reference: str) -> Sam3Tensors:
             _float("pred_masks", *found, cells[0], cells[0]),
             _float("presence_logit", batch, prompts),
         ),
+        tracker=None if tracker is None else tracker_tensors(config, tracker, reference),
     )
 
 

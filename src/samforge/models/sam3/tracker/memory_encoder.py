@@ -13,6 +13,7 @@ from transformers.models.sam3_tracker_video.modeling_sam3_tracker_video import (
     Sam3TrackerVideoMemoryEncoder,
 )
 
+from samforge.core.axes import MOST_OBJECTS
 from samforge.models.sam3.tracker.modules import Vectors
 
 META_STEPS = ("image", "soften", "memory")
@@ -24,8 +25,6 @@ EXCLUSIVE = (META_STEPS,)
 TEXT_STEPS = ("memory", "soften")
 """Videos asked by text: logits are enlarged at once. Both references agree."""
 
-MOST_OBJECTS = 64
-"""In one call."""
 LOWEST = -1.0e4
 """Below every logit, and finite in half precision."""
 

@@ -1,4 +1,4 @@
-"""Part ``vision_video``: one pass of the ViT for the detector and for the tracker."""
+"""Part ``vision`` with a tracker: one pass of the ViT for both."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Neck(nn.Module):
 
 
 class VisionWithTracker(nn.Module):
-    """Part ``vision`` with the tracker's maps behind its own outputs."""
+    """What part ``vision`` gives of a detector alone, with the tracker's maps behind it."""
 
     def __init__(self, vision: Vision, neck: Neck) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class VisionWithTracker(nn.Module):
             images: (B, 3, S, S), normalized.
 
         Returns:
-            What part ``vision`` gives, then the three maps of :class:`Neck`.
+            What :class:`Vision` gives, then the three maps of :class:`Neck`.
         """
         spatial = self.vision.trunk(images)
         return (*self.vision.features(spatial), *self.neck(spatial))

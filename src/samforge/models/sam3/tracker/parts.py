@@ -1,24 +1,25 @@
-"""The parts of SAM 3's tracker: checkpoint -> part."""
+"""The parts of SAM 3's tracker: what composes them, and their interfaces."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor, nn
 from transformers.models.sam3_tracker_video.configuration_sam3_tracker_video import (
     Sam3TrackerVideoConfig,
 )
 
-from samforge.core.errors import CheckpointError, SettingError
+from samforge.core import capabilities
+from samforge.core.axes import MEMORIES, OBJECTS, POINTERS, POINTS
+from samforge.core.errors import SettingError
 from samforge.core.reference import META
-from samforge.core.session import PartSpec
-from samforge.models.part import Part, held_as_they_are
+from samforge.core.session import TensorSpec
+from samforge.models.part import Input, PartDef
 from samforge.models.sam3.checkpoint import Sam3Checkpoint, feature_sizes
-from samforge.models.sam3.parts import FOLDED as DETECTOR_FOLDED
-from samforge.models.sam3.parts import part_from_checkpoint, part_spec
+from samforge.models.sam3.tensors import Sam3Tensors, specs_of
 from samforge.models.sam3.tracker import memory_encoder as memory
 from samforge.models.sam3.tracker.mask_decoder import MaskDecoder, cell_positions
 from samforge.models.sam3.tracker.mask_prompt import MaskPrompt
@@ -34,7 +35,7 @@ from samforge.models.sam3.tracker.neck import Neck, VisionWithTracker
 from samforge.models.sam3.tracker.point_decoder import PointDecoder
 from samforge.models.sam3.tracker.pointer import Pointer
 from samforge.models.sam3.tracker.prompts import MaskInput, Points
-from samforge.models.sam3.tracker.specs import LIMITS, MEMORY_SCALE, tracker_specs
+from samforge.models.sam3.tracker.tensors import MEMORY_SCALE, TrackerTensors
 from samforge.models.sam3.tracker.tracking_decoder import TrackingDecoder
 from samforge.models.sam3.vision import Vision
 
@@ -43,59 +44,19 @@ FOLDED = {
     "cross_attn_image.o_proj": "joined with the values' projection, behind the sum over memories",
     "memory_temporal_positional_encoding": "its rows in another order",
     "shared_image_embedding": "folded into the positions of cells, which are constants",
-    "tracker_neck": "left out: the coarsest level, which the tracker does not read",
-    "mask_decoder.conv_s": "run once for each image, in part vision_video",
+    "tracker_neck.": "left out: the coarsest level, which the tracker does not read",
+    "mask_decoder.conv_s": "run once for each image, in part vision",
     "mask_decoder.output_hypernetworks_mlps.0": "left out: tracking chooses among the others",
-    **DETECTOR_FOLDED,
 }
 """Why tensors of a module are not found in a part as they are, by what their names contain."""
 
 
-def tracker_part_from_checkpoint(checkpoint: Sam3Checkpoint, name: str) -> Part:
-    """Compose one part of the tracker and load its weights.
-
-    Args:
-        checkpoint: With its tracker. Only the weights of this part are read.
-        name: One of :data:`TRACKER_PARTS`.
+def tracker_of(checkpoint: Sam3Checkpoint) -> Sam3TrackerVideoConfig:
+    """Configuration of the tracker.
 
     Raises:
-        SettingError: No such part, or the checkpoint was loaded without its tracker.
-        CheckpointKeysError: The checkpoint lacks weights of the part or has them in another shape.
+        SettingError: The checkpoint was loaded without it.
     """
-    spec = tracker_part_spec(checkpoint, name)
-    used = {axis for tensor in spec.inputs for axis in tensor.shape if isinstance(axis, str)}
-    builder = _Builder(checkpoint=checkpoint, tracker=_tracker(checkpoint))
-    module = BUILDS[name](builder).eval().requires_grad_(False)
-    origins = held_as_they_are(module, builder.loaded)
-    folded = dict(builder.folded)
-    for stored in builder.loaded:
-        if stored not in origins:
-            folded[stored] = _reason(stored)
-    return Part(
-        spec=spec,
-        module=module,
-        axis_limits={axis: limits for axis, limits in LIMITS.items() if axis in used},
-        origins=origins | builder.vision_origins(),
-        folded=folded,
-    )
-
-
-def tracker_part_spec(checkpoint: Sam3Checkpoint, name: str) -> PartSpec:
-    """Interface of a part of the tracker.
-
-    Raises:
-        SettingError: No such part, or the checkpoint was loaded without its tracker.
-    """
-    if name not in TRACKER_PARTS:
-        raise SettingError(
-            f"sam3's tracker has no part '{name}'. Its parts: {', '.join(TRACKER_PARTS)}."
-        )
-    config, reference = checkpoint.config, checkpoint.reference
-    vision = part_spec(config, "vision", reference)
-    return tracker_specs(config, _tracker(checkpoint), vision, reference)[name]
-
-
-def _tracker(checkpoint: Sam3Checkpoint) -> Sam3TrackerVideoConfig:
     if checkpoint.tracker is None:
         raise SettingError(
             f"{checkpoint.name} was loaded without its tracker, so no part of it can be made. "
@@ -104,25 +65,35 @@ def _tracker(checkpoint: Sam3Checkpoint) -> Sam3TrackerVideoConfig:
     return checkpoint.tracker
 
 
-def _reason(stored: str) -> str:
-    stem = next((stem for stem in FOLDED if stem in stored), None)
-    if stem is None:
-        raise CheckpointError(f"{stored} was loaded and is not in the part that asked for it.")
-    return FOLDED[stem]
+def vision_with_tracker(
+    vision: Vision, checkpoint: Sam3Checkpoint, loaded: dict[str, Tensor]
+) -> VisionWithTracker:
+    """Put the tracker's neck over the ViT of part ``vision``.
+
+    Args:
+        vision: The part as it is without a tracker.
+        checkpoint: With its tracker.
+        loaded: Takes the tensors that are read, by their names in the checkpoint.
+    """
+    builder = _Builder(checkpoint=checkpoint, loaded=loaded)
+    neck = empty_neck(checkpoint.config)
+    loaded |= checkpoint.load({NECK: neck})
+    return VisionWithTracker(
+        vision, Neck(neck, *builder.load("mask_decoder.conv_s0", "mask_decoder.conv_s1"))
+    )
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class _Builder:
     """Makes the stages that parts share, and keeps account of what was loaded."""
 
     checkpoint: Sam3Checkpoint
-    tracker: Sam3TrackerVideoConfig
-    loaded: dict[str, Tensor] = field(default_factory=dict)
+    loaded: dict[str, Tensor]
     """Tensors that were read, by their names in the checkpoint."""
-    folded: dict[str, str] = field(default_factory=dict)
-    """What part ``vision`` says of its own."""
-    vision: Part | None = None
-    """Part ``vision``, where it is inside."""
+
+    @cached_property
+    def tracker(self) -> Sam3TrackerVideoConfig:
+        return tracker_of(self.checkpoint)
 
     @cached_property
     def model(self) -> Any:
@@ -139,13 +110,13 @@ class _Builder:
     def load(self, *paths: str) -> list[Any]:
         """Modules of the tracker with their weights."""
         modules = {f"{MODEL}.{path}": self.model.get_submodule(path) for path in paths}
-        self.loaded |= self.checkpoint.load(modules)
+        self.loaded.update(self.checkpoint.load(modules))
         return list(modules.values())
 
     def vectors(self, *names: str) -> Vectors:
         """Learned vectors of the tracker itself."""
         vectors = Vectors(self.model, *names)
-        self.loaded |= self.checkpoint.load({MODEL: vectors})
+        self.loaded.update(self.checkpoint.load({MODEL: vectors}))
         return vectors
 
     def decoder(self, *, first: int) -> MaskDecoder:
@@ -156,20 +127,6 @@ class _Builder:
     def pointer(self) -> Pointer:
         (projection,) = self.load("object_pointer_proj")
         return Pointer(projection, self.vectors("no_object_pointer"))
-
-    def vision_origins(self) -> dict[str, str]:
-        """Where the tensors of part ``vision`` went."""
-        own = {} if self.vision is None else self.vision.origins
-        return {stored: f"vision.{name}" for stored, name in own.items()}
-
-
-def _vision_video(builder: _Builder) -> VisionWithTracker:
-    vision = builder.vision = part_from_checkpoint(builder.checkpoint, "vision")
-    builder.folded |= vision.folded
-    neck = empty_neck(builder.checkpoint.config)
-    builder.loaded |= builder.checkpoint.load({NECK: neck})
-    convolutions = builder.load("mask_decoder.conv_s0", "mask_decoder.conv_s1")
-    return VisionWithTracker(cast(Vision, vision.module), Neck(neck, *convolutions))
 
 
 def _memory_attention(builder: _Builder) -> MemoryAttention:
@@ -239,16 +196,82 @@ def _encoder(builder: _Builder, steps: tuple[str, ...]) -> memory.MemoryEncoder:
     )
 
 
-BUILDS: dict[str, Callable[[_Builder], nn.Module]] = {
-    "vision_video": _vision_video,
-    "memory_attention": _memory_attention,
-    "tracking_decoder": _tracking_decoder,
-    "point_decoder": _point_decoder,
-    "mask_prompt": _mask_prompt,
-    "memory_encoder": _memory_encoder,
-    "memory_encoder_text": _memory_encoder_text,
-}
-"""What composes each part."""
-TRACKER_PARTS = tuple(BUILDS)
-"""Every part of the tracker. ``vision_video`` stands in the place of ``vision``; the two memory
-encoders differ in how they enlarge masks, by who asks: points and masks, or text."""
+def _built(
+    make: Callable[[_Builder], nn.Module],
+) -> Callable[[Sam3Checkpoint, dict[str, Tensor]], nn.Module]:
+    return lambda checkpoint, loaded: make(_Builder(checkpoint=checkpoint, loaded=loaded))
+
+
+def _inputs(
+    choose: Callable[[TrackerTensors], tuple[Input, ...]],
+) -> Callable[[Sam3Tensors], tuple[Input, ...]]:
+    return lambda tensors: choose(tensors.of_tracker())
+
+
+def _outputs(
+    choose: Callable[[TrackerTensors], tuple[TensorSpec, ...]],
+) -> Callable[[Sam3Tensors], tuple[TensorSpec, ...]]:
+    return lambda tensors: choose(tensors.of_tracker())
+
+
+def _encoder_definition(
+    name: str, make: Callable[[_Builder], nn.Module]
+) -> PartDef[Sam3Checkpoint, Sam3Tensors]:
+    return PartDef(
+        name=name,
+        build=_built(make),
+        inputs=_inputs(lambda own: own.features + own.masks),
+        outputs=_outputs(lambda own: (own.memory,)),
+        axes=(OBJECTS,),
+        serves=capabilities.TRACK,
+        stays_half=True,
+        quantizes=False,
+    )
+
+
+DEFINITIONS: tuple[PartDef[Sam3Checkpoint, Sam3Tensors], ...] = (
+    PartDef(
+        name=capabilities.POINT_DECODER,
+        build=_built(_point_decoder),
+        inputs=_inputs(lambda own: own.features + own.fine + own.clicks),
+        outputs=_outputs(lambda own: (*own.candidates, own.score)),
+        axes=(OBJECTS, POINTS),
+        serves=capabilities.POINTS,
+        stays_half=True,
+        quantizes=False,
+    ),
+    PartDef(
+        name=capabilities.MASK_PROMPT,
+        build=_built(_mask_prompt),
+        inputs=_inputs(lambda own: own.features + own.fine + own.given),
+        outputs=_outputs(lambda own: (own.pointer, own.score)),
+        axes=(OBJECTS,),
+        serves=capabilities.TRACK,
+        stays_half=True,
+        quantizes=False,
+    ),
+    PartDef(
+        name=capabilities.MEMORY_ATTENTION,
+        build=_built(_memory_attention),
+        inputs=_inputs(lambda own: own.features + own.remembered),
+        outputs=_outputs(lambda own: specs_of(own.conditioned)),
+        axes=(OBJECTS, MEMORIES, POINTERS),
+        serves=capabilities.TRACK,
+        stays_half=True,
+        quantizes=False,
+    ),
+    PartDef(
+        name=capabilities.TRACKING_DECODER,
+        build=_built(_tracking_decoder),
+        inputs=_inputs(lambda own: own.conditioned + own.fine),
+        outputs=_outputs(lambda own: (own.logits, own.iou, own.pointer, own.score)),
+        axes=(OBJECTS,),
+        serves=capabilities.TRACK,
+        stays_half=True,
+        quantizes=False,
+    ),
+    _encoder_definition(capabilities.MEMORY_ENCODER, _memory_encoder),
+    _encoder_definition(capabilities.MEMORY_ENCODER_OF_TEXT, _memory_encoder_text),
+)
+"""Every part of the tracker but ``vision``, which the detector shares. The two memory encoders
+differ in how they enlarge masks, by who asks: points and masks, or text."""
