@@ -42,6 +42,9 @@ class Detections:
     cut_off: int = 0
     """How many more were above the threshold: those with the lowest scores, which
     ``max_detections`` left out."""
+    ids: npt.NDArray[np.int64] | None = None
+    """(N,), which object of a video each is, the same through all its frames; None for images.
+    Those of a video stand by ascending id."""
 
     def __post_init__(self) -> None:
         count = len(self.labels)
@@ -52,6 +55,8 @@ class Detections:
         object.__setattr__(self, "masks", _packed(self.masks, (count, *self.size_hw)))
         _check("boxes_xyxy", self.boxes_xyxy, np.float32, (count, 4))
         _check("scores", self.scores, np.float32, (count,))
+        if self.ids is not None:
+            _check("ids", self.ids, np.int64, (count,))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -74,6 +79,7 @@ class Detections:
             boxes_xyxy=self.boxes_xyxy[kept],
             scores=self.scores[kept],
             labels=tuple(self.labels[i] for i in kept),
+            ids=None if self.ids is None else self.ids[kept],
         )
 
     @property
@@ -132,7 +138,8 @@ class Detections:
         """Join the detections of one image, in order; of equal phrases the best score counts.
 
         Raises:
-            ShapeError: There is nothing to join, or the images differ in size.
+            ShapeError: There is nothing to join, the images differ in size, or only some of the
+                parts that hold anything have ids.
         """
         sizes = sorted({part.size_hw for part in parts})
         if len(sizes) != 1:
@@ -149,6 +156,7 @@ class Detections:
             size_hw=sizes[0],
             best_scores=best_scores,
             cut_off=sum(part.cut_off for part in parts),
+            ids=_joined_ids(parts),
         )
 
     def _category_ids(self) -> dict[str, int]:
@@ -252,7 +260,7 @@ class Detections:
 
         Returns:
             ``supervision.Detections``; ``class_id`` numbers the phrases from 0 in the order they
-            were asked for, ``data["class_name"]`` holds the phrases.
+            were asked for, ``data["class_name"]`` holds the phrases, ``tracker_id`` the ids.
 
         Raises:
             MissingExtra: supervision is not installed.
@@ -274,6 +282,7 @@ class Detections:
             mask=masks,
             confidence=self.scores,
             class_id=np.array([ids[label] - 1 for label in self.labels], np.int64),
+            tracker_id=None if self.ids is None else self.ids.copy(),
             data={"class_name": np.array(self.labels, np.str_)},
         )
 
@@ -286,15 +295,30 @@ class Detections:
             "best_scores": {phrase: float(score) for phrase, score in self.best_scores.items()},
             "detections": [
                 {"label": label, "score": score, "box_xyxy": box, "area": area}
-                for label, score, box, area in zip(
+                | ({} if number is None else {"id": number})
+                for label, score, box, area, number in zip(
                     self.labels,
                     self.scores.tolist(),
                     self.boxes_xyxy.tolist(),
                     self.areas.tolist(),
+                    [None] * len(self) if self.ids is None else self.ids.tolist(),
                     strict=True,
                 )
             ],
         }
+
+
+def _joined_ids(parts: Sequence[Detections]) -> npt.NDArray[np.int64] | None:
+    held = [part.ids for part in parts if len(part)] or [part.ids for part in parts]
+    ids = [one for one in held if one is not None]
+    if not ids:
+        return None
+    if len(ids) != len(held):
+        raise ShapeError(
+            "Some of the detections have ids and others have none. Join those of one video, or "
+            "leave ids out: dataclasses.replace(detections, ids=None)."
+        )
+    return np.concatenate(ids)
 
 
 def best_positions(scores: npt.NDArray[np.float32], most: int) -> npt.NDArray[np.intp]:

@@ -21,16 +21,16 @@ class Memory:
     """What is remembered of one frame.
 
     Raises:
-        ShapeError: An array has another number of axes.
+        ShapeError: The pointer has another number of axes.
     """
 
     frame: int
     """Number of the frame."""
     pointer: Array
     """(D,), the object's pointer."""
-    features: Array | None
-    """(L, C), its map of features, or None where only the pointer is still needed. Any dtype that
-    an npz file holds; bfloat16 as its bits in uint16."""
+    features: Any
+    """Its map of features, or None where only the pointer is still needed. Not looked into: what
+    ``TrackerParts.keep`` gave, on the host or on a device."""
     conditioning: bool = False
     """Whether it is a birth, a reconditioning or a prompt."""
     score: float = 0.0
@@ -39,13 +39,8 @@ class Memory:
     """Whether it is never forgotten: a user's prompt, for passes in the other direction."""
 
     def __post_init__(self) -> None:
-        features = self.features
-        if self.pointer.ndim != 1 or (features is not None and features.ndim != 2):
-            got = None if features is None else features.shape
-            raise ShapeError(
-                f"A memory wants a pointer (D,) and features (L, C), got {self.pointer.shape} and "
-                f"{got}."
-            )
+        if self.pointer.ndim != 1:
+            raise ShapeError(f"A memory wants a pointer (D,), got {self.pointer.shape}.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -84,9 +79,9 @@ class MemoryBank:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of all arrays."""
+        """Bytes of all arrays, wherever they are."""
         return sum(
-            memory.pointer.nbytes + (0 if memory.features is None else memory.features.nbytes)
+            int(memory.pointer.nbytes + (0 if memory.features is None else memory.features.nbytes))
             for memory in self.memories
         )
 
@@ -98,8 +93,8 @@ class Gathered:
     The axis of objects is not there yet: those of equal M and P can be stacked.
     """
 
-    memory: Array
-    """(M, L, C)."""
+    features: tuple[Any, ...]
+    """M maps of features, as they were kept."""
     memory_codes: npt.NDArray[np.int64]
     """(M,): 0 for conditioning frames, else 1 and up."""
     pointers: Array
@@ -150,7 +145,7 @@ def gather(
     length: int | None = None,
     reverse: bool = False,
 ) -> Gathered:
-    """Stack what a frame attends to.
+    """Collect what a frame attends to; ``TrackerParts.recall`` joins it for several objects.
 
     Args:
         bank: What the object remembers.
@@ -168,7 +163,7 @@ def gather(
     )
     known = {memory.frame: memory for memory in bank}
     return Gathered(
-        memory=np.stack([_features(known[number]) for number, _ in attended.memories]),
+        features=tuple(_features(known[number]) for number, _ in attended.memories),
         memory_codes=np.array([code for _, code in attended.memories], np.int64),
         pointers=_pointers(bank, attended),
         pointer_times=np.array(
@@ -178,7 +173,7 @@ def gather(
     )
 
 
-def _features(memory: Memory) -> Array:
+def _features(memory: Memory) -> Any:
     if memory.features is None:
         raise SettingError(
             f"The features of frame {memory.frame} were forgotten: the pass had gone on. Start the "

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,7 @@ _VERSION = 1
 
 
 def save_banks(path: Path, banks: Mapping[int, MemoryBank]) -> None:
-    """Write the banks of objects, whole or not at all.
+    """Write the banks of objects, whole or not at all, whose features are arrays of the host.
 
     Args:
         path: The file, replaced if it is there.
@@ -25,10 +26,30 @@ def save_banks(path: Path, banks: Mapping[int, MemoryBank]) -> None:
     Raises:
         OutputError: The file cannot be written.
     """
-    arrays: dict[str, Array] = {
-        "version": np.array(_VERSION),
-        "ids": np.array(list(banks), np.int64),
-    }
+    write_arrays(path, {"version": np.array(_VERSION), **arrays_from_banks(banks, np.asarray)})
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
+    """Write an npz file, whole or not at all.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]  # its stub names one keyword only
+    atomic_write_bytes(path, buffer.getvalue())
+
+
+def arrays_from_banks(
+    banks: Mapping[int, MemoryBank], saved: Callable[[Any], Array]
+) -> dict[str, Array]:
+    """The banks of objects as named arrays.
+
+    Args:
+        banks: By id of the track.
+        saved: Brings the features of one memory to the host.
+    """
+    arrays: dict[str, Array] = {"ids": np.array(list(banks), np.int64)}
     for number, bank in banks.items():
         # (frame, conditioning, pinned) of each memory; its arrays stand by the frame's number.
         arrays[f"{number}/frames"] = np.array(
@@ -38,10 +59,23 @@ def save_banks(path: Path, banks: Mapping[int, MemoryBank]) -> None:
         for memory in bank:
             arrays[f"{number}/{memory.frame}/pointer"] = memory.pointer
             if memory.features is not None:
-                arrays[f"{number}/{memory.frame}/features"] = memory.features
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)  # type: ignore[arg-type]  # its stub names one keyword only
-    atomic_write_bytes(path, buffer.getvalue())
+                arrays[f"{number}/{memory.frame}/features"] = saved(memory.features)
+    return arrays
+
+
+def banks_from_arrays(
+    arrays: Mapping[str, Array], restored: Callable[[Array], Any]
+) -> dict[int, MemoryBank]:
+    """The banks that :func:`arrays_from_banks` wrote, by id.
+
+    Args:
+        arrays: All of a file.
+        restored: Takes the features of one memory to where they are kept.
+
+    Raises:
+        KeyError: An array is missing.
+    """
+    return {number: _bank(arrays, number, restored) for number in arrays["ids"].tolist()}
 
 
 def banks_from_file(path: Path) -> dict[int, MemoryBank]:
@@ -57,7 +91,7 @@ def banks_from_file(path: Path) -> dict[int, MemoryBank]:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         _check_version(int(arrays["version"]))
-        return {number: _bank(arrays, number) for number in arrays["ids"].tolist()}
+        return banks_from_arrays(arrays, np.asarray)
     except Exception as error:  # zip, header, key and OS errors alike
         raise InputError(
             f"{path} cannot be read as memory banks: {error}. Give a file that save_banks wrote."
@@ -69,7 +103,7 @@ def _check_version(version: int) -> None:
         raise InputError(f"it is of version {version}, and this samforge reads {_VERSION}")
 
 
-def _bank(arrays: Mapping[str, Array], number: int) -> MemoryBank:
+def _bank(arrays: Mapping[str, Array], number: int, restored: Callable[[Array], Any]) -> MemoryBank:
     rows = arrays[f"{number}/frames"].tolist()
     scores = arrays[f"{number}/scores"].tolist()
     return MemoryBank(
@@ -77,7 +111,7 @@ def _bank(arrays: Mapping[str, Array], number: int) -> MemoryBank:
             Memory(
                 frame=frame,
                 pointer=arrays[f"{number}/{frame}/pointer"],
-                features=arrays.get(f"{number}/{frame}/features"),
+                features=_features(arrays.get(f"{number}/{frame}/features"), restored),
                 conditioning=bool(conditioning),
                 score=score,
                 pinned=bool(pinned),
@@ -85,3 +119,7 @@ def _bank(arrays: Mapping[str, Array], number: int) -> MemoryBank:
             for (frame, conditioning, pinned), score in zip(rows, scores, strict=True)
         )
     )
+
+
+def _features(array: Array | None, restored: Callable[[Array], Any]) -> Any:
+    return None if array is None else restored(array)

@@ -59,20 +59,41 @@ def suppressed_masks(masks: Floats, rows: npt.ArrayLike) -> Floats:
 def without_shrunk(masks: Floats, phrases: npt.ArrayLike, ratio: float) -> Floats:
     """Empty masks that keep too little beside the others, before they are remembered.
 
-    Each cell goes to the object of its phrase with the highest logit, of equal ones to the lower
-    row. A mask that keeps less than ``ratio`` of its cells is clamped to -10; all others stay as
-    they are, overlaps included.
-
     Args:
         masks: (M, h, w), logits, in Meta's at the size that the memory encoder takes.
         phrases: (M,), numbers of the phrases.
         ratio: A share from 0 to 1.
 
     Returns:
-        (M, h, w), a new array.
+        (M, h, w), a new array, where masks of :func:`shrunk_rows` are clamped to -10; all others
+        stay as they are, overlaps included.
     """
+    return clamped_rows(masks, shrunk_rows(masks, phrases, ratio))
+
+
+def clamped_rows(masks: Floats, rows: npt.NDArray[np.intp]) -> Floats:
+    """The masks (M, h, w) with those of some rows clamped to -10."""
     kept = masks.copy()
+    kept[rows] = np.minimum(kept[rows], SUPPRESSED)
+    return kept
+
+
+def shrunk_rows(masks: Floats, phrases: npt.ArrayLike, ratio: float) -> npt.NDArray[np.intp]:
+    """Which masks keep less than a share of their cells beside the others.
+
+    Each cell goes to the object of its phrase with the highest logit, of equal ones to the lower
+    row.
+
+    Args:
+        masks: (M, h, w), logits.
+        phrases: (M,), numbers of the phrases.
+        ratio: A share from 0 to 1.
+
+    Returns:
+        Rows, phrase by phrase.
+    """
     numbers = np.asarray(phrases)
+    found: list[npt.NDArray[np.intp]] = [np.zeros(0, np.intp)]
     for phrase in np.unique(numbers):
         (rows,) = np.nonzero(numbers == phrase)
         if len(rows) < 2:
@@ -83,9 +104,8 @@ def without_shrunk(masks: Floats, phrases: npt.ArrayLike, ratio: float) -> Float
         before = np.maximum(above.sum(axis=(1, 2)), 1).astype(np.float32)
         mine = owner[None] == np.arange(len(rows))[:, None, None]
         after = (above & mine).sum(axis=(1, 2)).astype(np.float32)
-        shrunk = rows[after / before < np.float32(ratio)]
-        kept[shrunk] = np.minimum(kept[shrunk], SUPPRESSED)
-    return kept
+        found.append(rows[after / before < np.float32(ratio)])
+    return np.concatenate(found)
 
 
 def without_overlaps(masks: Floats, scores: npt.NDArray[Any]) -> Floats:

@@ -43,7 +43,12 @@ def held_from_decisions(decisions: Decisions, payload: Any = None) -> Held:
 
 
 def release(
-    waiting: tuple[Held, ...], decisions: Decisions, rules: Rules, payload: Any = None
+    waiting: tuple[Held, ...],
+    decisions: Decisions,
+    rules: Rules,
+    payload: Any = None,
+    *,
+    delay: int | None = None,
 ) -> Release:
     """Let a decided frame in, take removed objects out of all that wait, let the oldest out.
 
@@ -55,12 +60,15 @@ def release(
         decisions: The next frame.
         rules: ``hot_start_frames`` is the delay.
         payload: What belongs to the frame.
+        delay: Frames that a frame waits for after it is decided; None for what the rules need. With
+            fewer an object may be removed that was shown.
     """
     removed = decisions.removed_ids
-    line = tuple(_without(held, removed) for held in waiting)
+    line = tuple(without_ids(held, removed) for held in waiting)
     line = (*line, held_from_decisions(decisions, payload))
-    delay = rules.hot_start_frames if rules.removes else 0
-    leaving = max(0, len(line) - max(0, delay - 1))
+    if delay is None:
+        delay = max(0, rules.hot_start_frames - 1) if rules.removes else 0
+    leaving = max(0, len(line) - delay)
     return Release(waiting=line[leaving:], released=line[:leaving])
 
 
@@ -69,7 +77,8 @@ def drain(waiting: tuple[Held, ...]) -> Release:
     return Release(waiting=(), released=waiting)
 
 
-def _without(held: Held, ids: AbstractSet[int]) -> Held:
+def without_ids(held: Held, ids: AbstractSet[int]) -> Held:
+    """The frame without some objects."""
     if not ids:
         return held
     return replace(held, shown=tuple(item for item in held.shown if item.id not in ids))

@@ -76,7 +76,7 @@ def decide(
         SettingError: The frame does not come after the last one, or is negative.
         ShapeError: There is not one tracked mask for each track, or masks differ in size.
     """
-    _check_frame(state, frame, reverse=reverse)
+    check_frame(state, frame, reverse=reverse)
     kept = kept_detections(found, rules)
     candidates = found.taken(np.array(kept, np.intp))
     association = associate(candidates, tracked, state.tracks, rules)
@@ -114,7 +114,12 @@ def decide(
     return decisions, TrackingState(tracks=living, next_id=next_id, frame=frame)
 
 
-def _check_frame(state: TrackingState, frame: int, *, reverse: bool) -> None:
+def check_frame(state: TrackingState, frame: int, *, reverse: bool) -> None:
+    """Make sure that a frame follows the last one.
+
+    Raises:
+        SettingError: It does not, or is negative.
+    """
     if frame < 0:
         raise SettingError(f"frame is {frame}. Give 0 or more.")
     if state.frame is None:

@@ -1,0 +1,270 @@
+"""A frame of a session: objects followed, rules applied, what is seen remembered and drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from samforge.core.reference import META
+from samforge.runtime.postprocess import sigmoid
+from samforge.runtime.tracking.bank import Memory, remember
+from samforge.runtime.tracking.between import undetected
+from samforge.runtime.tracking.calls import (
+    Seen,
+    ask_masks,
+    encode_memories,
+    follow,
+    nothing_seen,
+)
+from samforge.runtime.tracking.drawn import Drawn, DrawnObject, drawn_mask
+from samforge.runtime.tracking.masks import filled_holes, suppressed_masks
+from samforge.runtime.tracking.objects import SessionState, TrackedObject, Turn, group_scores
+from samforge.runtime.tracking.parts import (
+    MEMORY_ENCODER,
+    MEMORY_ENCODER_TEXT,
+    FoundInFrame,
+    TrackerFacts,
+)
+from samforge.runtime.tracking.remembered import remembered_masks, remembered_scores
+from samforge.runtime.tracking.resize import enlarged
+from samforge.runtime.tracking.rules import decide
+from samforge.runtime.tracking.state import Decisions, Floats, Track, Tracked, TrackingState
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Advanced:
+    """What a frame brought."""
+
+    decisions: Decisions
+    """Of the rules; objects of prompts are never hidden or removed by them."""
+    tracking: TrackingState
+    """After the frame."""
+    objects: Mapping[int, TrackedObject]
+    """After the frame, with the newborn."""
+    drawn: Drawn
+    """What the frame shows."""
+    raw: Mapping[int, Floats]
+    """Logits (4s, 4s) by id, as the decoder gave them: a correction of this frame begins there."""
+
+
+def advance(turn: Turn, state: SessionState, found: FoundInFrame | None) -> Advanced:
+    """Take a session one frame further.
+
+    Args:
+        turn: The frame.
+        state: Before it; every object has something to remember.
+        found: What phrases found on it; None where they were not looked for.
+
+    Raises:
+        FidelityError: The tracker's answer holds NaN.
+    """
+    banks = {number: one.bank for number, one in state.objects.items()}
+    seen = follow(turn.parts, turn.features, banks, turn.frame, turn.way)
+    text = np.array([one.by_text for one in state.objects.values()], np.bool_)
+    tracked = Tracked(masks=_filled(seen.masks, text, turn.rules.hole_area), scores=seen.scores)
+    decisions, tracking = _decided(turn, state, found, tracked)
+    rows = {number: row for row, number in enumerate(state.objects)}
+    masks = suppressed_masks(tracked.masks, [rows[number] for number in decisions.suppressed])
+    born = {birth.id: birth.detection for birth in decisions.born}
+    tracking_phrases = {track.id: track.phrase for track in tracking.tracks}
+    newborn = {
+        number: TrackedObject(
+            id=number,
+            label=state.phrases[tracking_phrases[number]],
+            by_text=True,
+            begun=turn.frame,
+        )
+        for number in born
+    }
+    known = {**state.objects, **newborn}
+    given = _given(turn, decisions, found, born)
+    sights = _Sights(seen=seen, masks=masks, given=given, tracks=state.tracking.tracks)
+    return Advanced(
+        decisions=decisions,
+        tracking=tracking,
+        objects=_remembered(turn, decisions, sights, known),
+        drawn=_drawn(turn, decisions, sights, _Names(known, tracking.tracks, found, state.phrases)),
+        raw={number: seen.masks[row] for number, row in rows.items()}
+        | {number: given.seen.masks[given.rows[number]] for number in born},
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Given:
+    """Masks that detections give to objects: to the newborn and, as Meta does, to corrected ones."""
+
+    seen: Seen
+    rows: Mapping[int, int]
+    """By id."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Sights:
+    """What is known of the objects of a frame."""
+
+    seen: Seen
+    """What the tracker said of the objects that lived before the frame."""
+    masks: Floats
+    """(N, 4s, 4s), their masks with holes filled, empty where one gives way to another."""
+    given: _Given
+    tracks: Sequence[Track]
+    """N, before the frame."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Names:
+    """What a frame says of its objects beside their masks."""
+
+    objects: Mapping[int, TrackedObject]
+    tracks: Sequence[Track]
+    """After the frame."""
+    found: FoundInFrame | None
+    phrases: tuple[str, ...]
+
+
+def _filled(masks: Floats, text: npt.NDArray[np.bool_], area: int) -> Floats:
+    """Holes are filled in objects of phrases only: so it is at Meta's."""
+    filled = masks.copy()
+    filled[text] = filled_holes(masks[text], area)
+    return filled
+
+
+def _decided(
+    turn: Turn, state: SessionState, found: FoundInFrame | None, tracked: Tracked
+) -> tuple[Decisions, TrackingState]:
+    frame, rules, reverse = turn.frame, turn.rules, turn.way.reverse
+    if found is None:
+        return undetected(state.tracking, frame, tracked, rules, reverse=reverse)
+    decisions, tracking = decide(
+        state.tracking, frame, found.detected, tracked, rules, reverse=reverse
+    )
+    # A user's objects match no detection where their name is no phrase, and are hidden by none.
+    hidden = [number for number in decisions.hidden if state.objects[number].by_text]
+    return replace(decisions, hidden=tuple(hidden)), tracking
+
+
+def _given(
+    turn: Turn, decisions: Decisions, found: FoundInFrame | None, born: Mapping[int, int]
+) -> _Given:
+    # transformers only marks a corrected frame: pointer and memory stay the tracker's.
+    corrected = decisions.reconditioned if turn.rules.reference == META else {}
+    rows = {**born, **corrected}
+    if found is None or not rows:
+        return _Given(seen=nothing_seen(turn.parts), rows={})
+    logits = found.masks[list(rows.values())]
+    seen = ask_masks(turn.parts, turn.features, masks_to_give(logits, turn.parts.facts), logits)
+    return _Given(seen=seen, rows={number: row for row, number in enumerate(rows)})
+
+
+def masks_to_give(logits: Floats, facts: TrackerFacts) -> Floats:
+    """Masks of detections as part ``mask_prompt`` takes them, 0 to 1, (N, S, S).
+
+    Meta enlarges logits and asks which are above 0; transformers asks which are 0.5 or more, and
+    enlarges that.
+    """
+    size = (facts.prompt_side, facts.prompt_side)
+    if facts.reference == META:
+        return (enlarged(logits, size) > 0).astype(np.float32)
+    return enlarged((logits >= 0.5).astype(np.float32), size)
+
+
+def _remembered(
+    turn: Turn, decisions: Decisions, sights: _Sights, known: Mapping[int, TrackedObject]
+) -> dict[int, TrackedObject]:
+    """Every object that lives on, with what it keeps of this frame."""
+    features = _memories(turn, decisions, sights, known)
+    before = [known[track.id] for track in sights.tracks]
+    scores = dict(zip((one.id for one in before), group_scores(before, sights.seen), strict=True))
+    rows = {track.id: row for row, track in enumerate(sights.tracks)}
+    conditioning = {*decisions.conditioning, *(birth.id for birth in decisions.born)}
+    objects = {}
+    for number, kept in sorted(features.items()):
+        given = sights.given.rows.get(number)
+        pointers = sights.seen.pointers if given is None else sights.given.seen.pointers
+        memory = Memory(
+            frame=turn.frame,
+            # A copy: a row of a batch would keep the batch.
+            pointer=pointers[rows[number] if given is None else given].copy(),
+            features=kept,
+            conditioning=number in conditioning,
+            score=float(scores.get(number, 0.0)),
+        )
+        one = known[number]
+        bank = remember(one.bank, memory, turn.way.rules, reverse=turn.way.reverse)
+        objects[number] = replace(one, bank=bank)
+    return objects
+
+
+def _memories(
+    turn: Turn, decisions: Decisions, sights: _Sights, known: Mapping[int, TrackedObject]
+) -> dict[int, Any]:
+    """Features by id: objects of phrases by one rule, all others by another, a call for each."""
+    side = turn.parts.facts.memory_side
+    text = [row for row, track in enumerate(sights.tracks) if known[track.id].by_text]
+    phrases = [sights.tracks[row].phrase for row in text]
+    # Objects that end on this frame still take their share of the others' masks.
+    masks = remembered_masks(sights.masks[text], phrases, turn.rules, side)
+    scores = remembered_scores(masks, turn.rules, side)
+    staying = [at for at, row in enumerate(text) if _stays(sights.tracks[row].id, decisions)]
+    born = {birth.id: sights.given.rows[birth.id] for birth in decisions.born}
+    given, births = sights.given.seen, list(born.values())
+    of_text = encode_memories(
+        turn.parts,
+        MEMORY_ENCODER_TEXT,
+        turn.features,
+        np.concatenate([masks[staying], given.masks[births]]),
+        np.concatenate([scores[staying], given.scores[births]]),
+        np.array([False] * len(staying) + [True] * len(births), np.bool_),
+    )
+    ids = [*(sights.tracks[text[at]].id for at in staying), *born]
+    prompted = [row for row, track in enumerate(sights.tracks) if not known[track.id].by_text]
+    of_prompts = encode_memories(
+        turn.parts,
+        MEMORY_ENCODER,
+        turn.features,
+        sights.masks[prompted],
+        sights.seen.scores[prompted],
+        np.zeros(len(prompted), np.bool_),
+    )
+    ids += [sights.tracks[row].id for row in prompted]
+    return dict(zip(ids, [*of_text, *of_prompts], strict=True))
+
+
+def _stays(number: int, decisions: Decisions) -> bool:
+    return number not in decisions.removed_ids
+
+
+def _drawn(turn: Turn, decisions: Decisions, sights: _Sights, names: _Names) -> Drawn:
+    scores = {track.id: track.score for track in names.tracks}
+    born = {birth.id for birth in decisions.born}
+    objects = {}
+    for item in decisions.shown:
+        if item.id not in scores:  # it ended on this frame
+            continue
+        one = names.objects[item.id]
+        if item.source == "track" or names.found is None:
+            mask, rank = sights.masks[item.row], float(sigmoid(sights.seen.scores[item.row]))
+        else:
+            mask, rank = names.found.masks[item.row], scores[item.id]
+            if item.id in born:
+                mask = filled_holes(mask[None], turn.rules.hole_area)[0]
+        phrase = next(track.phrase for track in names.tracks if track.id == item.id)
+        objects[item.id] = DrawnObject(
+            label=one.label,
+            phrase=phrase,
+            score=scores[item.id] if one.by_text else rank,
+            rank=rank,
+            masks=drawn_mask(mask, turn.encoded.size_hw),
+        )
+    return Drawn(
+        size_hw=turn.encoded.size_hw,
+        objects=objects,
+        detected=names.found is not None,
+        dropped=len(decisions.dropped),
+        removed=tuple(sorted(decisions.removed_ids)),
+        best_scores=dict(names.found.best_scores) if names.found is not None else {},
+    )

@@ -1,0 +1,324 @@
+"""Calls of the tracker's parts with objects as batches: arrays of the host in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from samforge.core.errors import FidelityError
+from samforge.runtime.tracking.bank import Gathered, MemoryBank, gather
+from samforge.runtime.tracking.constants import MemoryRules
+from samforge.runtime.tracking.parts import (
+    MASK_PROMPT,
+    MEMORY_ATTENTION,
+    POINT_DECODER,
+    TRACKING_DECODER,
+    TrackerParts,
+)
+from samforge.runtime.tracking.state import Floats
+
+ABSENT = np.float32(-1024)
+"""The logit of an object that is not in the picture, in both references."""
+Item = TypeVar("Item")
+_FED = 32.0
+"""An earlier mask is fed to the decoder within this range."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Seen:
+    """N objects on one frame, arrays of the host."""
+
+    masks: Floats
+    """(N, 4s, 4s), logits; -1024 where the object is not there."""
+    ious: Floats
+    """(N,), as the tracker expects them."""
+    pointers: Floats
+    """(N, D)."""
+    scores: Floats
+    """(N,), logits: above 0 the object is there."""
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pass:
+    """The way a session goes through a video."""
+
+    rules: MemoryRules
+    """Which memories a frame attends to."""
+    length: int | None = None
+    """Frames of the video, where that is to count; None as in a stream."""
+    reverse: bool = False
+    """Whether it runs backwards."""
+
+
+def follow(
+    parts: TrackerParts,
+    features: Mapping[str, Any],
+    banks: Mapping[int, MemoryBank],
+    frame: int,
+    way: Pass,
+) -> Seen:
+    """Track objects to a frame: one call for all that have equally many memories and pointers.
+
+    Args:
+        parts: What runs the tracker.
+        features: Of the frame.
+        banks: What each object remembers, by id.
+        frame: Its number.
+        way: Which memories count.
+
+    Returns:
+        A row for each bank, in their order.
+
+    Raises:
+        FidelityError: An answer holds NaN: a memory, or what is computed from it, does.
+    """
+    groups: dict[tuple[int, int], list[tuple[int, Gathered]]] = {}
+    for row, bank in enumerate(banks.values()):
+        found = _within(
+            gather(bank, frame, way.rules, length=way.length, reverse=way.reverse),
+            parts.facts.most_pointers,
+        )
+        sizes = len(found.features), len(found.pointers)
+        groups.setdefault(sizes, []).append((row, found))
+    rows: list[int] = []
+    seen: list[Seen] = []
+    for group in groups.values():
+        for chunk in _chunks(group, parts.facts.most_objects):
+            rows += [row for row, _ in chunk]
+            seen.append(_followed(parts, features, [found for _, found in chunk]))
+    if not seen:
+        return nothing_seen(parts)
+    joined = joined_seen(seen)
+    order = np.argsort(rows)
+    result = taken_seen(joined, order)
+    _refuse_nan(result, list(banks), frame)
+    return result
+
+
+def _within(found: Gathered, most: int | None) -> Gathered:
+    """Leave out pointers of the oldest conditioning frames where the parts take fewer.
+
+    Only transformers' rules come so far: they give a pointer of every conditioning frame.
+    """
+    if most is None or len(found.pointers) <= most:
+        return found
+    return Gathered(
+        features=found.features,
+        memory_codes=found.memory_codes,
+        pointers=found.pointers[-most:],
+        pointer_times=found.pointer_times[-most:],
+    )
+
+
+def _followed(
+    parts: TrackerParts, features: Mapping[str, Any], gathered: Sequence[Gathered]
+) -> Seen:
+    conditioned = parts.run(
+        MEMORY_ATTENTION,
+        {
+            "tracker_features": features["tracker_features"],
+            "memory": parts.recall([one.features for one in gathered]),
+            "memory_offsets": np.stack([one.memory_codes for one in gathered]),
+            "pointers": np.stack([one.pointers for one in gathered]),
+            "pointer_times": np.stack([one.pointer_times for one in gathered]),
+        },
+    )
+    out = parts.run(
+        TRACKING_DECODER, {"conditioned": conditioned["conditioned"], **_fine(features)}
+    )
+    return Seen(
+        masks=parts.to_host(out["mask_logits"])[:, 0],
+        ious=parts.to_host(out["iou"])[:, 0],
+        pointers=parts.to_host(out["object_pointer"]),
+        scores=parts.to_host(out["object_score"])[:, 0],
+    )
+
+
+def ask_points(
+    parts: TrackerParts,
+    features: Mapping[str, Any],
+    points: Floats,
+    labels: npt.NDArray[np.int64],
+    earlier: Floats | None,
+) -> Seen:
+    """Answer the points of one object.
+
+    One point or none is doubtful: the best of three masks is taken, and its pointer. Box corners
+    and several points give a single mask.
+
+    Args:
+        parts: What runs the tracker.
+        features: Of the frame.
+        points: (K, 2), x and y in pixels of the square image.
+        labels: (K,), 1 on the object, 0 beside it, 2 and 3 corners of its box.
+        earlier: (4s, 4s), what is known of its mask on this frame.
+
+    Raises:
+        FidelityError: The answer holds NaN.
+    """
+    side = parts.facts.mask_side
+    mask = np.zeros((side, side), np.float32) if earlier is None else earlier.clip(-_FED, _FED)
+    out = parts.run(
+        POINT_DECODER,
+        {
+            "tracker_features": features["tracker_features"],
+            **_fine(features),
+            "points": points[None],
+            "point_labels": labels[None],
+            "mask_input": mask[None, None].astype(np.float32),
+            "has_mask": np.array([earlier is not None]),
+        },
+    )
+    ious, score = parts.to_host(out["iou"])[0], parts.to_host(out["object_score"])[0]
+    best = 1 + int(ious[1:].argmax()) if len(labels) == 1 else 0
+    logits = parts.to_host(out["mask_logits"])[:, best]
+    seen = Seen(
+        masks=np.where(score > 0, logits, ABSENT),
+        ious=ious[best : best + 1],
+        pointers=parts.to_host(out["object_pointers"])[:, best],
+        scores=score,
+    )
+    _refuse_nan(seen, None, None)
+    return seen
+
+
+def ask_masks(
+    parts: TrackerParts, features: Mapping[str, Any], given: Floats, masks: Floats
+) -> Seen:
+    """Make pointers of objects whose masks are given.
+
+    Args:
+        parts: What runs the tracker.
+        features: Of the frame.
+        given: (N, S, S), 0 to 1, at the side that part ``mask_prompt`` takes.
+        masks: (N, 4s, 4s), the same as logits: they are given back as they are.
+
+    Raises:
+        FidelityError: A pointer holds NaN.
+    """
+    pointers, scores = [], []
+    for rows in _chunks(range(len(given)), parts.facts.most_objects):
+        chunk = given[list(rows)][:, None].astype(np.float32)
+        out = parts.run(
+            MASK_PROMPT,
+            {
+                "tracker_features": features["tracker_features"],
+                **_fine(features),
+                "mask": chunk,
+            },
+        )
+        pointers.append(parts.to_host(out["object_pointer"]))
+        scores.append(parts.to_host(out["object_score"])[:, 0])
+    if not pointers:
+        return nothing_seen(parts)
+    seen = Seen(
+        masks=masks,
+        ious=np.ones(len(masks), np.float32),
+        pointers=np.concatenate(pointers),
+        scores=np.concatenate(scores),
+    )
+    _refuse_nan(seen, None, None)
+    return seen
+
+
+def encode_memories(  # the inputs of the part
+    parts: TrackerParts,
+    part: str,
+    features: Mapping[str, Any],
+    masks: Floats,
+    scores: Floats,
+    from_prompt: npt.NDArray[np.bool_],
+) -> list[Any]:
+    """Encode what objects look like on a frame.
+
+    Args:
+        parts: What runs the tracker.
+        part: Which of the two memory encoders.
+        features: Of the frame.
+        masks: (N, 4s, 4s), logits.
+        scores: (N,), logits: what is not above 0 is remembered as hidden.
+        from_prompt: (N,), whose masks are taken as they are, inside or outside.
+
+    Returns:
+        N memories, as ``TrackerParts.keep`` gives them.
+    """
+    kept: list[Any] = []
+    for chunk in _chunks(range(len(masks)), parts.facts.most_objects):
+        rows = list(chunk)
+        out = parts.run(
+            part,
+            {
+                "tracker_features": features["tracker_features"],
+                "mask_logits": masks[rows][:, None].astype(np.float32),
+                "object_score": scores[rows][:, None].astype(np.float32),
+                "from_prompt": from_prompt[rows],
+            },
+        )
+        kept += parts.keep(out["memory"])
+    return kept
+
+
+def nothing_seen(parts: TrackerParts) -> Seen:
+    """No object."""
+    side = parts.facts.mask_side
+    return Seen(
+        masks=np.zeros((0, side, side), np.float32),
+        ious=np.zeros(0, np.float32),
+        pointers=np.zeros((0, 0), np.float32),
+        scores=np.zeros(0, np.float32),
+    )
+
+
+def joined_seen(seen: Iterable[Seen]) -> Seen:
+    """Objects of one frame from several calls, at least one of them."""
+    parts = list(seen)
+    return Seen(
+        masks=np.concatenate([one.masks for one in parts]),
+        ious=np.concatenate([one.ious for one in parts]),
+        pointers=np.concatenate([one.pointers for one in parts]),
+        scores=np.concatenate([one.scores for one in parts]),
+    )
+
+
+def taken_seen(seen: Seen, rows: npt.NDArray[np.intp]) -> Seen:
+    """Some of the objects, in the order of ``rows``."""
+    return Seen(
+        masks=seen.masks[rows],
+        ious=seen.ious[rows],
+        pointers=seen.pointers[rows],
+        scores=seen.scores[rows],
+    )
+
+
+def _chunks(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def _fine(features: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: features[name] for name in ("high_res_0", "high_res_1")}
+
+
+def _refuse_nan(seen: Seen, ids: Sequence[int] | None, frame: int | None) -> None:
+    """Stop at NaN before anything of it is remembered."""
+    bad = np.isnan(seen.scores) | np.isnan(seen.ious) | np.isnan(seen.pointers).any(axis=1)
+    bad |= np.isnan(seen.masks).any(axis=(1, 2))
+    if not bad.any():
+        return
+    whose = (
+        "a prompt"
+        if ids is None
+        else f"objects {[ids[row] for row in np.flatnonzero(bad).tolist()]}"
+    )
+    where = "" if frame is None else f" on frame {frame}: a memory of theirs is not a number, or"
+    raise FidelityError(
+        f"The tracker's answer for {whose} holds NaN{where or ':'} this artifact does not compute "
+        "what the model does. The session is as it was before: finish() gives what is decided. "
+        "Remove the objects to go on, or build the bundle with --precision fp32."
+    )

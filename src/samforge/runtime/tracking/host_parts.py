@@ -1,0 +1,152 @@
+"""Parts of a tracker behind sessions that take and give arrays of the host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from samforge.core.axes import MEMORIES, OBJECTS, POINTERS, POINTS
+from samforge.core.errors import SettingError
+from samforge.core.reference import META
+from samforge.core.session import Session, largest_of
+from samforge.runtime.executor import EncodedImage, fixed_axis
+from samforge.runtime.tracking.parts import (
+    MASK_PROMPT,
+    MEMORY_ATTENTION,
+    POINT_DECODER,
+    TRACKING_PARTS,
+    Array,
+    FoundInFrame,
+    TrackerFacts,
+)
+
+Encode: TypeAlias = Callable[[Any], EncodedImage]
+Detect: TypeAlias = Callable[[EncodedImage, tuple[str, ...], Sequence[float]], FoundInFrame]
+
+_MEMORY_SCALE = 4
+"""Masks that memories are made of are so many times finer than those that decoders give."""
+
+
+class HostTrackerParts:
+    """:class:`TrackerParts` over a dictionary of sessions."""
+
+    def __init__(  # noqa: PLR0913  # each is a choice of its own
+        self,
+        sessions: Mapping[str, Session],
+        *,
+        encode: Encode,
+        detect: Detect,
+        image_size: int,
+        digest: str,
+        reference: str = META,
+        rounds: bool = True,
+    ) -> None:
+        """Use what runs the parts.
+
+        Args:
+            sessions: By name, at least those of ``TRACKING_PARTS``.
+            encode: Takes a frame to its features.
+            detect: Finds phrases in it.
+            image_size: Side of the square that frames are squashed to, pixels.
+            digest: Of the bundle.
+            reference: Whose tracker the parts compute.
+            rounds: Whether memories are kept as bfloat16, as Meta keeps them, in half the room.
+
+        Raises:
+            SettingError: A part is missing.
+        """
+        missing = [name for name in TRACKING_PARTS if name not in sessions]
+        if missing:
+            raise SettingError(
+                f"Tracking needs the parts {', '.join(TRACKING_PARTS)}; {', '.join(missing)} are "
+                "missing. Build the bundle again with them."
+            )
+        self._sessions = dict(sessions)
+        self._encode, self._detect, self._rounds = encode, detect, rounds
+        self._facts = _facts(sessions, image_size, digest, reference)
+
+    @property
+    def facts(self) -> TrackerFacts:
+        """Sizes, limits, and which bundle this is."""
+        return self._facts
+
+    def encode(self, image: Any) -> EncodedImage:
+        """Run the vision part on one frame."""
+        return self._encode(image)
+
+    def detect(
+        self, encoded: EncodedImage, phrases: tuple[str, ...], thresholds: Sequence[float]
+    ) -> FoundInFrame:
+        """Find what all phrases name in a frame."""
+        return self._detect(encoded, phrases, thresholds)
+
+    def run(self, part: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Run a part."""
+        return dict(self._sessions[part].run(inputs))
+
+    def to_host(self, array: Any) -> Array:
+        """They are there."""
+        return np.asarray(array)
+
+    def keep(self, memory: Any) -> list[Any]:
+        """Split memories (N, L, C) into those of single objects, as bits of bfloat16 if rounded."""
+        return [bfloat16_bits(one) if self._rounds else one.copy() for one in memory]
+
+    def recall(self, kept: Sequence[Sequence[Any]]) -> Any:
+        """Join memories, N objects of M each, as (N, M, L, C) of float32."""
+        joined = np.stack([np.stack(row) for row in kept])
+        return floats_from_bfloat16(joined) if self._rounds else joined
+
+    def saved(self, kept: Any) -> Array:
+        """One kept memory as it is."""
+        return np.asarray(kept)
+
+    def restored(self, array: Array) -> Any:
+        """The kept memory that was saved."""
+        return array
+
+
+def bfloat16_bits(floats: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
+    """Round float32 to bfloat16, to the nearest and of two the even one; NaN stays NaN."""
+    bits = np.ascontiguousarray(floats).view(np.uint32)
+    rounded = (bits + (0x7FFF + ((bits >> 16) & 1)).astype(np.uint32)) >> 16
+    # A NaN whose low bits alone tell it would round to infinity, or past the sign.
+    quiet = (bits >> 16) | 0x40
+    return np.where(np.isnan(floats), quiet, rounded).astype(np.uint16)
+
+
+def floats_from_bfloat16(bits: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
+    """The numbers of bits of bfloat16, exactly."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def _facts(
+    sessions: Mapping[str, Session], image_size: int, digest: str, reference: str
+) -> TrackerFacts:
+    points, attention = sessions[POINT_DECODER], sessions[MEMORY_ATTENTION]
+    mask_side = _side(points, "mask_input")
+    objects = [largest_of(sessions[name], OBJECTS.name) for name in TRACKING_PARTS]
+    return TrackerFacts(
+        image_size=image_size,
+        mask_side=mask_side,
+        prompt_side=_side(sessions[MASK_PROMPT], "mask"),
+        memory_side=mask_side * _MEMORY_SCALE,
+        digest=digest,
+        reference=reference,
+        most_objects=min([OBJECTS.engine, *(one for one in objects if one is not None)]),
+        most_memories=largest_of(attention, MEMORIES.name),
+        most_pointers=largest_of(attention, POINTERS.name),
+        most_points=largest_of(points, POINTS.name),
+    )
+
+
+def _side(session: Session, name: str) -> int:
+    side = fixed_axis(session.spec, name, -1)
+    if side is None:
+        raise SettingError(
+            f"{session.spec.name} does not say how large its {name} is. Build the bundle again."
+        )
+    return side

@@ -1,0 +1,187 @@
+"""What a video session asks of whatever runs the parts: on the host, or on a device.
+
+The session decides, and computes in numpy only. Features of a frame and memories of objects are
+opaque to it: it hands them back to the ``TrackerParts`` they came from, so that a device keeps them
+where they are. What comes to the host on every frame is small: masks of 4s x 4s cells, scores and
+pointers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from samforge.core.errors import ShapeError
+from samforge.core.reference import META
+from samforge.runtime.executor import EncodedImage
+from samforge.runtime.tracking.state import Detected, Floats
+
+Array = npt.NDArray[Any]
+
+FRAME_FEATURES = ("tracker_features", "high_res_0", "high_res_1")
+"""What the part ``vision`` of a bundle that tracks gives besides the detector's maps."""
+POINT_DECODER = "point_decoder"
+MASK_PROMPT = "mask_prompt"
+MEMORY_ATTENTION = "memory_attention"
+TRACKING_DECODER = "tracking_decoder"
+MEMORY_ENCODER = "memory_encoder"
+MEMORY_ENCODER_TEXT = "memory_encoder_text"
+TRACKING_PARTS = (
+    *(POINT_DECODER, MASK_PROMPT, MEMORY_ATTENTION, TRACKING_DECODER),
+    *(MEMORY_ENCODER, MEMORY_ENCODER_TEXT),
+)
+"""What a session runs, beside what encodes frames and detects."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrackerFacts:
+    """Sizes of a bundle's tracker, and which bundle it is."""
+
+    image_size: int
+    """Side of the square that frames are squashed to, pixels; points are in pixels of it."""
+    mask_side: int
+    """4s: side of the masks that decoders give and memory encoders take; the detector's too."""
+    prompt_side: int
+    """Side of the masks that part ``mask_prompt`` takes: 16s, or the image's where transformers is
+    the reference."""
+    memory_side: int
+    """16s: side to which the memory encoders enlarge masks."""
+    digest: str
+    """Of the bundle. A saved session of another one is refused."""
+    reference: str = META
+    """Whose tracker the parts compute: it decides which rules are the default."""
+    most_objects: int = 64
+    """Objects in one call of a part."""
+    most_memories: int | None = None
+    """Memories of an object in one call; None for any number."""
+    most_pointers: int | None = None
+    """Pointers of an object in one call; None for any number."""
+    most_points: int | None = None
+    """Points of an object in one call; None for any number."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class FoundInFrame:
+    """What the detector says of one frame, for all phrases: N detections, arrays of the host.
+
+    Raises:
+        ShapeError: The arrays do not belong together.
+        FidelityError: A score is NaN.
+    """
+
+    masks: Floats
+    """(N, 4s, 4s), logits."""
+    scores: Floats
+    """(N,), probabilities: those of the detection times the presence of its phrase."""
+    phrases: npt.NDArray[np.int64]
+    """(N,), positions among the phrases that were asked."""
+    boxes_xyxy: Floats
+    """(N, 4), left, top, right, bottom as fractions of the frame. Objects get boxes of their masks:
+    these serve whoever shows detections as they are."""
+    best_scores: Mapping[str, float] = field(default_factory=dict)
+    """Best score of each phrase, above its threshold or not."""
+
+    def __post_init__(self) -> None:
+        detected = self.detected
+        if self.boxes_xyxy.shape != (len(detected), 4):
+            raise ShapeError(
+                f"{len(detected)} detections want boxes ({len(detected)}, 4), got "
+                f"{self.boxes_xyxy.shape}."
+            )
+
+    @property
+    def detected(self) -> Detected:
+        """What the rules take."""
+        return Detected(masks=self.masks, scores=self.scores, phrases=self.phrases)
+
+
+class TrackerParts(Protocol):
+    """Runs the parts of one bundle for a video session.
+
+    One session calls it from one thread at a time. Inputs may be numpy arrays and arrays that it
+    gave itself, mixed in one call. Arrays that it gives are valid until they are dropped: a later
+    call does not write over them.
+    """
+
+    @property
+    def facts(self) -> TrackerFacts:
+        """Sizes, limits, and which bundle this is."""
+        ...
+
+    def encode(self, image: Any) -> EncodedImage:
+        """Run the vision part on one frame.
+
+        Args:
+            image: Any source of an image, as ``Segmenter.encode`` takes it.
+
+        Returns:
+            Its features: those of :data:`FRAME_FEATURES`, (1, D, h, w) each, and the detector's.
+
+        Raises:
+            ImageError: The image cannot be read.
+        """
+        ...
+
+    def detect(
+        self, encoded: EncodedImage, phrases: tuple[str, ...], thresholds: Sequence[float]
+    ) -> FoundInFrame:
+        """Find what all phrases name in a frame, in as few calls of the detector as it takes.
+
+        Args:
+            encoded: What :meth:`encode` gave.
+            phrases: At least one, each of them once. Their features are remembered.
+            thresholds: One for each phrase: detections that score above it are given.
+
+        Raises:
+            PromptError: A phrase is not usable.
+            FidelityError: The output holds NaN.
+        """
+        ...
+
+    def run(self, part: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Run one of :data:`TRACKING_PARTS` for at most ``facts.most_objects`` objects.
+
+        Args:
+            part: Its name.
+            inputs: By name, as the part's specification says. ``memory`` of ``memory_attention`` is
+                what :meth:`recall` gave.
+
+        Returns:
+            Every output by name, where the device keeps it.
+        """
+        ...
+
+    def to_host(self, array: Any) -> Array:
+        """Bring an output of :meth:`run` to the host, in the type of the part's specification."""
+        ...
+
+    def keep(self, memory: Any) -> list[Any]:
+        """Split the ``memory`` (N, L, C) of a memory encoder into N memories of single objects.
+
+        They may be kept as bfloat16, as Meta keeps them. Each is dropped on its own and must then
+        free its share: no view that holds all N alive. It tells its size as ``nbytes``.
+        """
+        ...
+
+    def recall(self, kept: Sequence[Sequence[Any]]) -> Any:
+        """Join memories for one call of ``memory_attention``.
+
+        Args:
+            kept: N objects of M memories each, from :meth:`keep` or :meth:`restored`.
+
+        Returns:
+            (N, M, L, C), for :meth:`run`.
+        """
+        ...
+
+    def saved(self, kept: Any) -> Array:
+        """One kept memory as an array of the host that an npz file holds, without loss."""
+        ...
+
+    def restored(self, array: Array) -> Any:
+        """The kept memory that :meth:`saved` wrote."""
+        ...
