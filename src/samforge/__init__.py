@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from samforge.draw import overlay
     from samforge.media import read_image
     from samforge.pipeline import build
-    from samforge.runtime import EncodedImage, Segmenter
+    from samforge.runtime import EncodedImage, ObjectPrompt, Segmenter
     from samforge.workflows.bench import bench
     from samforge.workflows.compare import compare
     from samforge.workflows.demo import demo
@@ -36,6 +36,7 @@ _HOMES = {
     "Detections": "samforge.core.detections",
     "EncodedImage": "samforge.runtime",
     "Gates": "samforge.core.recipe",
+    "ObjectPrompt": "samforge.runtime",
     "Prompts": "samforge.workflows.predict",
     "Recipe": "samforge.core.recipe",
     "SamforgeError": "samforge.core.errors",
@@ -67,6 +68,7 @@ __all__ = [
     "Detections",
     "EncodedImage",
     "Gates",
+    "ObjectPrompt",
     "Prompts",
     "Recipe",
     "SamforgeError",

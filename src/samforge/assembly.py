@@ -63,7 +63,12 @@ def load(
     sessions, tokenizer, bundle = _opened(path, checked_device(device), threads, digest)
     manifest = bundle.manifest
     return segmenter_from_sessions(
-        sessions, manifest.image, tokenizer, read_image, reference=manifest.reference
+        sessions,
+        manifest.image,
+        tokenizer,
+        read_image,
+        reference=manifest.reference,
+        digest=bundle.digest,
     )
 
 

@@ -304,6 +304,17 @@ def test_layer_scale_goes_into_the_linear() -> None:
     assert torch.equal(module.down.weight, weight)  # the module keeps its own
 
 
+def test_a_scale_is_folded_where_the_weight_is_freed_at_once() -> None:
+    """The weight is gone when the bias is made as long as it has rows."""
+    scale = torch.tensor([0.5, 2.0, 3.0])
+    module = Function(lambda m, x: m.down(x) * m.scale, down=nn.Linear(4, 3), scale=scale)
+    x = torch.randn(2, 4)
+    wanted = module(x).detach()
+    result = fuse(exported(module, x), target="inductor", consume=True)
+    (found,) = _results(result.program, [x])
+    assert torch.allclose(found, wanted, atol=1e-6)
+
+
 def test_a_shift_behind_a_linear_without_bias_becomes_its_bias() -> None:
     shift = torch.tensor([1.0, 2.0, 3.0])
     module = Function(

@@ -25,7 +25,7 @@ TRACKING_DECODER = "tracking_decoder"
 """Part that finds followed objects in a frame."""
 MEMORY_ENCODER = "memory_encoder"
 """Part that makes memories of objects that were clicked or given as masks."""
-MEMORY_ENCODER_OF_TEXT = "memory_encoder_text"
+MEMORY_ENCODER_TEXT = "memory_encoder_text"
 """The same of objects that a phrase found: its masks are enlarged in one step."""
 
 
@@ -68,7 +68,7 @@ TRACK = Capability(
         MEMORY_ATTENTION,
         TRACKING_DECODER,
         MEMORY_ENCODER,
-        MEMORY_ENCODER_OF_TEXT,
+        MEMORY_ENCODER_TEXT,
     ),
     detector=TRACKING_DECODER,
 )

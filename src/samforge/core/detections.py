@@ -45,6 +45,9 @@ class Detections:
     ids: npt.NDArray[np.int64] | None = None
     """(N,), which object of a video each is, the same through all its frames; None for images.
     Those of a video stand by ascending id."""
+    logits: npt.NDArray[np.float32] | None = None
+    """(N, h, w), of clicks: the model's own small masks before the sigmoid, within -32 to 32. A
+    call that refines these answers feeds them back. None where there are none to refine."""
 
     def __post_init__(self) -> None:
         count = len(self.labels)
@@ -57,6 +60,8 @@ class Detections:
         _check("scores", self.scores, np.float32, (count,))
         if self.ids is not None:
             _check("ids", self.ids, np.int64, (count,))
+        if self.logits is not None:
+            _check("logits", self.logits, np.float32, (count, *self.logits.shape[1:]))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -80,6 +85,7 @@ class Detections:
             scores=self.scores[kept],
             labels=tuple(self.labels[i] for i in kept),
             ids=None if self.ids is None else self.ids[kept],
+            logits=None if self.logits is None else self.logits[kept],
         )
 
     @property

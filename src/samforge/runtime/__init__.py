@@ -9,12 +9,14 @@ from samforge.runtime.question import Question, question_from
 from samforge.runtime.segmenter import Segmenter
 from samforge.runtime.stream import SegmentedFrame, segment_video
 from samforge.runtime.tokenize import PhraseTokenizer
+from samforge.runtime.tracking.prompts import ObjectPrompt
 
 __all__ = [
     "EncodedImage",
     "FeatureExtractor",
     "FeatureStatistics",
     "Features",
+    "ObjectPrompt",
     "PhraseTokenizer",
     "Question",
     "RawDetections",

@@ -19,7 +19,7 @@ from samforge.runtime.tokenize import PhraseTokenizer
 NO_TORCH = "arrays go through the host: torch, which would keep them on the GPU, is not installed"
 
 
-def segmenter_from_sessions(  # each is a choice of its own
+def segmenter_from_sessions(  # noqa: PLR0913  # each is a choice of its own
     sessions: Mapping[str, Session],
     image: ImageSpec,
     tokenizer: PhraseTokenizer,
@@ -27,6 +27,7 @@ def segmenter_from_sessions(  # each is a choice of its own
     *,
     prompt_batch: int | None = None,
     reference: str = META,
+    digest: str = "",
 ) -> Segmenter:
     """Put a segmenter over sessions: what ``samforge.load`` gives, and what verification asks.
 
@@ -40,6 +41,7 @@ def segmenter_from_sessions(  # each is a choice of its own
         read_image: Gives any source as uint8 (H, W, 3): ``samforge.media.read_image``.
         prompt_batch: Most phrases in one detector call; None keeps its masks within 512 MiB.
         reference: Whose masks: see ``postprocess.mask_limit``.
+        digest: Of the bundle, where it is one.
 
     Raises:
         SettingError: A part is missing, or ``prompt_batch`` is below 1.
@@ -74,4 +76,4 @@ def segmenter_from_sessions(  # each is a choice of its own
             reference=reference,
             note=NO_TORCH if stays else "",
         )
-    return Segmenter(executor, image_size=image.size, parts=sessions)
+    return Segmenter(executor, image_size=image.size, parts=sessions, digest=digest)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from samforge.core.session import PartSpec, Session, largest_of
 from samforge.core.timing import Timings
 from samforge.runtime.question import Question
 from samforge.runtime.tokenize import PhraseTokenizer
+
+if TYPE_CHECKING:
+    from samforge.runtime.tracking.parts import TrackerParts
 
 _MASK_BYTES = 512 << 20  # of pred_masks in one detector call
 
@@ -118,6 +121,18 @@ class Executor(Protocol):
 
     def finish(self, begun: Any) -> list[Detections]:
         """Wait for a batch: the detections of each image."""
+        ...
+
+    def tracker(self, needs: Sequence[str], digest: str) -> TrackerParts:
+        """What runs the tracker's parts, on features that :meth:`encode` gives.
+
+        Args:
+            needs: Parts that are going to be run.
+            digest: Of the bundle.
+
+        Raises:
+            SettingError: One of them is missing.
+        """
         ...
 
     def close(self) -> None:

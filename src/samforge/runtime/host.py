@@ -25,11 +25,13 @@ from samforge.runtime.executor import (
     images_in_a_call,
     phrases_in_a_call,
 )
-from samforge.runtime.postprocess import RawDetections, detections_from_raw
+from samforge.runtime.postprocess import RawDetections, admitted_queries, detections_from_raw
 from samforge.runtime.preprocess import image_bchw_from_rgb
 from samforge.runtime.question import Question
 from samforge.runtime.text_cache import TextEncoder
 from samforge.runtime.tokenize import PhraseTokenizer
+from samforge.runtime.tracking.host_parts import HostTrackerParts
+from samforge.runtime.tracking.parts import FoundInFrame, FoundOfPhrase, found_in_frame
 
 _MOST_IMAGES = 8
 """Of a list in one call, where a GPU runs the parts. On a processor images follow one another: a
@@ -145,10 +147,51 @@ class HostExecutor:
         """Nothing is left to do."""
         return begun
 
+    def tracker(self, needs: Sequence[str], digest: str) -> HostTrackerParts:
+        """What runs the tracker's parts."""
+        return HostTrackerParts(
+            self._sessions,
+            encode=lambda image: self.encode(self.take(image, own=False, timings=None), None),
+            detect=self._look,
+            image_size=self._image.size,
+            digest=digest,
+            reference=self._reference,
+            needs=needs,
+        )
+
     def close(self) -> None:
         """Free the parts."""
         for session in self._sessions.values():
             session.close()
+
+    def _look(
+        self, encoded: EncodedImage, phrases: tuple[str, ...], thresholds: Sequence[float]
+    ) -> FoundInFrame:
+        """What phrases name in an image, as the detector gives it."""
+        detector = self._sessions[DETECTOR]
+        wanted = {tensor.name for tensor in detector.spec.inputs}
+        tensors = {name: array for name, array in encoded.features.items() if name in wanted}
+        features, mask = self._text.features(phrases, Timings())
+        step = self._prompt_batch or phrases_in_a_call(detector, 1)
+        found: list[FoundOfPhrase] = []
+        for start in range(0, len(phrases), step):
+            part = slice(start, start + step)
+            out = detector.run(
+                {**tensors, "text_features": features[part], "text_mask": mask[part]}
+            )
+            for number, phrase in enumerate(phrases[part]):
+                raw = _raw(out, 0, number)
+                scores, rows = admitted_queries(raw, phrase, thresholds[start + number])
+                found.append(
+                    FoundOfPhrase(
+                        phrase=phrase,
+                        masks=raw.masks[rows].astype(np.float32),
+                        scores=scores[rows],
+                        boxes=raw.boxes[rows].astype(np.float32),
+                        best_score=float(scores.max()),
+                    )
+                )
+        return found_in_frame(found)
 
     def _features(self, images: Sequence[Ready], timings: Timings) -> Mapping[str, Array]:
         encoded = [image for image in images if isinstance(image, EncodedImage)]
@@ -176,12 +219,7 @@ class HostExecutor:
     ) -> list[Detections]:
         return [
             detections_from_raw(
-                RawDetections(
-                    logits=out["pred_logits"][image, number],
-                    boxes=out["pred_boxes"][image, number],
-                    masks=out["pred_masks"][image, number],
-                    presence_logit=float(out["presence_logit"][image, number]),
-                ),
+                _raw(out, image, number),
                 label=phrase,
                 size_hw=size_hw,
                 thresholds=question.thresholds[number],
@@ -189,6 +227,15 @@ class HostExecutor:
             )
             for number, phrase in enumerate(question.phrases)
         ]
+
+
+def _raw(out: Mapping[str, Array], image: int, phrase: int) -> RawDetections:
+    return RawDetections(
+        logits=out["pred_logits"][image, phrase],
+        boxes=out["pred_boxes"][image, phrase],
+        masks=out["pred_masks"][image, phrase],
+        presence_logit=float(out["presence_logit"][image, phrase]),
+    )
 
 
 _CPU = 1  # of DLPack's kinds of devices

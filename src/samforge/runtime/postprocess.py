@@ -110,6 +110,30 @@ def sigmoid(logits: npt.ArrayLike) -> Floats:
         return np.float32(1) / (np.float32(1) + np.exp(-values))
 
 
+def admitted_queries(
+    raw: RawDetections, label: str, threshold: float
+) -> tuple[Floats, npt.NDArray[np.intp]]:
+    """Score all queries, and say which are above a threshold.
+
+    A score is ``sigmoid(logit) * sigmoid(presence_logit)``.
+
+    Args:
+        raw: The detector's output.
+        label: The phrase it was asked for.
+        threshold: Equal to it is not above it.
+
+    Returns:
+        Scores (Q,), and the numbers of those above, best first.
+
+    Raises:
+        FidelityError: A score is NaN.
+    """
+    scores = sigmoid(raw.logits) * sigmoid(raw.presence_logit)
+    refuse_nan("scores", scores, label)
+    order = np.argsort(-scores, kind="stable")
+    return scores, order[scores[order] > np.float32(threshold)]
+
+
 def detections_from_raw(
     raw: RawDetections,
     *,
@@ -139,11 +163,8 @@ def detections_from_raw(
         FidelityError: The output holds NaN, or masks infinity: the artifact does not compute what
             the model does.
     """
-    scores = sigmoid(raw.logits) * sigmoid(raw.presence_logit)
-    refuse_nan("scores", scores, label)
+    scores, found = admitted_queries(raw, label, thresholds.score)
     best_scores = {label: float(scores.max())}
-    order = np.argsort(-scores, kind="stable")
-    found = order[scores[order] > np.float32(thresholds.score)]
     admitted = found[: thresholds.max_detections]
     if len(admitted) == 0:
         return Detections.empty(size_hw, best_scores)

@@ -8,15 +8,18 @@ from typing import Any, Self, TypeAlias, TypeVar, overload
 
 import numpy.typing as npt
 
-from samforge.core.capabilities import BOXES
+from samforge.core.capabilities import BOXES, POINTS
 from samforge.core.detections import Detections
 from samforge.core.errors import InputError, OutOfMemory, PromptError, SettingError, ShapeError
 from samforge.core.images import ImageSource
 from samforge.core.timing import Timings
+from samforge.runtime.clicks import clicked
 from samforge.runtime.executor import EncodedImage, Executor, Ready, TakenImage
+from samforge.runtime.postprocess import Thresholds
 from samforge.runtime.prefetch import Prefetcher
 from samforge.runtime.prompts import exemplars_from_boxes, phrases_from_text
 from samforge.runtime.question import Question, Scores, question_from
+from samforge.runtime.tracking.prompts import ObjectPrompt
 
 Prompted: TypeAlias = ImageSource | EncodedImage
 AnyPrompted = TypeVar("AnyPrompted", bound=Prompted)  # lists are invariant: list[Path] counts too
@@ -30,17 +33,21 @@ class Segmenter:
     follow one another.
     """
 
-    def __init__(self, executor: Executor, *, image_size: int, parts: Iterable[str]) -> None:
+    def __init__(
+        self, executor: Executor, *, image_size: int, parts: Iterable[str], digest: str = ""
+    ) -> None:
         """Use what runs the parts; ``samforge.load`` makes both.
 
         Args:
             executor: Takes images to detections.
             image_size: Side of the square that images are squashed to, pixels.
-            parts: What it runs; boxes need ``detector_boxes``.
+            parts: What it runs; boxes need ``detector_boxes``, clicks ``point_decoder``.
+            digest: Of the bundle, where it is one: sessions of videos are bound to it.
         """
         self._executor = executor
         self._image_size = image_size
         self._parts = tuple(sorted(parts))
+        self._digest = digest
         self._closed = False
 
     @property
@@ -179,6 +186,52 @@ class Segmenter:
                 exemplars=exemplars_from_boxes(boxes_xyxy, box_labels, ready.size_hw),
             )
         return self.result(self.launch(ready, question, timings))
+
+    def predict_objects(
+        self,
+        image: Prompted,
+        prompts: ObjectPrompt | Sequence[ObjectPrompt],
+        *,
+        earlier: Detections | None = None,
+        candidates: bool = False,
+        mask_threshold: float = 0.5,
+    ) -> Detections:
+        """Segment the one object that each prompt shows: by points, a box, or a rough mask.
+
+        Args:
+            image: An image, or an ``EncodedImage``, which answers click after click at once.
+            prompts: One for each object; all of them go in one call.
+            earlier: What is known of these objects in this image, a row for each prompt: found by
+                a phrase, by boxes or by earlier clicks. The prompts correct it.
+            candidates: Give three masks for each object, best first: a thing, a part of it, or what
+                it is a part of. Else the best one, and the single mask of a prompt that is clear.
+            mask_threshold: Pixels of a mask have a probability above it.
+
+        Returns:
+            A row for each prompt, in order, or three of them. ``scores`` are the IoU that the
+            model expects of a mask; ``logits`` make the answer one that can be refined.
+
+        Raises:
+            PromptError: There is no prompt, one does not fit the image, or ``earlier`` is of other
+                objects.
+            SettingError: The bundle has no ``point_decoder``, or the threshold is outside 0 to 1.
+            ImageError: The image cannot be read.
+            FidelityError: The model's output holds NaN.
+        """
+        self._require_open()
+        Thresholds(mask=mask_threshold)
+        parts = self._executor.tracker((POINTS.detector,), self._digest)
+        ready = self._ready(image, None)
+        encoded = ready if isinstance(ready, EncodedImage) else self._executor.encode(ready, None)
+        return clicked(
+            parts,
+            encoded.features,
+            [prompts] if isinstance(prompts, ObjectPrompt) else list(prompts),
+            encoded.size_hw,
+            earlier=earlier,
+            candidates=candidates,
+            mask_threshold=mask_threshold,
+        )
 
     def stream(
         self,

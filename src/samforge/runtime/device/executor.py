@@ -25,8 +25,9 @@ from samforge.runtime.device.marks import Marks
 from samforge.runtime.device.phrases import PhraseFeatures
 from samforge.runtime.device.reader import Asked, InFlight, ResultReader
 from samforge.runtime.device.resize import Resizer
-from samforge.runtime.device.results import summary
+from samforge.runtime.device.results import looked, summary
 from samforge.runtime.device.session import placed, run
+from samforge.runtime.device.tracker import DeviceTrackerParts
 from samforge.runtime.device.transfer import Uploader
 from samforge.runtime.executor import (
     EncodedImage,
@@ -37,8 +38,9 @@ from samforge.runtime.executor import (
     images_in_a_call,
     phrases_in_a_call,
 )
-from samforge.runtime.question import Question
+from samforge.runtime.question import Question, question_from
 from samforge.runtime.tokenize import PhraseTokenizer
+from samforge.runtime.tracking.parts import FoundInFrame, FoundOfPhrase, found_in_frame
 
 _MOST_IMAGES = 8
 """Of a list in one call: larger batches gain nothing on a GPU, and masks take their memory."""
@@ -109,6 +111,7 @@ class DeviceExecutor(OfOneProcess):
         self._image = image
         self._read_image = read_image
         self._prompt_batch = prompt_batch
+        self._reference = reference
         graphs = graphs and all(session.captures for session in sessions.values())
         self._lock = RLock()
         with self._here():
@@ -210,6 +213,19 @@ class DeviceExecutor(OfOneProcess):
                 for image in range(len(last))
             ]
 
+    def tracker(self, needs: Sequence[str], digest: str) -> DeviceTrackerParts:
+        """What runs the tracker's parts."""
+        return DeviceTrackerParts(
+            self._sessions,
+            here=self._here,
+            encode=lambda image: self.encode(self.take(image, own=False, timings=None), None),
+            detect=self._look,
+            image_size=self._image.size,
+            digest=digest,
+            reference=self._reference,
+            needs=needs,
+        )
+
     def close(self) -> None:
         """Free the parts and every graph."""
         with self._lock:
@@ -220,6 +236,26 @@ class DeviceExecutor(OfOneProcess):
                 self._text.forget()
             for session in self._sessions.values():
                 session.close()
+
+    def _look(
+        self, encoded: EncodedImage, phrases: tuple[str, ...], thresholds: Sequence[float]
+    ) -> FoundInFrame:
+        """What phrases name in an image, as the detector gives it; masks of these alone go down."""
+        detector = self._sessions[DETECTOR]
+        step = self._prompt_batch or phrases_in_a_call(detector, 1)
+        found: list[FoundOfPhrase] = []
+        with self._here():
+            self._fill([encoded.features])
+            for start in range(0, len(phrases), step):
+                asked = phrases[start : start + step]
+                question = question_from(asked)
+                outputs = self._detected(
+                    DETECTOR,
+                    Asked(question=question, sizes_hw=(encoded.size_hw,)),
+                    self._marks(None),
+                )
+                found += looked(outputs, asked, thresholds[start : start + step])
+        return found_in_frame(found)
 
     def _some_at_a_time(
         self,
@@ -290,6 +326,11 @@ class DeviceExecutor(OfOneProcess):
 
     def _detect(self, name: str, asked: Asked, marks: Marks, alone: bool) -> InFlight:
         """Run a detector on the static features; scores start on their way to the host."""
+        outputs = self._detected(name, asked, marks)
+        return self._reader.pending(outputs["pred_masks"], outputs["summary"], asked, alone=alone)
+
+    def _detected(self, name: str, asked: Asked, marks: Marks) -> dict[str, Tensor]:
+        """Run a detector on the static features."""
         question = asked.question
         batch, count = len(asked.sizes_hw), len(question.phrases)
         detector = self._sessions[name]
@@ -313,7 +354,7 @@ class DeviceExecutor(OfOneProcess):
         self._reader.make_room()
         outputs = self._detector_graphs.run((name, batch, count, slots, where), call)
         marks.end(DETECTOR)
-        return self._reader.pending(outputs["pred_masks"], outputs["summary"], asked, alone=alone)
+        return outputs
 
     def _boxes(self, name: str, question: Question) -> tuple[dict[str, Tensor], int]:
         """Boxes at fixed addresses, and how many the call holds."""

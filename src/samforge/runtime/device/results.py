@@ -14,6 +14,7 @@ from samforge.core.boxes import clipped_boxes
 from samforge.core.detections import Detections, best_positions
 from samforge.core.masks import Masks
 from samforge.runtime.postprocess import Thresholds, refuse_nan
+from samforge.runtime.tracking.parts import FoundOfPhrase
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -47,6 +48,39 @@ def admitted(scores: npt.NDArray[np.float32], threshold: float) -> npt.NDArray[n
     """Queries above a threshold, best score first, (Q,) -> (K,)."""
     order = np.argsort(-scores, kind="stable")
     return order[scores[order] > np.float32(threshold)]
+
+
+def looked(
+    outputs: Mapping[str, Tensor], phrases: Sequence[str], thresholds: Sequence[float]
+) -> list[FoundOfPhrase]:
+    """What phrases name in one image; masks of that alone come to the host.
+
+    Args:
+        outputs: Of the detector, with its :func:`summary`.
+        phrases: That it was asked.
+        thresholds: One for each: detections that score above it are given.
+
+    Raises:
+        FidelityError: A score is NaN.
+    """
+    found = found_from_summary(outputs["summary"].cpu())
+    given = []
+    for number, phrase in enumerate(phrases):
+        scores = found.scores[0, number]
+        refuse_nan("scores", scores, phrase)
+        rows = admitted(scores, thresholds[number])
+        masks = outputs["pred_masks"][0, number]
+        chosen = masks.index_select(0, torch.from_numpy(rows).to(masks.device))
+        given.append(
+            FoundOfPhrase(
+                phrase=phrase,
+                masks=chosen.float().cpu().numpy(),
+                scores=scores[rows],
+                boxes=found.boxes[0, number][rows],
+                best_score=float(scores.max()),
+            )
+        )
+    return given
 
 
 def detections_from_found(

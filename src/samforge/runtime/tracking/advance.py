@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from samforge.core.capabilities import MEMORY_ENCODER, MEMORY_ENCODER_TEXT
 from samforge.core.reference import META
 from samforge.runtime.postprocess import sigmoid
 from samforge.runtime.tracking.bank import Memory, remember
@@ -23,12 +24,7 @@ from samforge.runtime.tracking.calls import (
 from samforge.runtime.tracking.drawn import Drawn, DrawnObject, drawn_mask
 from samforge.runtime.tracking.masks import filled_holes, suppressed_masks
 from samforge.runtime.tracking.objects import SessionState, TrackedObject, Turn, group_scores
-from samforge.runtime.tracking.parts import (
-    MEMORY_ENCODER,
-    MEMORY_ENCODER_TEXT,
-    FoundInFrame,
-    TrackerFacts,
-)
+from samforge.runtime.tracking.parts import FoundInFrame, TrackerFacts
 from samforge.runtime.tracking.remembered import remembered_masks, remembered_scores
 from samforge.runtime.tracking.resize import enlarged
 from samforge.runtime.tracking.rules import decide
@@ -95,7 +91,7 @@ def advance(turn: Turn, state: SessionState, found: FoundInFrame | None) -> Adva
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class _Given:
-    """Masks that detections give to objects: to the newborn and, as Meta does, to corrected ones."""
+    """Masks that detections give to objects: to the newborn and, at Meta's, to corrected ones."""
 
     seen: Seen
     rows: Mapping[int, int]

@@ -9,16 +9,16 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from samforge.core.errors import FidelityError
-from samforge.runtime.tracking.bank import Gathered, MemoryBank, gather
-from samforge.runtime.tracking.constants import MemoryRules
-from samforge.runtime.tracking.parts import (
+from samforge.core.capabilities import (
     MASK_PROMPT,
     MEMORY_ATTENTION,
     POINT_DECODER,
     TRACKING_DECODER,
-    TrackerParts,
 )
+from samforge.core.errors import FidelityError
+from samforge.runtime.tracking.bank import Gathered, MemoryBank, gather
+from samforge.runtime.tracking.constants import MemoryRules
+from samforge.runtime.tracking.parts import TrackerParts
 from samforge.runtime.tracking.state import Floats
 
 ABSENT = np.float32(-1024)

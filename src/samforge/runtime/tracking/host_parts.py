@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from samforge.core.axes import MEMORIES, OBJECTS, POINTERS, POINTS
+from samforge.core.axes import MEMORIES, MOST_OBJECTS, OBJECTS, POINTERS, POINTS
+from samforge.core.capabilities import POINT_DECODER
 from samforge.core.errors import SettingError
 from samforge.core.reference import META
 from samforge.core.session import Session, largest_of
 from samforge.runtime.executor import EncodedImage, fixed_axis
-from samforge.runtime.tracking.parts import (
-    MASK_PROMPT,
-    MEMORY_ATTENTION,
-    POINT_DECODER,
-    TRACKING_PARTS,
-    Array,
-    FoundInFrame,
-    TrackerFacts,
-)
+from samforge.runtime.tracking.parts import TRACKING_PARTS, Array, FoundInFrame, TrackerFacts
 
 Encode: TypeAlias = Callable[[Any], EncodedImage]
 Detect: TypeAlias = Callable[[EncodedImage, tuple[str, ...], Sequence[float]], FoundInFrame]
@@ -43,30 +36,27 @@ class HostTrackerParts:
         digest: str,
         reference: str = META,
         rounds: bool = True,
+        needs: Sequence[str] = TRACKING_PARTS,
     ) -> None:
         """Use what runs the parts.
 
         Args:
-            sessions: By name, at least those of ``TRACKING_PARTS``.
+            sessions: By name, at least those of ``needs``.
             encode: Takes a frame to its features.
             detect: Finds phrases in it.
             image_size: Side of the square that frames are squashed to, pixels.
             digest: Of the bundle.
             reference: Whose tracker the parts compute.
             rounds: Whether memories are kept as bfloat16, as Meta keeps them, in half the room.
+            needs: Parts that are going to be run.
 
         Raises:
             SettingError: A part is missing.
         """
-        missing = [name for name in TRACKING_PARTS if name not in sessions]
-        if missing:
-            raise SettingError(
-                f"Tracking needs the parts {', '.join(TRACKING_PARTS)}; {', '.join(missing)} are "
-                "missing. Build the bundle again with them."
-            )
+        check_parts(sessions, needs)
         self._sessions = dict(sessions)
         self._encode, self._detect, self._rounds = encode, detect, rounds
-        self._facts = _facts(sessions, image_size, digest, reference)
+        self._facts = facts_from_sessions(sessions, image_size, digest, reference)
 
     @property
     def facts(self) -> TrackerFacts:
@@ -109,6 +99,20 @@ class HostTrackerParts:
         return array
 
 
+def check_parts(sessions: Collection[str], needs: Sequence[str]) -> None:
+    """Make sure that a bundle has parts of the tracker.
+
+    Raises:
+        SettingError: Names those that are missing.
+    """
+    missing = [name for name in needs if name not in sessions]
+    if missing:
+        raise SettingError(
+            f"Clicks and tracking need the parts {', '.join(needs)}; {', '.join(missing)} are "
+            "missing. Build the bundle again with its tracker (--tracker)."
+        )
+
+
 def bfloat16_bits(floats: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
     """Round float32 to bfloat16, to the nearest and of two the even one; NaN stays NaN."""
     bits = np.ascontiguousarray(floats).view(np.uint32)
@@ -123,23 +127,28 @@ def floats_from_bfloat16(bits: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
-def _facts(
+def facts_from_sessions(
     sessions: Mapping[str, Session], image_size: int, digest: str, reference: str
 ) -> TrackerFacts:
-    points, attention = sessions[POINT_DECODER], sessions[MEMORY_ATTENTION]
-    mask_side = _side(points, "mask_input")
-    objects = [largest_of(sessions[name], OBJECTS.name) for name in TRACKING_PARTS]
+    """Sizes and limits of the tracker's parts that there are, ``point_decoder`` at least."""
+    mask_side = _side(sessions[POINT_DECODER], "mask_input")
+    memory_side = mask_side * _MEMORY_SCALE
+
+    def most(axis: str) -> int | None:
+        sizes = [largest_of(sessions[name], axis) for name in TRACKING_PARTS if name in sessions]
+        return min((size for size in sizes if size is not None), default=None)
+
     return TrackerFacts(
         image_size=image_size,
         mask_side=mask_side,
-        prompt_side=_side(sessions[MASK_PROMPT], "mask"),
-        memory_side=mask_side * _MEMORY_SCALE,
+        prompt_side=memory_side if reference == META else image_size,
+        memory_side=memory_side,
         digest=digest,
         reference=reference,
-        most_objects=min([OBJECTS.engine, *(one for one in objects if one is not None)]),
-        most_memories=largest_of(attention, MEMORIES.name),
-        most_pointers=largest_of(attention, POINTERS.name),
-        most_points=largest_of(points, POINTS.name),
+        most_objects=min(MOST_OBJECTS, most(OBJECTS.name) or MOST_OBJECTS),
+        most_memories=most(MEMORIES.name),
+        most_pointers=most(POINTERS.name),
+        most_points=most(POINTS.name) or POINTS.most,
     )
 
 

@@ -37,6 +37,23 @@ def filled_holes(masks: Floats, area: int) -> Floats:
     return filled
 
 
+def without_holes(masks: Floats, area: int, logit: np.float32) -> Floats:
+    """Give holes of at most ``area`` cells a logit; cells that touch by a corner belong together.
+
+    Args:
+        masks: (M, h, w), logits.
+        area: Cells.
+        logit: What they become.
+
+    Returns:
+        (M, h, w), a new array.
+    """
+    filled = masks.copy()
+    for mask in filled:
+        mask[_small(mask <= 0, area)] = logit
+    return filled
+
+
 def _small(cells: npt.NDArray[np.bool_], area: int) -> npt.NDArray[np.bool_]:
     """Cells of components of at most ``area`` cells."""
     from scipy import ndimage

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from samforge.core.capabilities import TEXT, TRACK
 from samforge.core.errors import ShapeError
 from samforge.core.reference import META
 from samforge.runtime.executor import EncodedImage
@@ -24,16 +25,7 @@ Array = npt.NDArray[Any]
 
 FRAME_FEATURES = ("tracker_features", "high_res_0", "high_res_1")
 """What the part ``vision`` of a bundle that tracks gives besides the detector's maps."""
-POINT_DECODER = "point_decoder"
-MASK_PROMPT = "mask_prompt"
-MEMORY_ATTENTION = "memory_attention"
-TRACKING_DECODER = "tracking_decoder"
-MEMORY_ENCODER = "memory_encoder"
-MEMORY_ENCODER_TEXT = "memory_encoder_text"
-TRACKING_PARTS = (
-    *(POINT_DECODER, MASK_PROMPT, MEMORY_ATTENTION, TRACKING_DECODER),
-    *(MEMORY_ENCODER, MEMORY_ENCODER_TEXT),
-)
+TRACKING_PARTS = tuple(part for part in TRACK.parts if part not in TEXT.parts)
 """What a session runs, beside what encodes frames and detects."""
 
 
@@ -97,6 +89,34 @@ class FoundInFrame:
     def detected(self) -> Detected:
         """What the rules take."""
         return Detected(masks=self.masks, scores=self.scores, phrases=self.phrases)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class FoundOfPhrase:
+    """What one phrase names in a frame: n detections."""
+
+    phrase: str
+    """The phrase."""
+    masks: Floats
+    """(n, 4s, 4s), logits."""
+    scores: Floats
+    """(n,), probabilities."""
+    boxes: Floats
+    """(n, 4), as fractions of the frame."""
+    best_score: float
+    """The best of all queries."""
+
+
+def found_in_frame(found: Sequence[FoundOfPhrase]) -> FoundInFrame:
+    """Join what phrases name, at least one of them, in their order."""
+    counts = [len(one.scores) for one in found]
+    return FoundInFrame(
+        masks=np.concatenate([one.masks for one in found]),
+        scores=np.concatenate([one.scores for one in found]),
+        phrases=np.repeat(np.arange(len(found)), counts).astype(np.int64),
+        boxes_xyxy=np.concatenate([one.boxes for one in found]),
+        best_scores={one.phrase: one.best_score for one in found},
+    )
 
 
 class TrackerParts(Protocol):

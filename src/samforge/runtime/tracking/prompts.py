@@ -23,7 +23,7 @@ _FAR = np.float32(1024)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Prompt:
+class ObjectPrompt:
     """Points, a box with or without points, or a mask: what shows one object on one frame.
 
     Raises:
@@ -55,7 +55,7 @@ class Prompt:
             raise PromptError("labels came without points. Give the points they belong to.")
 
 
-def answer(turn: Turn, prompt: Prompt, earlier: Floats | None) -> Seen:
+def answer(turn: Turn, prompt: ObjectPrompt, earlier: Floats | None) -> Seen:
     """Ask a prompt on a frame: one row.
 
     Args:
@@ -75,14 +75,26 @@ def answer(turn: Turn, prompt: Prompt, earlier: Floats | None) -> Seen:
         logits = np.where(mask > 0.5, _FAR, -_FAR).astype(np.float32)
         small = resampled(logits, (facts.mask_side, facts.mask_side))
         return ask_masks(turn.parts, turn.features, given, small)
-    points, labels = _points(prompt, size_hw, facts)
+    points, labels = points_of(prompt, size_hw, facts)
     return ask_points(turn.parts, turn.features, points, labels, earlier)
 
 
-def _points(
-    prompt: Prompt, size_hw: tuple[int, int], facts: TrackerFacts
+def points_of(
+    prompt: ObjectPrompt, size_hw: tuple[int, int], facts: TrackerFacts
 ) -> tuple[Floats, npt.NDArray[np.int64]]:
-    """Corners of the box, then points: in pixels of the square image, with their labels."""
+    """Corners of the box, then points, as the parts take them; none of a mask.
+
+    Args:
+        prompt: Of one object.
+        size_hw: Height and width of the frame, pixels.
+        facts: Sizes of the tracker.
+
+    Returns:
+        (K, 2), x and y in pixels of the square image, and their labels (K,).
+
+    Raises:
+        PromptError: A point or the box does not fit the frame, or there are too many of them.
+    """
     places, labels = np.zeros((0, 2)), np.zeros(0, np.int64)
     if prompt.box_xyxy is not None:
         box = np.asarray(prompt.box_xyxy, np.float64)
@@ -111,11 +123,10 @@ def _checked_points(points: npt.ArrayLike, size_hw: tuple[int, int]) -> npt.NDAr
             "[[x, y]]."
         )
     height, width = size_hw
-    inside = (array >= 0).all(axis=1) & (array <= [width, height]).all(axis=1)
-    for place, is_inside in zip(array.tolist(), inside.tolist(), strict=True):
-        if not is_inside:  # NaN is not, either
+    for x, y in array.tolist():
+        if not (0 <= x <= width and 0 <= y <= height):  # NaN is not, either
             raise PromptError(
-                f"The point ({place[0]:g}, {place[1]:g}) is not on the frame, which is {width} "
+                f"The point ({x:g}, {y:g}) is not on the frame, which is {width} "
                 f"wide and {height} high. Give pixels of the frame."
             )
     return array

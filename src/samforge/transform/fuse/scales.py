@@ -128,6 +128,7 @@ def _scale(editor: GraphEditor, producer: fx.Node, factor: Tensor, shift: Tensor
     weight, bias = editor.tensor(weight_node), editor.tensor(bias_node)
     assert weight is not None  # noqa: S101  # checked by _obstacle
     axis = 1 if is_call(producer, aten.conv_transpose2d.input) else 0
+    channels = weight.shape[axis]  # the editor may free what it replaces
     shape = [-1 if index == axis else 1 for index in range(weight.ndim)]
     if not bool((factor == 1).all()):
         scaled = weight.detach().double() * factor.view(shape if factor.ndim else [])
@@ -135,7 +136,7 @@ def _scale(editor: GraphEditor, producer: fx.Node, factor: Tensor, shift: Tensor
     if bias is None and not bool(shift.any()):
         return
     offset = shift if bias is None else bias.detach().double() * factor + shift
-    offset = offset.expand(weight.shape[axis]).to(weight.dtype).contiguous()
+    offset = offset.expand(channels).to(weight.dtype).contiguous()
     if bias_node is None:
         name = f"{editor.name(weight_node).rpartition('.')[0]}.bias".removeprefix(".")
         producer.args = (

@@ -271,7 +271,7 @@ DEFINITIONS: tuple[PartDef[Sam3Checkpoint, Sam3Tensors], ...] = (
         quantizes=False,
     ),
     _encoder_definition(capabilities.MEMORY_ENCODER, _memory_encoder),
-    _encoder_definition(capabilities.MEMORY_ENCODER_OF_TEXT, _memory_encoder_text),
+    _encoder_definition(capabilities.MEMORY_ENCODER_TEXT, _memory_encoder_text),
 )
 """Every part of the tracker but ``vision``, which the detector shares. The two memory encoders
 differ in how they enlarge masks, by who asks: points and masks, or text."""

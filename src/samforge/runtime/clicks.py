@@ -1,0 +1,187 @@
+"""Clicks on one image: points, boxes and earlier answers of objects -> their masks.
+
+Equal to Meta's predictor for images (``predict`` of sam3/model/sam1_task_predictor.py), with all
+objects of a call as one batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from samforge.core.boxes import clipped_boxes
+from samforge.core.capabilities import POINT_DECODER
+from samforge.core.detections import Detections
+from samforge.core.errors import PromptError
+from samforge.core.masks import Masks
+from samforge.core.reference import META
+from samforge.runtime._resize import crop_above
+from samforge.runtime.postprocess import mask_limit, refuse_nan, sigmoid
+from samforge.runtime.tracking.masks import without_holes
+from samforge.runtime.tracking.parts import TrackerFacts, TrackerParts
+from samforge.runtime.tracking.prompts import ObjectPrompt, points_of
+from samforge.runtime.tracking.resize import resampled
+
+PADDING = -10
+"""Label of a place that has no part in anything."""
+FED = np.float32(32)
+"""Logits of an earlier mask are fed back within this range."""
+GIVEN = np.float32(10)
+"""Logit of a mask that is given, as in Meta's session of a video."""
+HOLE_AREA, HOLE_LOGIT = 256, np.float32(10)
+"""Holes of up to so many cells are filled before a mask is enlarged, as Meta's predictor does."""
+CANDIDATES = 3
+"""Masks that a doubtful prompt can mean."""
+
+Floats = npt.NDArray[np.float32]
+
+
+def clicked(  # noqa: PLR0913  # all of a question
+    parts: TrackerParts,
+    features: Mapping[str, Any],
+    prompts: Sequence[ObjectPrompt],
+    size_hw: tuple[int, int],
+    *,
+    earlier: Detections | None = None,
+    candidates: bool = False,
+    mask_threshold: float = 0.5,
+) -> Detections:
+    """Answer the prompts of objects in one image.
+
+    Args:
+        parts: What runs ``point_decoder``.
+        features: Of the image.
+        prompts: One for each object, at least one.
+        size_hw: Height and width of the image, pixels.
+        earlier: What is known of the objects, a row for each prompt: it is refined.
+        candidates: Whether all three masks of each object are given, best first, or the best.
+        mask_threshold: Pixels of a mask have a probability above it.
+
+    Returns:
+        A row for each prompt, in order, or three of them. Scores are the IoU that the model
+        expects of the mask; ``logits`` are what a later call refines.
+
+    Raises:
+        PromptError: There is no prompt, or one does not fit the image, or ``earlier`` is of others.
+        FidelityError: The answer holds NaN.
+    """
+    if not prompts:
+        raise PromptError("There is nothing to ask. Give a prompt for each object, at least one.")
+    _check_earlier(earlier, len(prompts), size_hw)
+    labels = tuple(
+        f"object {row + 1}" if earlier is None else earlier.labels[row]
+        for row in range(len(prompts))
+    )
+    found = []
+    for start in range(0, len(prompts), parts.facts.most_objects):
+        rows = slice(start, start + parts.facts.most_objects)
+        asked = prompts[rows]
+        inputs = _inputs(asked, size_hw, parts.facts, None if earlier is None else earlier[rows])
+        maps = {name: features[name] for name in ("tracker_features", "high_res_0", "high_res_1")}
+        out = parts.run(POINT_DECODER, maps | inputs)
+        logits, ious = parts.to_host(out["mask_logits"]), parts.to_host(out["iou"])
+        for row, one in enumerate(asked):
+            refuse_nan("IoUs", ious[row], labels[start + row])
+            chosen = _chosen(ious[row], doubtful=_is_doubtful(one, earlier), all_of=candidates)
+            found.append((labels[start + row], logits[row][chosen], ious[row][chosen]))
+    return _detections(found, size_hw, mask_threshold, parts.facts.reference)
+
+
+def _check_earlier(earlier: Detections | None, count: int, size_hw: tuple[int, int]) -> None:
+    if earlier is None:
+        return
+    if len(earlier) != count:
+        raise PromptError(
+            f"There are {count} prompts and {len(earlier)} earlier answers. Give one for each "
+            "prompt: predict_objects(image, prompts, earlier=found[[0, 2]])."
+        )
+    if earlier.size_hw != size_hw:
+        raise PromptError(
+            f"The earlier answers are of an image of {earlier.size_hw} (H, W), and this one is "
+            f"{size_hw}. Give answers about this image."
+        )
+
+
+def _is_doubtful(prompt: ObjectPrompt, earlier: Detections | None) -> bool:
+    """Whether a prompt can mean a thing, its part, or what it is a part of."""
+    if earlier is not None or prompt.box_xyxy is not None or prompt.mask is not None:
+        return False
+    return len(np.asarray(prompt.points)) == 1
+
+
+def _chosen(ious: Floats, *, doubtful: bool, all_of: bool) -> npt.NDArray[np.intp]:
+    """Rows of the four masks: the first is the single one, the others are the choice of three."""
+    choice = 1 + np.argsort(-ious[1:], kind="stable")
+    if all_of:
+        return choice
+    return choice[:1] if doubtful else np.zeros(1, np.intp)
+
+
+def _inputs(
+    prompts: Sequence[ObjectPrompt],
+    size_hw: tuple[int, int],
+    facts: TrackerFacts,
+    earlier: Detections | None,
+) -> dict[str, npt.NDArray[Any]]:
+    """Prompts as one batch, filled up with padding."""
+    asked = [points_of(one, size_hw, facts) for one in prompts]
+    longest = max(1, *(len(labels) for _, labels in asked))
+    points = np.zeros((len(asked), longest, 2), np.float32)
+    labels = np.full((len(asked), longest), PADDING, np.int64)
+    masks = np.zeros((len(asked), 1, facts.mask_side, facts.mask_side), np.float32)
+    known = np.zeros(len(asked), np.bool_)
+    for row, (one, (places, kinds)) in enumerate(zip(prompts, asked, strict=True)):
+        points[row, : len(kinds)], labels[row, : len(kinds)] = places, kinds
+        if one.mask is not None:
+            masks[row, 0] = _logits_of(np.asarray(one.mask) > 0, facts)
+            known[row] = True
+        elif earlier is not None:
+            masks[row, 0] = _fed_back(earlier[row], facts)
+            known[row] = True
+    return {"points": points, "point_labels": labels, "mask_input": masks, "has_mask": known}
+
+
+def _fed_back(answer: Detections, facts: TrackerFacts) -> Floats:
+    """What is known of one object, as the decoder takes it."""
+    logits = answer.logits
+    if logits is not None and logits.shape[1:] == (facts.mask_side, facts.mask_side):
+        fed: Floats = logits[0].clip(-FED, FED)
+        return fed
+    return _logits_of(answer.masks.dense()[0], facts)
+
+
+def _logits_of(mask: npt.NDArray[np.bool_], facts: TrackerFacts) -> Floats:
+    share = resampled(mask[None].astype(np.float32), (facts.mask_side, facts.mask_side))[0]
+    logits: Floats = GIVEN * (2 * share - np.float32(1))
+    return logits
+
+
+def _detections(
+    found: Sequence[tuple[str, Floats, Floats]],
+    size_hw: tuple[int, int],
+    mask_threshold: float,
+    reference: str,
+) -> Detections:
+    labels = tuple(label for label, logits, _ in found for _ in logits)
+    logits = np.concatenate([one for _, one, _ in found])
+    for label, one in zip(labels, logits, strict=True):
+        refuse_nan("masks", one, label)
+    limit = mask_limit(mask_threshold, reference)
+    shown = without_holes(logits, HOLE_AREA, HOLE_LOGIT) if reference == META else logits
+    if limit.of_probabilities:
+        shown = sigmoid(shown)
+    masks = Masks.from_crops(
+        (crop_above(one, np.float32(limit.value), size_hw) for one in shown), size_hw
+    )
+    scores = np.concatenate([ious for _, _, ious in found]).clip(0, 1)
+    return Detections(
+        masks=masks,
+        boxes_xyxy=clipped_boxes(masks.boxes.astype(np.float32), size_hw),
+        scores=scores.astype(np.float32),
+        labels=labels,
+        size_hw=size_hw,
+        logits=logits.clip(-FED, FED),
+    )
