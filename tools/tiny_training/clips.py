@@ -23,7 +23,7 @@ from samforge.models.tiny.scenes import MOST_INSTANCES, SHAPES, SIZE
 
 STILL_SHARE = 0.4
 """Of single pictures: as those of ``draw_scene``, so that clicks on images are learnt, too."""
-LONG_GAP = 0.2
+LONG_GAP = 0.5
 """Share of clips with one long gap between two frames: something is found again."""
 _STREAM = 6  # first part of the random seed, next to that of clips
 
@@ -59,16 +59,17 @@ def make_plans(index: int, clips: int, frames: int) -> Plans:
             kinds, colours, placed = plan.shapes, plan.tints, plan.poses(_times(rng, frames))
         shapes[row, : len(kinds)], tints[row, : len(kinds)] = kinds, colours
         poses[row, :, : len(kinds)] = placed
+    most = int((shapes >= 0).sum(1).max())
     return Plans(
-        shapes=torch.from_numpy(shapes),
-        tints=torch.from_numpy(tints),
-        poses=torch.from_numpy(poses),
+        shapes=torch.from_numpy(shapes[:, :most]),
+        tints=torch.from_numpy(tints[:, :most]),
+        poses=torch.from_numpy(poses[:, :, :most]),
     )
 
 
 def _times(rng: np.random.Generator, frames: int) -> npt.NDArray[np.float64]:
     """Numbers of frames: a stride that is nearly even, and sometimes one long gap."""
-    gaps = rng.integers(1, 4) + rng.integers(0, 2, frames)
+    gaps = rng.integers(1, 5) + rng.integers(0, 2, frames)
     if frames > 2 and rng.random() < LONG_GAP:
         gaps[rng.integers(2, frames)] += rng.integers(6, 15)
     gaps[0] = rng.integers(0, 64)

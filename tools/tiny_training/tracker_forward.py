@@ -14,6 +14,7 @@ from samforge.models.sam3.tracker.mask_decoder import FIXED_TOKENS, NO_OBJECT, d
 from samforge.models.sam3.tracker.prompts import PADDING, hiding
 from samforge.models.sam3.tracker.tracking_decoder import EMPTY_POINTS
 from samforge.models.tiny.crossing import LEAST_PIXELS
+from samforge.models.tiny.scenes import MOST_INSTANCES
 from tiny_training.tracker_losses import (
     Answer,
     answer_losses,
@@ -231,7 +232,7 @@ class TrackerForward(nn.Module):
         answer = Answer(masks.float(), decoded.ious.float(), decoded.object_score.float())
         allowed = _allowed(torch.ones_like(there))
         self._grade("mask", answer, truth, allowed, weight, step)
-        pointer = tracker.pointer(decoded.tokens[:, :1], there[:, None]).squeeze(1)
+        pointer = tracker.pointer(decoded.tokens[:, :1], answer.score > 0).squeeze(1)
         logits = torch.where(whole > 0.5, FAR, -FAR)
         small = F.interpolate(logits, size=masks.shape[-2:], mode="bilinear", antialias=True)
         return small, torch.full_like(answer.score, 10.0), pointer.float()
@@ -368,15 +369,14 @@ def chosen_objects(
         Masks (B * O, T, H, W), 0 or 1; weights (B * O,), 0 where a clip has fewer objects; ground
         of the first frame, (B * O, H, W).
     """
-    batch, frames = instances.shape[:2]
-    most = 8
+    frames = instances.shape[1]
     areas = torch.stack(
-        [(instances == index + 1).sum((2, 3)) for index in range(most)], 2
+        [(instances == index + 1).sum((2, 3)) for index in range(MOST_INSTANCES)], 2
     )  # [B, T, S]
     clear = areas[:, 0] >= CLEARLY
     hidden = (areas < LEAST_PIXELS).any(1)
     draws = torch.rand(clear.shape, generator=generator, device=instances.device)
-    rank = draws + 0.5 * hidden + 2.0 * clear
+    rank = draws + 1.0 * hidden + 2.0 * clear
     index = rank.topk(objects, 1).indices  # [B, O]
     weight = clear.gather(1, index).float().flatten()
     numbers = (index + 1).to(torch.uint8)[:, :, None, None, None]
