@@ -86,8 +86,9 @@ def checkpoint_from_name(  # noqa: PLR0913  # each a choice of its own, and all 
     if name == tiny.NAME:
         config = Sam3Config(**json.loads(tiny.CONFIG_PATH.read_text()))
         files: tuple[Path, ...] = (tiny.WEIGHTS_PATH,)
+        files += (tiny.TRACKER_WEIGHTS_PATH,) if tracker else ()
         tokenizer, license_text = tokenizer or tiny.TOKENIZER_PATH, tiny.LICENSE_NOTICE
-        tracker_settings = None
+        tracker_settings = json.loads(tiny.TRACKER_CONFIG_PATH.read_text())
     elif random_weights and name in PUBLISHED:
         config, files, license_text = Sam3Config(), (), ""
     elif path.is_file():

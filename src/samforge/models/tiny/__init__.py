@@ -22,6 +22,8 @@ __all__ = [
     "SIZE",
     "STRESSED",
     "TOKENIZER_PATH",
+    "TRACKER_CONFIG_PATH",
+    "TRACKER_WEIGHTS_PATH",
     "WEIGHTS_PATH",
     "Scene",
     "draw_clip",
@@ -47,6 +49,11 @@ TOKENIZER_PATH = _FOLDER / "tokenizer.json"
 """A ``tokenizers.Tokenizer``: lower case, no articles, one token a word, begin and end added."""
 WEIGHTS_PATH = _FOLDER / "model.safetensors"
 """Weights of ``transformers.Sam3Model`` in float16."""
+TRACKER_CONFIG_PATH = _FOLDER / "tracker_config.json"
+"""A ``transformers.Sam3TrackerVideoConfig`` as JSON; image and map sizes are the detector's."""
+TRACKER_WEIGHTS_PATH = _FOLDER / "tracker.safetensors"
+"""Weights of the tracker and its neck in float16, in a file of their own: the detector's hash does
+not depend on them."""
 LICENSE_NOTICE = (
     "The weights of samforge's tiny model are licensed like samforge: Apache-2.0.\n"
     "They were trained by the samforge authors on scenes drawn by samforge itself.\n"

@@ -22,6 +22,7 @@ from samforge.models.tiny.scenes import (
     _photographed,
     _Placed,
     _placed_at,
+    _tint,
 )
 
 _CLIPS = 4  # the first half of the random seed, next to the codes of SPLITS
@@ -106,7 +107,7 @@ def _picture(
     for one in moving:
         pose = (one.x * scale, one.y * scale, one.radius * scale, one.angle)
         shape = _placed_at(one.colour, one.shape, pose, size)
-        _draw(shape, placed, instances, canvas, tints)
+        _draw(shape, placed, instances, canvas, _tint(tints, one.colour))
     noise = np.random.default_rng([_CLIPS, seed, number + 1])
     return Scene(
         image=_photographed(noise, canvas),

@@ -176,7 +176,7 @@ def draw_scene(seed: int, *, split: str = "held-out", size: int = SIZE) -> Scene
         for _ in range(_TRIES):
             new = _place(rng, colour, shape, size)
             if _fits(new, placed, instances):
-                _draw(new, placed, instances, canvas, rng)
+                _draw(new, placed, instances, canvas, _tint(rng, colour))
                 break
     return Scene(
         image=_photographed(rng, canvas),
@@ -305,15 +305,19 @@ def _draw(
     placed: list[_Placed],
     instances: npt.NDArray[np.uint8],
     canvas: npt.NDArray[np.float32],
-    rng: np.random.Generator,
+    tint: npt.NDArray[np.float32],
 ) -> None:
-    """Paint a shape over the earlier ones."""
+    """Paint a shape over the earlier ones in an RGB of its own."""
     for one, lost in zip(placed, _hidden(new, placed, instances), strict=True):
         one.visible -= lost
     placed.append(new)
     instances[new.window][new.mask] = len(placed)
-    tint = _RGB[new.colour] + rng.uniform(-_JITTER, _JITTER, 3).astype(np.float32)
     canvas[new.window][new.mask] = tint
+
+
+def _tint(rng: np.random.Generator, colour: int) -> npt.NDArray[np.float32]:
+    """(3,) the colour as this one shape has it."""
+    return _RGB[colour] + rng.uniform(-_JITTER, _JITTER, 3).astype(np.float32)
 
 
 def _boxes(instances: npt.NDArray[np.uint8], placed: list[_Placed]) -> npt.NDArray[np.float32]:
