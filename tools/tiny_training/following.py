@@ -76,7 +76,7 @@ class Follower:
             chunk = self.scenes[start : start + VISION_BATCH]
             images = torch.from_numpy(np.stack([scene.image for scene in chunk]))
             images = images.to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
-            found = self.parts["vision_video"]({"images": images})
+            found = self.parts["vision"]({"images": images})
             names = ("high_res_0", "high_res_1", "tracker_features")
             for row in range(len(chunk)):
                 self.maps.append({name: found[name][row : row + 1] for name in names})

@@ -17,17 +17,16 @@ from samforge.models import tiny
 from samforge.models.part import Part
 from samforge.models.sam3.checkpoint import Sam3Checkpoint
 from samforge.models.sam3.loading import checkpoint_from_name
-from samforge.models.sam3.parts import part_from_checkpoint
+from samforge.models.sam3.parts import TRACKER_PARTS, part_from_checkpoint
 from samforge.models.sam3.tracker.configuration import tracker_config
 from samforge.models.sam3.tracker.mask_decoder import MaskDecoder, cell_positions
 from samforge.models.sam3.tracker.memory_attention import MemoryAttention
 from samforge.models.sam3.tracker.memory_encoder import META_STEPS, MemoryEncoder
 from samforge.models.sam3.tracker.modules import MODEL, NECK, Vectors, tracker_shapes
 from samforge.models.sam3.tracker.neck import Neck
-from samforge.models.sam3.tracker.parts import TRACKER_PARTS, tracker_part_from_checkpoint
 from samforge.models.sam3.tracker.pointer import Pointer
 from samforge.models.sam3.tracker.prompts import MaskInput, Points
-from samforge.models.sam3.tracker.specs import MEMORY_SCALE
+from samforge.models.sam3.tracker.tensors import MEMORY_SCALE
 from samforge.models.sources import SafetensorsSource
 
 LAYER_SCALE = 0.1
@@ -211,7 +210,8 @@ def checkpoint_with(weights: Path) -> Sam3Checkpoint:
 def parts_with(weights: Path, device: torch.device) -> dict[str, Part]:
     """The parts that run, on a device."""
     checkpoint = checkpoint_with(weights)
-    parts = {name: tracker_part_from_checkpoint(checkpoint, name) for name in TRACKER_PARTS}
+    names = ("vision", *TRACKER_PARTS)
+    parts = {name: part_from_checkpoint(checkpoint, name) for name in names}
     for part in parts.values():
         part.module.to(device)
     return parts

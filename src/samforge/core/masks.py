@@ -129,6 +129,15 @@ class Masks:
         """Tight boxes, (N, 4): left, top, right, bottom in pixels; zeros for an empty mask."""
         return np.array([one.box for one in self._crops()], np.int64).reshape(-1, 4)
 
+    def at(self, row: int, column: int) -> npt.NDArray[np.bool_]:
+        """Which masks cover one pixel, (N,)."""
+        covers = []
+        for index in range(len(self)):
+            crop, (top, left) = self.crop(index)
+            inside = 0 <= row - top < crop.shape[0] and 0 <= column - left < crop.shape[1]
+            covers.append(inside and bool(crop[row - top, column - left]))
+        return np.array(covers, np.bool_)
+
     def crop(self, index: int) -> tuple[Crop, tuple[int, int]]:
         """One mask inside its tight box, bool (h, w), and row and column of its first pixel.
 

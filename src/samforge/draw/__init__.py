@@ -11,7 +11,7 @@ from samforge.draw.mesh import (
     turntable,
     write_gif,
 )
-from samforge.draw.overlay import draw_exemplars, overlay
+from samforge.draw.overlay import draw_clicks, draw_exemplars, overlay
 from samforge.draw.pca import PcaPicture, pca_pictures
 from samforge.draw.readout import draw_readout
 from samforge.draw.tags import Tag, draw_tags
@@ -23,6 +23,7 @@ __all__ = [
     "Tag",
     "colors_from_values",
     "demo_figure",
+    "draw_clicks",
     "draw_exemplars",
     "draw_readout",
     "draw_tags",

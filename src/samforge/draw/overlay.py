@@ -122,6 +122,48 @@ def draw_exemplars(
     return np.asarray(picture)
 
 
+def draw_clicks(
+    image_rgb: RgbImage,
+    points_xy: npt.ArrayLike,
+    point_labels: npt.ArrayLike,
+    boxes_xyxy: npt.ArrayLike = (),
+    *,
+    size_hw: tuple[int, int] | None = None,
+) -> RgbImage:
+    """Draw clicks as ringed dots, green on the object and red beside it, and boxes around objects.
+
+    Args:
+        image_rgb: (H, W, 3), uint8.
+        points_xy: (K, 2), pixels.
+        point_labels: (K,), 1 on the object, 0 beside it.
+        boxes_xyxy: (B, 4), pixels.
+        size_hw: Size of the image that these are of, when the picture was enlarged since.
+
+    Raises:
+        ShapeError: Points and labels do not belong together.
+    """
+    _check_rgb(image_rgb)
+    points = np.asarray(points_xy, np.float64).reshape(-1, 2)
+    labels = np.asarray(point_labels).reshape(-1)
+    if labels.shape != points.shape[:1]:
+        raise ShapeError(f"Give points (K, 2) and labels (K,), got {points.shape}, {labels.shape}.")
+    picture = Image.fromarray(image_rgb)
+    height, width = size_hw or image_rgb.shape[:2]
+    across, down = picture.width / width, picture.height / height
+    pen, stroke = ImageDraw.Draw(picture), stroke_for(picture.size)
+    for box in np.asarray(boxes_xyxy, np.float64).reshape(-1, 4):
+        left, top, right, bottom = _pixel_box(
+            box * np.array([across, down, across, down]), picture.size
+        )
+        pen.rectangle((left, top, right - 1, bottom - 1), outline=_FIND, width=1 + stroke)
+    radius = 3 + 2 * stroke
+    for (x, y), label in zip(points, labels.tolist(), strict=True):
+        middle = (x * across, y * down)
+        pen.circle(middle, radius + stroke, fill=(255, 255, 255))
+        pen.circle(middle, radius, fill=_FIND if label else _LEAVE_OUT)
+    return np.asarray(picture)
+
+
 def _color_numbers(detections: Detections, by_phrase: bool) -> list[int]:
     if not by_phrase:
         return list(range(len(detections)))

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from samforge.core.detections import Detections
 from samforge.core.errors import PromptError
 from samforge.core.files import atomic_write_json
 from samforge.core.images import RgbImage
+from samforge.core.masks import Masks
 from samforge.core.native import error_of_item
 from samforge.core.timing import StageTime, Timings
 from samforge.core.words import relative_names
-from samforge.draw import draw_exemplars, overlay
+from samforge.draw import draw_clicks, draw_exemplars, overlay
 from samforge.formats import coco_dataset
 from samforge.media import read_image, write_png
-from samforge.runtime import Segmenter, Thresholds
+from samforge.runtime import EncodedImage, ObjectPrompt, Segmenter, Thresholds
 from samforge.workflows.inputs import COCO_SUFFIX, OVERLAY_SUFFIX, stems_for
 from samforge.workflows.watching import Done, unseen
 
@@ -25,6 +28,7 @@ READABLE_PX = 640
 """Overlays of smaller images are enlarged to about this side, so that the tags are readable."""
 
 Box = tuple[float, float, float, float]
+Point = tuple[float, float]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,14 +41,50 @@ class Prompts:
     """Exemplar boxes, pixels."""
     box_labels: tuple[int, ...] = ()
     """1 (find this) or 0 (leave this out) for each box."""
+    points_xy: tuple[Point, ...] = ()
+    """Clicks, pixels: on the one object to segment or, beside phrases or exemplar boxes, on the one
+    of what they find that is corrected."""
+    point_labels: tuple[int, ...] = ()
+    """1 (on the object) or 0 (beside it) for each click."""
+    object_boxes_xyxy: tuple[Box, ...] = ()
+    """Boxes around objects to segment, pixels: an object each."""
+    candidates: bool = False
+    """Whether clicks give three masks of an object, best first."""
     thresholds: Thresholds
     """What counts as found."""
 
+    @property
+    def finds(self) -> bool:
+        """Whether phrases or exemplar boxes are looked for."""
+        return bool(self.text or self.boxes_xyxy)
+
+    @property
+    def clicks(self) -> bool:
+        """Whether objects are shown by clicks or boxes of their own."""
+        return bool(self.points_xy or self.object_boxes_xyxy)
+
     def __post_init__(self) -> None:
-        if not self.text and not self.boxes_xyxy:
+        if not self.finds and not self.clicks:
             raise PromptError(
-                "There is nothing to find. Give --text 'red circle', or --box 'x1,y1,x2,y2'."
+                "There is nothing to find. Give --text 'red circle', --box 'x1,y1,x2,y2' or "
+                "--point 'x,y'."
             )
+        if self.finds and (self.object_boxes_xyxy or self.candidates):
+            raise PromptError(
+                "With --text or --box, points correct what was found; --object-box and "
+                "--candidates are for objects that nothing else finds. Leave one of them out."
+            )
+        if self.points_xy and len(self.object_boxes_xyxy) > 1:
+            raise PromptError(
+                f"Points belong to one object, and there are {len(self.object_boxes_xyxy)} object "
+                "boxes. Run predict once for each object, or leave the points out."
+            )
+        if self.points_xy and not self.finds and not self.object_boxes_xyxy:
+            if 1 not in self.point_labels:
+                raise PromptError(
+                    "All points say what is not the object. Add --point 'x,y' on it, or an "
+                    "--object-box around it."
+                )
         if self.boxes_xyxy and len(set(self.text)) > 1:
             raise PromptError(
                 f"Boxes go with one phrase, got {len(self.text)}: {', '.join(self.text)}. "
@@ -124,6 +164,21 @@ def box_from_text(text: str) -> Box:
     return left, top, right, bottom
 
 
+def point_from_text(text: str) -> Point:
+    """Read a point as the command line takes it: ``10,20``.
+
+    Raises:
+        PromptError: It is not two numbers.
+    """
+    try:
+        x, y = (float(word) for word in text.split(","))
+    except ValueError as error:
+        raise PromptError(
+            f"A point is two numbers, x,y in pixels, got {text!r}. Write it like --point 10,20."
+        ) from error
+    return x, y
+
+
 def failure_from(path: Path, error: Exception) -> Failure:
     """Keep what went wrong with one image for later."""
     told = error_of_item(error)
@@ -180,23 +235,14 @@ def _predict_file(
     base = image.results
     with timings.stage("decode"):
         rgb = read_image(image.file)
-    inner = Timings()
-    found = segmenter.predict(
-        rgb,
-        text=prompts.text or None,
-        boxes_xyxy=prompts.boxes_xyxy or None,
-        box_labels=prompts.box_labels or None,
-        threshold=prompts.thresholds.score,
-        mask_threshold=prompts.thresholds.mask,
-        max_detections=prompts.thresholds.max_detections,
-        timings=inner,
-    )
-    for stage in inner.stages():
-        # The image was decoded above, because the overlay needs it too.
-        calls = 0 if stage.stage == "decode" else stage.calls
-        timings.add(stage.stage, stage.milliseconds, stage.processor, calls)
+    found = _found(segmenter, rgb, prompts, timings)
     with timings.stage("save"):
         picture = overlay_of(rgb, found, prompts.boxes_xyxy, prompts.box_labels)
+        if prompts.clicks:
+            boxes = prompts.object_boxes_xyxy
+            picture = draw_clicks(
+                picture, prompts.points_xy, prompts.point_labels, boxes, size_hw=found.size_hw
+            )
         picture_path = write_png(base.with_name(base.name + OVERLAY_SUFFIX), picture)
         coco_path = base.with_name(base.name + COCO_SUFFIX)
         atomic_write_json(
@@ -208,6 +254,110 @@ def _predict_file(
     return ImageResult(
         image=image.file, found=found.to_dict(), overlay=picture_path, coco=coco_path
     )
+
+
+def _found(segmenter: Segmenter, rgb: RgbImage, prompts: Prompts, timings: Timings) -> Detections:
+    """What phrases and exemplars find, corrected by clicks; or what clicks show."""
+    inner = Timings()
+    image: RgbImage | EncodedImage = rgb
+    if prompts.clicks:  # asked twice or more: encoded once
+        image = segmenter.encode(rgb, timings=inner)
+    if not prompts.finds:
+        with timings.stage("clicks"):
+            found = segmenter.predict_objects(
+                image,
+                _objects(prompts),
+                candidates=prompts.candidates,
+                mask_threshold=prompts.thresholds.mask,
+            )
+    else:
+        found = segmenter.predict(
+            image,
+            text=prompts.text or None,
+            boxes_xyxy=prompts.boxes_xyxy or None,
+            box_labels=prompts.box_labels or None,
+            threshold=prompts.thresholds.score,
+            mask_threshold=prompts.thresholds.mask,
+            max_detections=prompts.thresholds.max_detections,
+            timings=inner,
+        )
+        if prompts.clicks:
+            with timings.stage("clicks"):
+                found = corrected(
+                    segmenter,
+                    image,
+                    found,
+                    ObjectPrompt(points=prompts.points_xy, labels=prompts.point_labels),
+                    mask_threshold=prompts.thresholds.mask,
+                )
+    for stage in inner.stages():
+        # The image was decoded before, because the overlay needs it too.
+        calls = 0 if stage.stage == "decode" else stage.calls
+        timings.add(stage.stage, stage.milliseconds, stage.processor, calls)
+    return found
+
+
+def _objects(prompts: Prompts) -> list[ObjectPrompt]:
+    if not prompts.points_xy:
+        return [ObjectPrompt(box_xyxy=box) for box in prompts.object_boxes_xyxy]
+    (box,) = prompts.object_boxes_xyxy or (None,)
+    return [ObjectPrompt(points=prompts.points_xy, labels=prompts.point_labels, box_xyxy=box)]
+
+
+def corrected(
+    segmenter: Segmenter,
+    image: RgbImage | EncodedImage,
+    found: Detections,
+    prompt: ObjectPrompt,
+    *,
+    mask_threshold: float = 0.5,
+) -> Detections:
+    """Correct one of what was found by clicks.
+
+    It is the detection on which the first click on an object lies, the smallest of several; where
+    no such click lies on any, it is the best one.
+
+    Args:
+        segmenter: What found it.
+        image: The same image.
+        found: What a phrase, boxes or clicks found in it, at least one.
+        prompt: Points on and beside the object.
+        mask_threshold: Pixels of a mask have a probability above it.
+
+    Returns:
+        The same detections, where the corrected one has another mask and the box around it; label
+        and score stay those of the phrase.
+
+    Raises:
+        PromptError: Nothing was found that could be corrected.
+    """
+    if not len(found):
+        raise PromptError(
+            "Nothing was found that clicks could correct. Lower --threshold, or leave the phrase "
+            "out to segment what the points show."
+        )
+    row = _clicked_on(found, prompt)
+    answer = segmenter.predict_objects(
+        image, prompt, earlier=found[row], mask_threshold=mask_threshold
+    )
+    masks = [answer.masks if one == row else found.masks[[one]] for one in range(len(found))]
+    boxes = found.boxes_xyxy.copy()
+    boxes[row] = answer.boxes_xyxy[0]
+    return replace(found, masks=Masks.concatenate(masks), boxes_xyxy=boxes)
+
+
+def _clicked_on(found: Detections, prompt: ObjectPrompt) -> int:
+    height, width = found.size_hw
+    points = np.asarray(prompt.points, np.float64).reshape(-1, 2)
+    labels = np.ones(len(points)) if prompt.labels is None else np.asarray(prompt.labels)
+    for (x, y), label in zip(points.tolist(), labels.tolist(), strict=True):
+        if label != 1 or not (0 <= x <= width and 0 <= y <= height):
+            continue
+        column, line = min(int(x), width - 1), min(int(y), height - 1)
+        under = np.flatnonzero(found.masks.at(line, column))
+        if len(under):
+            return int(under[found.areas[under].argmin()])
+    return int(found.scores.argmax())
 
 
 def overlay_of(

@@ -1,4 +1,4 @@
-"""``samforge predict``: finds what phrases or boxes name, as pictures and COCO files."""
+"""``samforge predict``: finds what phrases, boxes or clicks show, as pictures and COCO files."""
 
 from __future__ import annotations
 
@@ -53,6 +53,28 @@ def predict(  # noqa: PLR0913  every argument is an option that a user types
         list[str] | None,
         typer.Option("--negative-box", help="Leave out what is like this. Repeat it."),
     ] = None,
+    point: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--point",
+            help="Segment the object at x,y; with --text or --box, correct what was found there. "
+            "Repeat it.",
+        ),
+    ] = None,
+    negative_point: Annotated[
+        list[str] | None,
+        typer.Option("--negative-point", help="A place x,y beside that object. Repeat it."),
+    ] = None,
+    object_box: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--object-box",
+            help="Segment the one object in left,top,right,bottom. Repeat it for several.",
+        ),
+    ] = None,
+    candidates: Annotated[
+        bool, typer.Option("--candidates", help="Give three masks of a clicked object, best first.")
+    ] = False,
     threshold: Annotated[
         float, typer.Option("--threshold", help="Keep what scores above this, 0 to 1.")
     ] = 0.5,
@@ -80,7 +102,7 @@ def predict(  # noqa: PLR0913  every argument is an option that a user types
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Find what phrases or boxes name in images; write overlays and COCO files.
+    """Find what phrases, boxes or clicks show in images; write overlays and COCO files.
 
     Images that cannot be used are named at the end, and the others are done all the same. Files of
     a folder that are left out are named, too.
@@ -89,13 +111,18 @@ def predict(  # noqa: PLR0913  every argument is an option that a user types
 
     from samforge.core.own_folder import require_outside_bundles
     from samforge.runtime import Thresholds
-    from samforge.workflows.predict import Prompts, box_from_text, failure_from
+    from samforge.workflows.predict import Prompts, box_from_text, failure_from, point_from_text
 
     positive, negative = box or [], negative_box or []
+    on, beside = point or [], negative_point or []
     prompts = Prompts(
         text=tuple(text or ()),
         boxes_xyxy=tuple(box_from_text(one) for one in (*positive, *negative)),
         box_labels=(1,) * len(positive) + (0,) * len(negative),
+        points_xy=tuple(point_from_text(one) for one in (*on, *beside)),
+        point_labels=(1,) * len(on) + (0,) * len(beside),
+        object_boxes_xyxy=tuple(box_from_text(one) for one in object_box or ()),
+        candidates=candidates,
         thresholds=Thresholds(score=threshold, mask=mask_threshold, max_detections=max_detections),
     )
     require_outside_bundles(out, "--out")  # before a folder is made
