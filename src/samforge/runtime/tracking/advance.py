@@ -95,7 +95,7 @@ def advance(turn: Turn, state: SessionState, found: FoundInFrame | None) -> Adva
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class _Given:
-    """Masks that detections give to objects: to the newborn and, as Meta does, to corrected ones."""
+    """Masks that detections give: to the newborn and, as Meta does, to corrected objects."""
 
     seen: Seen
     rows: Mapping[int, int]

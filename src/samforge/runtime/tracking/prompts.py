@@ -85,7 +85,7 @@ def _points(
     """Corners of the box, then points: in pixels of the square image, with their labels."""
     places, labels = np.zeros((0, 2)), np.zeros(0, np.int64)
     if prompt.box_xyxy is not None:
-        box = np.asarray(prompt.box_xyxy, np.float64)
+        box = _numbers("Corners of a box", prompt.box_xyxy)
         corners = exemplars_from_boxes(box.reshape(1, -1), None, size_hw).boxes_xyxy
         places, labels = corners.reshape(2, 2), np.array([_UPPER_LEFT, _LOWER_RIGHT])
     if prompt.points is not None:
@@ -111,11 +111,10 @@ def _checked_points(points: npt.ArrayLike, size_hw: tuple[int, int]) -> npt.NDAr
             "[[x, y]]."
         )
     height, width = size_hw
-    inside = (array >= 0).all(axis=1) & (array <= [width, height]).all(axis=1)
-    for place, is_inside in zip(array.tolist(), inside.tolist(), strict=True):
-        if not is_inside:  # NaN is not, either
+    for x, y in array.tolist():
+        if not (0 <= x <= width and 0 <= y <= height):  # NaN is not, either
             raise PromptError(
-                f"The point ({place[0]:g}, {place[1]:g}) is not on the frame, which is {width} "
+                f"The point ({x:g}, {y:g}) is not on the frame, which is {width} "
                 f"wide and {height} high. Give pixels of the frame."
             )
     return array
