@@ -165,6 +165,8 @@ class Recorder(HostTrackerParts):
         self.frames: dict[int, int] = {}
         self.encoded: list[EncodedImage] = []
         self.remembered: dict[int, dict[str, np.ndarray]] = {}
+        self.decoded: dict[int, dict[str, np.ndarray]] = {}
+        self.newest = -1
         self.detections: dict[int, FoundInFrame] = {}
 
     def run(self, part: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -173,12 +175,19 @@ class Recorder(HostTrackerParts):
                 "mask": inputs["mask_logits"][:, 0],
                 "object_score": inputs["object_score"],
             }
-        return super().run(part, inputs)
+        out = super().run(part, inputs)
+        if part == "tracking_decoder":
+            frame = self.newest
+            self.decoded[frame] = {
+                "mask": out["mask_logits"][:, 0],
+                "score": out["object_score"][:, 0],
+            }
+        return out
 
     def _made_up(self, frame: int) -> EncodedImage:
         maps = maps_of(self.parts, frame, self.first)
         features = {name: array.numpy() for name, array in maps.items()}
-        self.frames[id(features["tracker_features"])] = frame
+        self.frames[id(features["tracker_features"])] = self.newest = frame
         encoded = EncodedImage(features=features, size_hw=VIDEO_HW, image_size=IMAGE)
         self.encoded.append(encoded)  # kept, so that no other array gets its id
         return encoded
