@@ -141,7 +141,9 @@ class ScriptedParts:
         return masks, scores
 
     def _memory_attention(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        things = inputs["pointers"][:, 0, :1].copy()
+        # The newest pointer says who it is.
+        newest = inputs["pointer_times"].argmin(axis=1)
+        things = inputs["pointers"][np.arange(len(newest)), newest, :1].copy()
         things[(inputs["memory"] == NOBODY).any(axis=(1, 2, 3))] = np.nan
         return {"conditioned": things}
 

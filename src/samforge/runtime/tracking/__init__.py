@@ -68,6 +68,7 @@ from samforge.runtime.tracking.state import (
     Tracked,
     TrackingState,
 )
+from samforge.runtime.tracking.video import PromptAt, track_video
 
 __all__ = [
     "META",
@@ -89,6 +90,7 @@ __all__ = [
     "MemoryRules",
     "Needed",
     "Prompt",
+    "PromptAt",
     "Release",
     "Removal",
     "Rules",
@@ -128,6 +130,7 @@ __all__ = [
     "shown_masks",
     "suppress_recently_occluded",
     "suppressed_masks",
+    "track_video",
     "without_overlaps",
     "without_shrunk",
 ]

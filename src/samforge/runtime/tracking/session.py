@@ -113,6 +113,11 @@ class VideoSession:
         return tuple(self._state.objects)
 
     @property
+    def next_id(self) -> int:
+        """The id of the next object: all below were given."""
+        return self._state.tracking.next_id
+
+    @property
     def index(self) -> int | None:
         """Number of the newest frame."""
         return self._state.tracking.frame

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -59,7 +60,8 @@ def state_from_file(path: Path, parts: TrackerParts) -> tuple[TrackingSettings, 
             another bundle.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Read first: numpy leaves a damaged file open.
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         head = json.loads(arrays["session"].tobytes())
         version, digest = int(head["version"]), str(head["digest"])
