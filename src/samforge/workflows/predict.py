@@ -79,12 +79,12 @@ class Prompts:
                 f"Points belong to one object, and there are {len(self.object_boxes_xyxy)} object "
                 "boxes. Run predict once for each object, or leave the points out."
             )
-        if self.points_xy and not self.finds and not self.object_boxes_xyxy:
-            if 1 not in self.point_labels:
-                raise PromptError(
-                    "All points say what is not the object. Add --point 'x,y' on it, or an "
-                    "--object-box around it."
-                )
+        shown = self.finds or self.object_boxes_xyxy or 1 in self.point_labels
+        if self.points_xy and not shown:
+            raise PromptError(
+                "All points say what is not the object. Add --point 'x,y' on it, or an "
+                "--object-box around it."
+            )
         if self.boxes_xyxy and len(set(self.text)) > 1:
             raise PromptError(
                 f"Boxes go with one phrase, got {len(self.text)}: {', '.join(self.text)}. "

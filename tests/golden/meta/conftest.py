@@ -19,6 +19,7 @@ from samforge.core.session import Array, PartSpec, Tensors, checked_tensors
 from samforge.media import read_image
 from samforge.models.part import Part
 from samforge.runtime import PhraseTokenizer, Segmenter, segmenter_from_sessions
+from samforge.runtime.tracking import TRACKING_PARTS
 
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 
@@ -175,6 +176,12 @@ def tracker(
             str(place), tracker=True, tokenizer=sam3_pt.with_name("tokenizer.json")
         )
     return lru_cache(lambda name: part_from_checkpoint(checkpoint, name))
+
+
+@pytest.fixture(scope="session")
+def tracker_sessions(tracker: Parts) -> dict[str, EagerSession]:
+    """What a video session runs, by name."""
+    return {name: EagerSession(tracker(name)) for name in TRACKING_PARTS}
 
 
 class EagerSession:

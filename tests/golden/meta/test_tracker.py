@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,6 @@ from tests.golden.meta.tracker_session import (
     answer,
     as_maps,
     ask_points,
-    choose,
     fill_holes,
     floats_from_bfloat16,
     look_back,
@@ -27,6 +27,8 @@ from tests.golden.meta.tracker_session import (
 )
 from tools import meta_weights
 from torch.nn.functional import interpolate
+
+from samforge.runtime.tracking import META, attended_frames
 
 README = Path(__file__).with_name("README.md").read_text()
 POINT_CASES = (
@@ -226,11 +228,12 @@ def test_memory_attention(tracker: Parts, tracker_arrays: Arrays, case: str) -> 
         if name.startswith(f"attention/{case}/")
     }
     frame, objects = int(arrays["frame"]), len(arrays["output"])
-    choice = choose(
-        frame,
+    choice = attended_frames(
         arrays["conditioning"].tolist(),
-        arrays["ordinary"].tolist(),
-        frames=int(arrays["num_frames"]),
+        dict.fromkeys(arrays["ordinary"].tolist(), 1.0),
+        frame,
+        replace(META.memory, least_score=None),
+        length=int(arrays["num_frames"]),
         reverse=bool(arrays["reverse"]),
     )
     cells = SIDES[2] ** 2
@@ -246,9 +249,9 @@ def test_memory_attention(tracker: Parts, tracker_arrays: Arrays, case: str) -> 
 
     memory = {
         other: drawn("memory", other, (64, SIDES[2], SIDES[2])).flatten(2).mT
-        for _, other in choice.memories
+        for other, _ in choice.memories
     }
-    pointer = {other: drawn("pointer", other, (256,)) for _, other in choice.pointers}
+    pointer = {other: drawn("pointer", other, (256,)) for other, _ in choice.pointers}
     found = look_back(tracker, maps_of(tracker, frame), choice, memory, pointer)
     kept = {"conditioned": found["conditioned"][:, ::8].numpy()}
     assert beyond(kept, {"conditioned": arrays["output"]}) == {}

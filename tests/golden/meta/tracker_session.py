@@ -1,13 +1,8 @@
-"""The arrays of ``tracker.npz``: made-up features, and Meta's predictor played on the parts.
-
-The part of a host is played here as simply as it can be, one prompt and one frame after the other:
-what the arrays hold is that the parts, called so, compute what Meta's predictor computes.
-"""
+"""The arrays of ``tracker.npz``: made-up features, and the parts behind a video session."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -16,24 +11,22 @@ import numpy as np
 import torch
 from tools.meta_weights import normal
 from torch import Tensor
-from torch.nn.functional import interpolate, max_pool2d
+from torch.nn.functional import max_pool2d
 
+from samforge.core.session import Session
 from samforge.models.part import Part
 from samforge.models.sam3.tracker.mask_decoder import NO_OBJECT
+from samforge.runtime import EncodedImage
+from samforge.runtime.tracking import Attended, FoundInFrame, HostTrackerParts
 
 Parts: TypeAlias = Callable[[str], Part]
 """Name of a part of the tracker -> part."""
 Tensors: TypeAlias = dict[str, Tensor]
 
 FILE = Path(__file__).with_name("tracker.npz")
-IMAGE, SIDES, CELLS, MASK = 224, (64, 32, 16), 256, 256
-"""Pixels of the image, cells along the edge of the maps, cells of the coarsest, side of masks that
-are given."""
+IMAGE, SIDES = 224, (64, 32, 16)
+"""Pixels of the image, cells along the edge of the maps."""
 VIDEO_HW = (150, 200)
-CONDITIONING, MEMORIES, POINTERS = 4, 7, 16
-"""Largest numbers: conditioning frames, memories of them and of the frames before, pointers."""
-FAR = 1024.0
-"""Logit of a mask that is given, in the picture's size."""
 
 
 def arrays_of_tracker() -> dict[str, np.ndarray]:
@@ -127,69 +120,18 @@ def fill_holes(masks: Tensor, area: int) -> Tensor:
     return filled
 
 
-def nearest(frames: Iterable[int], frame: int, most: int) -> list[int]:
-    """The closest frame before, the closest after, then the closest of the others."""
-    frames = list(frames)
-    if len(frames) <= most:
-        return frames
-    before = max((other for other in frames if other < frame), default=None)
-    after = min((other for other in frames if other >= frame), default=None)
-    chosen = [other for other in (before, after) if other is not None]
-    others = sorted(set(frames) - set(chosen), key=lambda other: (abs(other - frame), other))
-    return chosen + others[: most - len(chosen)]
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Which frames a frame looks back at."""
-
-    memories: list[tuple[int, int]]
-    """Offset (0: a conditioning frame) and frame."""
-    pointers: list[tuple[int, int]]
-    """Distance and frame."""
-    span: int
-    """Distances of pointers are divided by it."""
-
-
-def choose(
-    frame: int,
-    conditioning: Iterable[int],
-    ordinary: Iterable[int],
-    *,
-    frames: int,
-    reverse: bool = False,
-) -> Choice:
-    """Choose as Meta's tracker does without selection of memories.
-
-    Conditioning frames that are not among the nearest serve as ordinary ones. Pointers are those of
-    the chosen conditioning frames on this side of time, and of ordinary frames near by.
-    """
-    step = -1 if reverse else 1
-    chosen = nearest(conditioning, frame, CONDITIONING)
-    others = (set(ordinary) | set(conditioning)) - set(chosen)
-    span = min(frames, POINTERS) - 1
-    before = [(distance, frame - step * distance) for distance in range(1, span + 1)]
-    back = [(step * (frame - other), other) for other in chosen]
-    return Choice(
-        [(0, other) for other in chosen]
-        + [pair for pair in reversed(before[: MEMORIES - 1]) if pair[1] in others],
-        [pair for pair in back if pair[0] >= 0] + [pair for pair in before if pair[1] in others],
-        span,
-    )
-
-
 def look_back(
     parts: Parts,
     maps: Tensors,
-    choice: Choice,
+    choice: Attended,
     memory: Mapping[int, Tensor],
     pointer: Mapping[int, Tensor],
 ) -> Tensors:
     """Run part ``memory_attention`` on chosen frames: memories (N, L, C), pointers (N, D)."""
-    memories = torch.stack([memory[frame] for _, frame in choice.memories], 1)
-    pointers = torch.stack([pointer[frame] for _, frame in choice.pointers], 1)
-    offsets = torch.tensor([offset for offset, _ in choice.memories])
-    times = torch.tensor([distance / choice.span for distance, _ in choice.pointers])
+    memories = torch.stack([memory[frame] for frame, _ in choice.memories], 1)
+    pointers = torch.stack([pointer[frame] for frame, _ in choice.pointers], 1)
+    offsets = torch.tensor([offset for _, offset in choice.memories])
+    times = torch.tensor([distance / choice.pointer_span for _, distance in choice.pointers])
     count = len(memories)
     return parts("memory_attention")(
         {
@@ -202,79 +144,61 @@ def look_back(
     )
 
 
-@dataclass
-class Player:
-    """Meta's predictor for one video: what it keeps of every frame, for all objects at once."""
+class Recorder(HostTrackerParts):
+    """The parts behind a session, on made-up features: an image is the number of its frame.
 
-    parts: Parts
-    frames: int
-    first: int = 11
-    rounded: bool = True
-    """Whether memories are kept as bfloat16, as the predictor does."""
-    kept: dict[int, Tensors] = field(default_factory=dict)
-    """mask, pointer, object_score and memory of each frame."""
-    conditioning: set[int] = field(default_factory=set)
+    What was remembered of each frame is noted as it went into the memory encoder.
+    """
 
-    def prompt(self, frame: int, answers: list[Tensors]) -> None:
-        """Take the answers to prompts, one for each object, as what is known of a frame."""
-        joined = {name: torch.cat([one[name] for one in answers]) for name in answers[0]}
-        self._keep(frame, joined, from_prompt=True)
-        self.conditioning.add(frame)
-
-    def points(self, frame: int, points: Any, labels: Any) -> Tensors:
-        """Ask by points, fractions of the picture; a mask of before is refined."""
-        pixels = torch.tensor(points)[None] * IMAGE
-        earlier = self.kept.get(frame)
-        mask = None if earlier is None else earlier["mask"].clamp(-32, 32)
-        found = ask_points(self.parts, self._maps(frame), pixels, [labels], mask_input=mask)
-        return answer(found, multimask=len(labels) == 1)
-
-    def mask(self, frame: int, mask: np.ndarray) -> Tensors:
-        """Take a mask in the video's size as it is."""
-        whole = torch.from_numpy(mask)[None, None].float()
-        # Not made hard again: its edge stays soft.
-        resized = interpolate(whole, size=(MASK, MASK), mode="bilinear", antialias=True)
-        found = self.parts("mask_prompt")(self._maps(frame) | {"mask": resized})
-        low = torch.where(whole > 0.5, FAR, -FAR)
-        side = (SIDES[0], SIDES[0])
-        return {
-            "mask": interpolate(low, size=side, mode="bilinear", antialias=True),
-            "iou": torch.ones(1, 1),
-            "pointer": found["object_pointer"],
-            "object_score": found["object_score"],
-        }
-
-    def step(self, frame: int, *, reverse: bool = False) -> None:
-        """Track all objects to a frame."""
-        ordinary = self.kept.keys() - self.conditioning
-        choice = choose(
-            frame, sorted(self.conditioning), ordinary, frames=self.frames, reverse=reverse
+    def __init__(
+        self, sessions: Mapping[str, Session], parts: Parts, *, first: int, rounds: bool
+    ) -> None:
+        super().__init__(
+            sessions,
+            encode=self._made_up,
+            detect=self._found,
+            image_size=IMAGE,
+            digest="golden",
+            rounds=rounds,
         )
-        maps = self._maps(frame)
-        memory = {frame: kept["memory"] for frame, kept in self.kept.items()}
-        pointer = {frame: kept["pointer"] for frame, kept in self.kept.items()}
-        conditioned = look_back(self.parts, maps, choice, memory, pointer)
-        found = self.parts("tracking_decoder")(maps | conditioned)
-        names = {"mask_logits": "mask", "object_pointer": "pointer"}
-        self._keep(frame, {names.get(name, name): found[name] for name in found}, from_prompt=False)
+        self.parts, self.first = parts, first
+        self.frames: dict[int, int] = {}
+        self.encoded: list[EncodedImage] = []
+        self.remembered: dict[int, dict[str, np.ndarray]] = {}
+        self.decoded: dict[int, dict[str, np.ndarray]] = {}
+        self.newest = -1
+        self.detections: dict[int, FoundInFrame] = {}
 
-    def video_mask(self, frame: int) -> np.ndarray:
-        """Masks (N, height, width) in the video's size."""
-        mask = interpolate(self.kept[frame]["mask"], size=VIDEO_HW, mode="bilinear")
-        return (mask[:, 0] > 0).numpy()
-
-    def _maps(self, frame: int) -> Tensors:
-        return maps_of(self.parts, frame, self.first)
-
-    def _keep(self, frame: int, found: Tensors, *, from_prompt: bool) -> None:
-        memory = self.parts("memory_encoder")(
-            {
-                "tracker_features": self._maps(frame)["tracker_features"],
-                "mask_logits": found["mask"],
-                "object_score": found["object_score"],
-                "from_prompt": torch.full((len(found["mask"]),), from_prompt),
+    def run(self, part: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        if part.startswith("memory_encoder"):
+            self.remembered[self.frames[id(inputs["tracker_features"])]] = {
+                "mask": inputs["mask_logits"][:, 0],
+                "object_score": inputs["object_score"],
             }
-        )["memory"]
-        if self.rounded:
-            memory = memory.to(torch.bfloat16).float()
-        self.kept[frame] = found | {"memory": memory}
+        out = super().run(part, inputs)
+        if part == "tracking_decoder":
+            frame = self.newest
+            self.decoded[frame] = {
+                "mask": out["mask_logits"][:, 0],
+                "score": out["object_score"][:, 0],
+            }
+        return out
+
+    def _made_up(self, frame: int) -> EncodedImage:
+        maps = maps_of(self.parts, frame, self.first)
+        features = {name: array.numpy() for name, array in maps.items()}
+        self.frames[id(features["tracker_features"])] = self.newest = frame
+        encoded = EncodedImage(features=features, size_hw=VIDEO_HW, image_size=IMAGE)
+        self.encoded.append(encoded)  # kept, so that no other array gets its id
+        return encoded
+
+    def _found(self, encoded: EncodedImage, phrases: Any, thresholds: Any) -> FoundInFrame:
+        return self.detections.get(self.frames[id(encoded.features["tracker_features"])], NOTHING)
+
+
+NOTHING = FoundInFrame(
+    masks=np.zeros((0, SIDES[0], SIDES[0]), np.float32),
+    scores=np.zeros(0, np.float32),
+    phrases=np.zeros(0, np.int64),
+    boxes_xyxy=np.zeros((0, 4), np.float32),
+)

@@ -22,6 +22,8 @@ from samforge.runtime.tracking.constants import (
     Rules,
     rules_from_reference,
 )
+from samforge.runtime.tracking.drawn import VideoFrame
+from samforge.runtime.tracking.host_parts import HostTrackerParts
 from samforge.runtime.tracking.hot_start import HotStart, hot_start, in_hot_start
 from samforge.runtime.tracking.masks import (
     filled_holes,
@@ -39,6 +41,13 @@ from samforge.runtime.tracking.memory import (
     needed_frames,
 )
 from samforge.runtime.tracking.output import Held, Release, drain, held_from_decisions, release
+from samforge.runtime.tracking.parts import (
+    TRACKING_PARTS,
+    FoundInFrame,
+    TrackerFacts,
+    TrackerParts,
+)
+from samforge.runtime.tracking.prompts import ObjectPrompt
 from samforge.runtime.tracking.rules import (
     births_from_new,
     conditioning_tracks,
@@ -47,6 +56,8 @@ from samforge.runtime.tracking.rules import (
     shown_masks,
     suppress_recently_occluded,
 )
+from samforge.runtime.tracking.session import Answer, VideoSession
+from samforge.runtime.tracking.settings import TrackingSettings
 from samforge.runtime.tracking.state import (
     Birth,
     Decisions,
@@ -57,29 +68,41 @@ from samforge.runtime.tracking.state import (
     Tracked,
     TrackingState,
 )
+from samforge.runtime.tracking.video import PromptAt, track_video
 
 __all__ = [
     "META",
+    "TRACKING_PARTS",
     "TRANSFORMERS",
+    "Answer",
     "Association",
     "Attended",
     "Birth",
     "Decisions",
     "Detected",
+    "FoundInFrame",
     "Gathered",
     "Held",
+    "HostTrackerParts",
     "HotStart",
     "Memory",
     "MemoryBank",
     "MemoryRules",
     "Needed",
+    "ObjectPrompt",
+    "PromptAt",
     "Release",
     "Removal",
     "Rules",
     "Shown",
     "Track",
     "Tracked",
+    "TrackerFacts",
+    "TrackerParts",
+    "TrackingSettings",
     "TrackingState",
+    "VideoFrame",
+    "VideoSession",
     "associate",
     "attended_frames",
     "banks_from_file",
@@ -107,6 +130,7 @@ __all__ = [
     "shown_masks",
     "suppress_recently_occluded",
     "suppressed_masks",
+    "track_video",
     "without_overlaps",
     "without_shrunk",
 ]

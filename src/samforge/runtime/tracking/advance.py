@@ -22,11 +22,11 @@ from samforge.runtime.tracking.calls import (
     nothing_seen,
 )
 from samforge.runtime.tracking.drawn import Drawn, DrawnObject, drawn_mask
+from samforge.runtime.tracking.given import given_logits, masks_to_give
 from samforge.runtime.tracking.masks import filled_holes, suppressed_masks
 from samforge.runtime.tracking.objects import SessionState, TrackedObject, Turn, group_scores
-from samforge.runtime.tracking.parts import FoundInFrame, TrackerFacts
+from samforge.runtime.tracking.parts import FoundInFrame
 from samforge.runtime.tracking.remembered import remembered_masks, remembered_scores
-from samforge.runtime.tracking.resize import enlarged
 from samforge.runtime.tracking.rules import decide
 from samforge.runtime.tracking.state import Decisions, Floats, Track, Tracked, TrackingState
 
@@ -91,7 +91,7 @@ def advance(turn: Turn, state: SessionState, found: FoundInFrame | None) -> Adva
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class _Given:
-    """Masks that detections give to objects: to the newborn and, at Meta's, to corrected ones."""
+    """Masks that detections give: to the newborn and, as Meta does, to corrected objects."""
 
     seen: Seen
     rows: Mapping[int, int]
@@ -151,21 +151,11 @@ def _given(
     rows = {**born, **corrected}
     if found is None or not rows:
         return _Given(seen=nothing_seen(turn.parts), rows={})
-    logits = found.masks[list(rows.values())]
-    seen = ask_masks(turn.parts, turn.features, masks_to_give(logits, turn.parts.facts), logits)
+    facts = turn.parts.facts
+    given = masks_to_give(found.masks[list(rows.values())], facts)
+    logits = given_logits(given, facts, turn.encoded.size_hw)
+    seen = ask_masks(turn.parts, turn.features, given, logits)
     return _Given(seen=seen, rows={number: row for row, number in enumerate(rows)})
-
-
-def masks_to_give(logits: Floats, facts: TrackerFacts) -> Floats:
-    """Masks of detections as part ``mask_prompt`` takes them, 0 to 1, (N, S, S).
-
-    Meta enlarges logits and asks which are above 0; transformers asks which are 0.5 or more, and
-    enlarges that.
-    """
-    size = (facts.prompt_side, facts.prompt_side)
-    if facts.reference == META:
-        return (enlarged(logits, size) > 0).astype(np.float32)
-    return enlarged((logits >= 0.5).astype(np.float32), size)
 
 
 def _remembered(
@@ -198,7 +188,7 @@ def _remembered(
 def _memories(
     turn: Turn, decisions: Decisions, sights: _Sights, known: Mapping[int, TrackedObject]
 ) -> dict[int, Any]:
-    """Features by id: objects of phrases by one rule, all others by another, a call for each."""
+    """Features by id: a call for objects of phrases, one for all others, one for the newborn."""
     side = turn.parts.facts.memory_side
     text = [row for row, track in enumerate(sights.tracks) if known[track.id].by_text]
     phrases = [sights.tracks[row].phrase for row in text]
@@ -206,19 +196,17 @@ def _memories(
     masks = remembered_masks(sights.masks[text], phrases, turn.rules, side)
     scores = remembered_scores(masks, turn.rules, side)
     staying = [at for at, row in enumerate(text) if _stays(sights.tracks[row].id, decisions)]
-    born = {birth.id: sights.given.rows[birth.id] for birth in decisions.born}
-    given, births = sights.given.seen, list(born.values())
-    of_text = encode_memories(
+    tracked = encode_memories(
         turn.parts,
         MEMORY_ENCODER_TEXT,
         turn.features,
-        np.concatenate([masks[staying], given.masks[births]]),
-        np.concatenate([scores[staying], given.scores[births]]),
-        np.array([False] * len(staying) + [True] * len(births), np.bool_),
+        masks[staying],
+        scores[staying],
+        np.zeros(len(staying), np.bool_),
     )
-    ids = [*(sights.tracks[text[at]].id for at in staying), *born]
+    found = dict(zip((sights.tracks[text[at]].id for at in staying), tracked, strict=True))
     prompted = [row for row, track in enumerate(sights.tracks) if not known[track.id].by_text]
-    of_prompts = encode_memories(
+    others = encode_memories(
         turn.parts,
         MEMORY_ENCODER,
         turn.features,
@@ -226,8 +214,31 @@ def _memories(
         sights.seen.scores[prompted],
         np.zeros(len(prompted), np.bool_),
     )
-    ids += [sights.tracks[row].id for row in prompted]
-    return dict(zip(ids, [*of_text, *of_prompts], strict=True))
+    found |= zip((sights.tracks[row].id for row in prompted), others, strict=True)
+    return found | _memories_of_births(turn, decisions, sights, known)
+
+
+def _memories_of_births(
+    turn: Turn, decisions: Decisions, sights: _Sights, known: Mapping[int, TrackedObject]
+) -> dict[int, Any]:
+    """Features of the newborn: as of masks that are given, so that those of a phrase share none."""
+    phrases: dict[str, list[int]] = {}
+    for birth in decisions.born:
+        phrases.setdefault(known[birth.id].label, []).append(birth.id)
+    given = sights.given.seen
+    found: dict[int, Any] = {}
+    for ids in phrases.values():
+        rows = [sights.given.rows[number] for number in ids]
+        kept = encode_memories(
+            turn.parts,
+            MEMORY_ENCODER,
+            turn.features,
+            given.masks[rows],
+            given.scores[rows],
+            np.ones(len(rows), np.bool_),
+        )
+        found |= zip(ids, kept, strict=True)
+    return found
 
 
 def _stays(number: int, decisions: Decisions) -> bool:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from samforge.core.errors import PromptError, ShapeError
 from samforge.runtime.prompts import exemplars_from_boxes
 from samforge.runtime.tracking.calls import Seen, ask_masks, ask_points
+from samforge.runtime.tracking.given import given_logits
 from samforge.runtime.tracking.objects import Turn
 from samforge.runtime.tracking.parts import TrackerFacts
 from samforge.runtime.tracking.resize import resampled
@@ -18,8 +19,6 @@ from samforge.runtime.tracking.state import Floats
 
 _UPPER_LEFT, _LOWER_RIGHT = 2, 3
 """Labels of the corners of a box."""
-_FAR = np.float32(1024)
-"""Logit of a mask that is given, at the frame's size."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -71,10 +70,8 @@ def answer(turn: Turn, prompt: ObjectPrompt, earlier: Floats | None) -> Seen:
     if prompt.mask is not None:
         mask = _checked_mask(prompt.mask, size_hw)[None]
         given = resampled(mask, (facts.prompt_side, facts.prompt_side))
-        # The edge stays soft in what is given, and is drawn anew for what is tracked: as Meta does.
-        logits = np.where(mask > 0.5, _FAR, -_FAR).astype(np.float32)
-        small = resampled(logits, (facts.mask_side, facts.mask_side))
-        return ask_masks(turn.parts, turn.features, given, small)
+        # Its edge stays soft here, as at Meta's.
+        return ask_masks(turn.parts, turn.features, given, given_logits(mask, facts, size_hw))
     points, labels = points_of(prompt, size_hw, facts)
     return ask_points(turn.parts, turn.features, points, labels, earlier)
 
@@ -97,7 +94,7 @@ def points_of(
     """
     places, labels = np.zeros((0, 2)), np.zeros(0, np.int64)
     if prompt.box_xyxy is not None:
-        box = np.asarray(prompt.box_xyxy, np.float64)
+        box = _numbers("Corners of a box", prompt.box_xyxy)
         corners = exemplars_from_boxes(box.reshape(1, -1), None, size_hw).boxes_xyxy
         places, labels = corners.reshape(2, 2), np.array([_UPPER_LEFT, _LOWER_RIGHT])
     if prompt.points is not None:

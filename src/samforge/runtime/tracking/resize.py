@@ -37,9 +37,16 @@ def resampled(masks: Floats, size_hw: tuple[int, int]) -> Floats:
     Returns:
         (N, H, W), float32.
     """
-    down = _weights(masks.shape[1], size_hw[0])
-    across = _weights(masks.shape[2], size_hw[1])
-    resized: Floats = down @ masks.astype(np.float32) @ across.T
+    tall = _along_rows(masks.astype(np.float32, copy=False), size_hw[0])
+    return _along_rows(tall.swapaxes(1, 2), size_hw[1]).swapaxes(1, 2)
+
+
+def _along_rows(masks: Floats, size: int) -> Floats:
+    """(N, h, w) as (N, size, w): a sum over the few cells that each place is made of."""
+    cells, shares = _shares(masks.shape[1], size)
+    resized: Floats = masks[:, cells[0]] * shares[0][:, None]
+    for cell, share in zip(cells[1:], shares[1:], strict=True):
+        resized += masks[:, cell] * share[:, None]
     return resized
 
 
@@ -57,13 +64,15 @@ def _taps(
 
 
 @lru_cache(maxsize=32)
-def _weights(length: int, size: int) -> npt.NDArray[np.float32]:
-    """(size, length): shares of cells, triangles of at least a cell to either side."""
+def _shares(length: int, size: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]:
+    """(K, size) each: the cells that every place is made of, and their shares, a triangle's."""
     scale = np.float32(length) / np.float32(size)
     reach = max(scale, np.float32(1))
     centres = (scale * (np.arange(size) + 0.5)).astype(np.float32)
-    cells = np.arange(length) + 0.5
-    shares = np.maximum(0, 1 - np.abs(cells[None] - centres[:, None]) / reach)
-    # torch cuts a triangle where its rounded ends lie: of use only where a share is 0 anyway.
-    weights: npt.NDArray[np.float32] = shares / shares.sum(axis=1, keepdims=True)
-    return weights.astype(np.float32)
+    first = np.floor(centres - reach).astype(np.intp)
+    cells = first[None] + np.arange(int(np.ceil(2 * reach)) + 2)[:, None]
+    shares = np.maximum(0, 1 - np.abs(cells + 0.5 - centres) / reach)
+    shares[(cells < 0) | (cells >= length)] = 0
+    weights = (shares / shares.sum(axis=0)).astype(np.float32)
+    used = weights.any(axis=1)
+    return cells.clip(0, length - 1)[used], weights[used]
