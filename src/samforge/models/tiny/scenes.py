@@ -317,7 +317,10 @@ def _draw(
 
 def _tint(rng: np.random.Generator, colour: int) -> npt.NDArray[np.float32]:
     """(3,) the colour as this one shape has it."""
-    return _RGB[colour] + rng.uniform(-_JITTER, _JITTER, 3).astype(np.float32)
+    tint: npt.NDArray[np.float32] = _RGB[colour] + rng.uniform(-_JITTER, _JITTER, 3).astype(
+        np.float32
+    )
+    return tint
 
 
 def _boxes(instances: npt.NDArray[np.uint8], placed: list[_Placed]) -> npt.NDArray[np.float32]:
