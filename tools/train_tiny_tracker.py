@@ -5,7 +5,8 @@
 The ViT and the detector stay as they are. Single pictures with clicks, boxes and masks come first,
 then clips of two to eight frames with gradients through their memories. Batches, prompts and
 initial weights depend on the options alone; the numbers of steps follow from measured time, are
-logged, and ``--plan`` with ``--clips`` and ``--[no-]autocast`` repeats them. The result,
+logged, and ``--plan`` with ``--clips`` and ``--[no-]autocast`` repeats them. ``--state`` with
+``--segment-minutes`` cuts a run into pieces that continue where the last one stopped. The result,
 ``out/tracker.safetensors``, belongs into ``src/samforge/models/tiny``; it is written every minute.
 """
 
@@ -38,6 +39,9 @@ CONSTANT_SHARE = 0.4
 FINAL_RATE = 0.01
 CLIP_NORM = 1.0
 SAVE_SECONDS = 60.0
+SEGMENT_RESERVE = 25.0
+PLACE = ("step", "stage", "taken", "planned", "clips", "autocast", "began", "spent")
+"""Where a run stands, besides its weights."""
 SETTLE_STEPS, MEASURE_STEPS = 10, 30
 CANDIDATES = (24, 32, 48, 64, 96)
 """Clips a batch: more of them as long as a step hardly takes longer, which is where the processor
@@ -77,15 +81,55 @@ class Run:
         self.generator = torch.Generator(self.device)
         self.clips: int = options.clips
         self.autocast: bool = bool(options.autocast)
-        self.step, self.saved = 0, time.monotonic()
+        self.step, self.saved, self.spent, self.began = 0, time.monotonic(), 0.0, 0.0
+        self.stage, self.taken = 0, 0
+        self.planned: int | None = None
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
         options.out.mkdir(parents=True, exist_ok=True)
+        self._resume()
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the start."""
-        return time.monotonic() - self.started
+        """Seconds since the start, of earlier segments, too."""
+        return self.spent + time.monotonic() - self.started
+
+    @property
+    def segment_over(self) -> bool:
+        """Whether this segment's time is used up; the rest is for saving and for a look."""
+        minutes = self.options.segment_minutes
+        return bool(minutes) and time.monotonic() - self.started > minutes * 60 - SEGMENT_RESERVE
+
+    def _resume(self) -> None:
+        path = self.options.state
+        if path is None or not path.exists():
+            return
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        self.tracker.weights.load_state_dict(state["weights"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for name in PLACE:
+            setattr(self, name, state[name])
+        self.log(event="resumed", stage=self.stage, taken=self.taken, planned=self.planned)
+
+    def save(self) -> None:
+        """Write the averaged weights, and the state to continue from, each whole or not at all."""
+        self.saved = time.monotonic()
+        save_weights(self.average, self.options.out, step=str(self.step))
+        path = self.options.state
+        if path is None:
+            return
+        state = {
+            "weights": self.tracker.weights.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            **{name: getattr(self, name) for name in PLACE},
+            "spent": self.elapsed,
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".part")
+        torch.save(state, temporary)
+        temporary.replace(path)
 
     def log(self, **values: Any) -> None:
         """One line of JSON to the screen and to ``log.jsonl``."""
@@ -155,66 +199,66 @@ class Run:
 
     def train(self) -> None:
         """Run all stages."""
-        self.log(event="start", seed=self.options.seed, stages=STAGES)
-        self.choose()
-        end = self.options.minutes * 60 - self.options.reserve
-        began = self.elapsed
-        done = 0.0
-        for number, (frames, share) in enumerate(STAGES):
-            planned = self.options.plan[number] if self.options.plan else None
-            until = began + (done + share) * (end - began)
-            self._stage(number, frames, planned, until, (done, share))
-            done += share
+        if not self.step:
+            self.log(event="start", seed=self.options.seed, stages=STAGES)
+            self.choose()
+            self.began = self.elapsed
+        while self.stage < len(STAGES):
+            self._stage()
+            if self.segment_over:
+                break
+            self.log(event="stage", frames=STAGES[self.stage][0], steps=self.taken)
+            self.stage, self.taken, self.planned = self.stage + 1, 0, None
             if self.options.stage_clips:
-                self.evaluate("stage", self.options.stage_clips, frames=16)
-        save_weights(self.average, self.options.out, step=str(self.step))
-        self.evaluate("finished", self.options.final_clips)
+                self.evaluate("looked", self.options.stage_clips, frames=16)
+        self.save()
+        if self.stage == len(STAGES):
+            self.evaluate("finished", self.options.final_clips)
+        else:
+            self.evaluate("segment", self.options.stage_clips, frames=16)
 
-    def _stage(
-        self,
-        number: int,
-        frames: int,
-        planned: int | None,
-        until: float,
-        place: tuple[float, float],
-    ) -> None:
-        """Run one stage: to its planned number of steps, or as many as fit until a time."""
-        self.generator.manual_seed(self.options.seed * 1000 + number)
+    def _stage(self) -> None:
+        """Run a stage: to its planned number of steps, or as many as fit into its time."""
+        options, (frames, share) = self.options, STAGES[self.stage]
+        done = sum(share for _, share in STAGES[: self.stage])
+        end = options.minutes * 60 - options.reserve
+        until = self.began + (done + share) * (end - self.began)
+        if options.plan:
+            self.planned = options.plan[self.stage]
         clips = self.clips * (2 if frames == 1 else 1)
-        first = number * 1_000_000
-        batches = planned_batches(first, clips, frames, workers=self.options.workers)
-        mark, marked, taken = time.monotonic(), 0, 0
-        # Even where nothing is left, a stage is seen to run.
-        while taken < (planned or SETTLE_STEPS + 1) or planned is None:
-            if planned is None and taken >= SETTLE_STEPS + MEASURE_STEPS:
+        first = self.stage * 1_000_000
+        batches = planned_batches(first + self.taken, clips, frames, workers=options.workers)
+        mark, counted = time.monotonic(), 0
+        while self.planned is None or self.taken < self.planned:
+            if counted == SETTLE_STEPS + MEASURE_STEPS and self.planned is None:
                 self._wait()
                 pace = (time.monotonic() - mark) / MEASURE_STEPS
-                left = until - self.elapsed
-                planned = taken + max(int(left / pace), 0)
-                self.log(event="planned", frames=frames, clips=clips, planned=planned, pace=pace)
-                continue
-            if taken == SETTLE_STEPS:
+                self.planned = self.taken + max(int((until - self.elapsed) / pace), 1)
+                self.log(
+                    event="planned", frames=frames, clips=clips, planned=self.planned, pace=pace
+                )
+            if counted == SETTLE_STEPS:
                 self._wait()
-                mark, marked = time.monotonic(), taken
-            progress = place[0] + place[1] * (taken / planned if planned else 0.0)
-            self._one_step(next(batches), first + taken, progress)
-            taken += 1
-            if self.step % self.options.log_every == 0 or self.step == 1:
-                self._report(frames, (time.monotonic() - mark) / max(taken - marked, 1))
+                mark = time.monotonic()
+            progress = done + share * (self.taken / self.planned if self.planned else 0.0)
+            self._one_step(next(batches), first + self.taken, progress)
+            self.taken, counted = self.taken + 1, counted + 1
+            if self.step % options.log_every == 0 or self.step == 1:
+                self._report(frames, (time.monotonic() - mark) / max(counted - SETTLE_STEPS, 1))
             if time.monotonic() - self.saved > SAVE_SECONDS:
-                save_weights(self.average, self.options.out, step=str(self.step))
-                self.saved = time.monotonic()
-            late = not self.options.plan and self.elapsed > until + 3
-            if late and taken > SETTLE_STEPS:
-                self.log(event="late", frames=frames, taken=taken)
+                self.save()
+            late = not options.plan and self.elapsed > until + 3 and counted > SETTLE_STEPS
+            if late or self.segment_over:
+                self.log(event="late" if late else "cut", frames=frames, taken=self.taken)
                 break
-        self._report(frames, (time.monotonic() - mark) / max(taken - marked, 1))
-        self.log(event="stage", frames=frames, steps=taken)
+        self._report(frames, (time.monotonic() - mark) / max(counted - SETTLE_STEPS, 1))
 
     def _one_step(self, plans: Any, index: int, progress: float) -> None:
         rate = self.options.rate * rate_at(self.step, progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        # A step is the same whatever was before it, so that segments continue a run.
+        self.generator.manual_seed(self.options.seed * 100_000_000 + index)
         graded = self.graded(plans, index, self.generator)
         losses = graded.mean()
         self.optimizer.zero_grad(set_to_none=True)
@@ -257,6 +301,8 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--init", type=Path, help="weights to start from (tracker.safetensors)")
+    parser.add_argument("--state", type=Path, help="file to resume from and to save to")
+    parser.add_argument("--segment-minutes", type=float, help="stop this run after so long")
     parser.add_argument("--clips", type=int, default=0, help="a batch; 0 measures")
     parser.add_argument("--objects", type=int, default=4, help="followed in each clip")
     parser.add_argument("--rate", type=float, default=8e-4, help="peak learning rate")
