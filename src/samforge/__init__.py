@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from samforge.media import read_image
     from samforge.pipeline import build
     from samforge.runtime import EncodedImage, ObjectPrompt, Segmenter
+    from samforge.runtime.tracking import PromptAt, TrackingSettings, VideoSession
     from samforge.workflows.bench import bench
     from samforge.workflows.compare import compare
     from samforge.workflows.demo import demo
@@ -37,12 +38,15 @@ _HOMES = {
     "EncodedImage": "samforge.runtime",
     "Gates": "samforge.core.recipe",
     "ObjectPrompt": "samforge.runtime",
+    "PromptAt": "samforge.runtime.tracking",
     "Prompts": "samforge.workflows.predict",
     "Recipe": "samforge.core.recipe",
     "SamforgeError": "samforge.core.errors",
     "SamforgeWarning": "samforge.core.errors",
     "Segmenter": "samforge.runtime",
+    "TrackingSettings": "samforge.runtime.tracking",
     "VideoPlan": "samforge.workflows.video",
+    "VideoSession": "samforge.runtime.tracking",
     "bench": "samforge.workflows.bench",
     "build": "samforge.pipeline",
     "compare": "samforge.workflows.compare",
@@ -69,12 +73,15 @@ __all__ = [
     "EncodedImage",
     "Gates",
     "ObjectPrompt",
+    "PromptAt",
     "Prompts",
     "Recipe",
     "SamforgeError",
     "SamforgeWarning",
     "Segmenter",
+    "TrackingSettings",
     "VideoPlan",
+    "VideoSession",
     "__version__",
     "bench",
     "build",

@@ -35,7 +35,8 @@ def overlay(  # noqa: PLR0913  the public call: every argument is one a user typ
         min_side: Enlarge a small picture by a whole factor until its longer side is at least this
             long, so that the tags are readable; 0 keeps the size.
         color_by_phrase: Give all detections of a phrase one colour. In a video, colours then stay
-            as they are, while the order of the detections changes from frame to frame.
+            as they are, while the order of the detections changes from frame to frame. Objects
+            with ids have the colour of their id, and the id in their tag, in any case.
 
     Returns:
         uint8 RGB, of the image's size or a multiple of it.
@@ -71,7 +72,7 @@ def overlay(  # noqa: PLR0913  the public call: every argument is one a user typ
             picture,
             [
                 Tag(
-                    text=f"{detections.labels[i]} {detections.scores[i]:.2f}",
+                    text=_tag_text(detections, int(i)),
                     color=colors[i],
                     anchor=anchors[i],
                 )
@@ -164,7 +165,15 @@ def draw_clicks(
     return np.asarray(picture)
 
 
+def _tag_text(detections: Detections, row: int) -> str:
+    if detections.ids is not None:  # the score of a track is that of its first frame
+        return f"{detections.ids[row]} {detections.labels[row]}"
+    return f"{detections.labels[row]} {detections.scores[row]:.2f}"
+
+
 def _color_numbers(detections: Detections, by_phrase: bool) -> list[int]:
+    if detections.ids is not None:
+        return [int(number) for number in detections.ids]
     if not by_phrase:
         return list(range(len(detections)))
     # Phrases without a find count too, so that a phrase has one colour in every frame.

@@ -3,6 +3,7 @@
 from samforge.runtime.choose import segmenter_from_sessions
 from samforge.runtime.executor import EncodedImage
 from samforge.runtime.features import FeatureExtractor, Features, FeatureStatistics
+from samforge.runtime.follow import follow_video
 from samforge.runtime.postprocess import RawDetections, Thresholds, detections_from_raw
 from samforge.runtime.preprocess import image_bchw_from_rgb
 from samforge.runtime.question import Question, question_from
@@ -24,6 +25,7 @@ __all__ = [
     "Segmenter",
     "Thresholds",
     "detections_from_raw",
+    "follow_video",
     "image_bchw_from_rgb",
     "question_from",
     "segment_video",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeAlias, TypeVar, overload
 
 import numpy.typing as npt
 
-from samforge.core.capabilities import BOXES, POINTS
+from samforge.core.capabilities import BOXES, POINTS, TRACKER_PARTS
 from samforge.core.detections import Detections
 from samforge.core.errors import InputError, OutOfMemory, PromptError, SettingError, ShapeError
 from samforge.core.images import ImageSource
@@ -19,7 +20,12 @@ from samforge.runtime.postprocess import Thresholds
 from samforge.runtime.prefetch import Prefetcher
 from samforge.runtime.prompts import exemplars_from_boxes, phrases_from_text
 from samforge.runtime.question import Question, Scores, question_from
+from samforge.runtime.tracking.drawn import VideoFrame
+from samforge.runtime.tracking.parts import TrackerParts
 from samforge.runtime.tracking.prompts import ObjectPrompt
+from samforge.runtime.tracking.session import VideoSession
+from samforge.runtime.tracking.settings import TrackingSettings
+from samforge.runtime.tracking.video import Direction, PromptAt, track_video
 
 Prompted: TypeAlias = ImageSource | EncodedImage
 AnyPrompted = TypeVar("AnyPrompted", bound=Prompted)  # lists are invariant: list[Path] counts too
@@ -49,6 +55,11 @@ class Segmenter:
         self._parts = tuple(sorted(parts))
         self._digest = digest
         self._closed = False
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What it runs, by name: a bundle with a tracker can follow objects."""
+        return self._parts
 
     @property
     def device(self) -> str:
@@ -232,6 +243,76 @@ class Segmenter:
             candidates=candidates,
             mask_threshold=mask_threshold,
         )
+
+    def track(
+        self,
+        *,
+        text: str | Sequence[str] | None = None,
+        frames: Sequence[Any] | None = None,
+        settings: TrackingSettings | None = None,
+    ) -> VideoSession:
+        """Begin to follow objects through a video: frames go in one by one, objects keep their ids.
+
+        Args:
+            text: Noun phrases that are looked for on every frame; None where objects are shown by
+                points, boxes or masks: ``VideoSession.add``.
+            frames: The frames by number, where they can be read again: then earlier ones can be
+                prompted, too.
+            settings: Delay, how often phrases are looked for, how many objects may live.
+
+        Raises:
+            PromptError: A phrase is not usable.
+            SettingError: The bundle has no tracker, or cannot do what is set.
+        """
+        return VideoSession(self.tracker_parts(), text=text, settings=settings, frames=frames)
+
+    def resume(self, path: str | Path, *, frames: Sequence[Any] | None = None) -> VideoSession:
+        """Go on with a session that was saved: the next frame gives what it would have given.
+
+        Raises:
+            InputError: The file is no session, or one of another bundle.
+            SettingError: The bundle has no tracker.
+        """
+        return VideoSession.from_file(Path(path), self.tracker_parts(), frames=frames)
+
+    def track_video(
+        self,
+        frames: Iterable[Any],
+        *,
+        text: str | Sequence[str] | None = None,
+        prompts: Sequence[PromptAt] = (),
+        direction: Direction = "forward",
+        start: int | None = None,
+        settings: TrackingSettings | None = None,
+    ) -> Iterator[VideoFrame]:
+        """Follow objects through a whole video: see :func:`samforge.runtime.tracking.track_video`.
+
+        Raises:
+            PromptError: There is nothing to follow, or a prompt is on no frame of the video.
+            SettingError: The bundle has no tracker, or a stream is asked to go backwards.
+        """
+        if text is None and not prompts:
+            raise PromptError(
+                "There is nothing to follow. Give text='person', or prompts=[PromptAt(…)]."
+            )
+        return track_video(
+            self.tracker_parts(),
+            frames,
+            text=text,
+            prompts=prompts,
+            direction=direction,
+            start=start,
+            settings=settings,
+        )
+
+    def tracker_parts(self) -> TrackerParts:
+        """What runs the tracker's parts, for whoever makes sessions of their own.
+
+        Raises:
+            SettingError: The bundle has no tracker.
+        """
+        self._require_open()
+        return self._executor.tracker(TRACKER_PARTS, self._digest)
 
     def stream(
         self,

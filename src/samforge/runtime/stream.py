@@ -90,12 +90,12 @@ def segment_video(
     """
     thresholds = thresholds or Thresholds()
     question = question_from(text, thresholds.score, thresholds.mask, thresholds.max_detections)
-    read = Prefetcher(_timed(frames), ahead=ahead, name="read")
+    read = Prefetcher(timed_frames(frames), ahead=ahead, name="read")
     segmented = _segmented(segmenter, read, question, isolate=isolate)
     return Prefetcher(segmented, ahead=ahead, name="segment")
 
 
-def _timed(frames: Iterable[AnyFrame]) -> Iterator[tuple[AnyFrame, Timings]]:
+def timed_frames(frames: Iterable[AnyFrame]) -> Iterator[tuple[AnyFrame, Timings]]:
     """Measure how long each frame takes to come; copy it if its memory may be filled again.
 
     Cameras fill one buffer, or a few in turn. A frame of a list or tuple stays what it is.
@@ -177,7 +177,7 @@ def _launched(
     shot = _Shot(frame=frame, timings=timings)
     try:
         own = Timings()  # what waiting for the stream took stands under "decode" already
-        image = segmenter.take(_pixels(frame), timings=own)
+        image = segmenter.take(pixels_of(frame), timings=own)
         shot.launched = segmenter.launch(image, question, timings, alone=not segmenter.overlaps)
     except Exception as error:
         if not isolate:
@@ -187,7 +187,7 @@ def _launched(
 
 
 def _result(segmenter: Segmenter, shot: _Shot[AnyFrame], isolate: bool) -> SegmentedFrame[AnyFrame]:
-    rgb = _pixels(shot.frame)
+    rgb = pixels_of(shot.frame)
     detections = Detections.empty((rgb.shape[0], rgb.shape[1]))
     if shot.problem is None:
         try:
@@ -201,5 +201,6 @@ def _result(segmenter: Segmenter, shot: _Shot[AnyFrame], isolate: bool) -> Segme
     )
 
 
-def _pixels(frame: RgbImage | Picture) -> RgbImage:
+def pixels_of(frame: RgbImage | Picture) -> RgbImage:
+    """The picture of a frame."""
     return frame if isinstance(frame, np.ndarray) else frame.image_rgb

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from array import array
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -12,10 +13,12 @@ from typing import Self
 
 from samforge.core.timing import Timings
 from samforge.draw import draw_readout, overlay
-from samforge.formats import CocoStream
+from samforge.formats import CocoStream, TrackWriter
 from samforge.measure import StageLatency, latency_from_samples
 from samforge.media import VideoFrame, VideoInfo, VideoReader, VideoWriter
-from samforge.runtime import SegmentedFrame, Segmenter, Thresholds, segment_video
+from samforge.runtime import SegmentedFrame, Segmenter, Thresholds, follow_video, segment_video
+from samforge.runtime.prefetch import Prefetcher
+from samforge.runtime.tracking import PromptAt, TrackingSettings
 from samforge.workflows.interrupts import interrupts_held
 from samforge.workflows.watching import Done, unseen
 
@@ -37,8 +40,16 @@ class VideoPlan:
     """The video to write."""
     coco: Path | None = None
     """The COCO file to write, if any."""
-    text: tuple[str, ...]
+    tracks: tuple[Path, ...] = ()
+    """Files of tracks to write: see :class:`samforge.formats.TrackWriter`."""
+    text: tuple[str, ...] = ()
     """Phrases, each looked for by itself."""
+    prompts: tuple[PromptAt, ...] = ()
+    """Objects that are shown on a frame, counted over those that are kept; they are followed."""
+    follows: bool = False
+    """Whether objects are followed and keep their ids; else each frame stands for itself."""
+    tracking: TrackingSettings = field(default_factory=TrackingSettings)
+    """How objects are followed."""
     thresholds: Thresholds
     """What counts as found."""
     every: int = 1
@@ -110,6 +121,8 @@ class VideoResult:
     """Frames in which nothing was found."""
     phrases: dict[str, PhraseTally]
     """The same by phrase."""
+    ids: int | None
+    """Different objects that were shown; None where each frame stands for itself."""
     notes: tuple[str, ...]
     """What the user should know of the file written."""
 
@@ -140,9 +153,7 @@ def segment_video_file(
     start = time.perf_counter()
     with VideoReader(plan.video) as reader:
         frames = reader.frames(every=plan.every, at_most=plan.max_frames)
-        stream = segment_video(
-            segmenter, frames, text=plan.text, thresholds=plan.thresholds, isolate=True
-        )
+        stream = _stream(segmenter, frames, plan)
         # The innermost is left first: after Ctrl-C the files are whole before anything else waits.
         with stream, Recording(plan, reader.info) as recording:
             try:
@@ -159,6 +170,23 @@ def segment_video_file(
     return tally.result(recording, reader, interrupted, time.perf_counter() - start)
 
 
+def _stream(
+    segmenter: Segmenter, frames: Iterator[VideoFrame], plan: VideoPlan
+) -> Prefetcher[Shot]:
+    if not plan.follows:
+        return segment_video(
+            segmenter, frames, text=plan.text, thresholds=plan.thresholds, isolate=True
+        )
+    return follow_video(
+        segmenter,
+        frames,
+        text=plan.text or None,
+        prompts=plan.prompts,
+        settings=plan.tracking,
+        isolate=True,
+    )
+
+
 class Recording:
     """The files that are written, and the readout drawn into them."""
 
@@ -170,6 +198,7 @@ class Recording:
         """
         self._plan, self._info = plan, info
         self._coco = CocoStream(plan.coco, plan.video, plan.text) if plan.coco else None
+        self._tracks = tuple(TrackWriter(path, plan.video) for path in plan.tracks)
         self._pace = Pace()
         self.writer: VideoWriter | None = None
         """Writes the video, from the first frame on."""
@@ -190,6 +219,8 @@ class Recording:
                 self.writer.write(picture, frame.seconds)
             if self._coco is not None:
                 self._coco.add(frame.index, frame.seconds, found)
+            for tracks in self._tracks:
+                tracks.add(frame.index, frame.seconds, found)
 
     def finish(self) -> None:
         """Put the files under their names.
@@ -201,7 +232,9 @@ class Recording:
             self.writer.finish()
         if self._coco is not None:
             self._coco.finish()
-        self._coco = None
+        for tracks in self._tracks:
+            tracks.finish()
+        self._coco, self._tracks = None, ()
 
     def __enter__(self) -> Self:
         return self
@@ -218,6 +251,8 @@ class Recording:
             self.writer.discard()
         if self._coco is not None:
             self._coco.discard()
+        for tracks in self._tracks:
+            tracks.discard()
 
     def _opened(self, frame: VideoFrame) -> VideoWriter:
         height, width = frame.image_rgb.shape[:2]
@@ -258,6 +293,8 @@ class VideoTally:
     frames_without: int = 0
     phrases: dict[str, PhraseTally] = field(default_factory=dict)
     failures: list[FrameFailure] = field(default_factory=list)
+    ids: set[int] | None = None
+    """Of the objects that were shown."""
     _stages: dict[str, array[float]] = field(default_factory=dict)
     _processors: dict[str, str] = field(default_factory=dict)
 
@@ -268,6 +305,8 @@ class VideoTally:
         self.detections += len(found)
         self.most_in_frame = max(self.most_in_frame, len(found))
         self.frames_without += len(found) == 0
+        if found.ids is not None:
+            self.ids = (self.ids or set()) | set(found.ids.tolist())
         if shot.problem is not None:
             self.failures.append(
                 FrameFailure(
@@ -277,7 +316,11 @@ class VideoTally:
                     exit_code=shot.problem.exit_code,
                 )
             )
-        for phrase, score in found.best_scores.items():
+        scores = dict(found.best_scores)
+        for label, score in zip(found.labels, found.scores.tolist(), strict=True):
+            if label not in found.best_scores:  # shown by a prompt
+                scores[label] = max(score, scores.get(label, 0.0))
+        for phrase, score in scores.items():
             tally = self.phrases.setdefault(phrase, PhraseTally())
             count = found.labels.count(phrase)
             tally.detections += count
@@ -314,6 +357,7 @@ class VideoTally:
             most_in_frame=self.most_in_frame,
             frames_without=self.frames_without,
             phrases=self.phrases,
+            ids=None if self.ids is None else len(self.ids),
             notes=_notes(writer, reader.info),
         )
 

@@ -1,4 +1,4 @@
-"""``samforge video``: finds what phrases name in a video, and writes it as an overlay video."""
+"""``samforge video``: finds and follows objects in a video, and writes it with their masks."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from samforge.core.files import writable_folder
 from samforge.workflows.interrupts import termination_interrupts
 
 if TYPE_CHECKING:
+    from samforge.runtime.tracking import PromptAt
     from samforge.workflows.video import VideoPlan, VideoResult
 
 MOST_NAMED = 10
@@ -69,6 +70,55 @@ def video(  # noqa: PLR0913  every argument is an option that a user types
             "--coco", help="COCO file to write, with every frame's masks.", show_default="none"
         ),
     ] = None,
+    tracks: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--tracks",
+            help="File of tracks to write: .jsonl (JSON lines), .txt (MOTChallenge) or .json "
+            "(YouTube-VIS). Repeat it.",
+            show_default="none",
+        ),
+    ] = None,
+    track: Annotated[
+        bool | None,
+        typer.Option(
+            "--track/--no-track",
+            help="Follow objects, which keep their ids, or let each frame stand for itself.",
+            show_default="track, where the bundle has a tracker",
+        ),
+    ] = None,
+    point: Annotated[
+        list[str] | None,
+        typer.Option("--point", help="Follow the object at x,y of the first frame. Repeat it."),
+    ] = None,
+    negative_point: Annotated[
+        list[str] | None,
+        typer.Option("--negative-point", help="A place x,y beside that object. Repeat it."),
+    ] = None,
+    object_box: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--object-box",
+            help="Follow the object in left,top,right,bottom of the first frame. Repeat it for "
+            "several.",
+        ),
+    ] = None,
+    at: Annotated[
+        int,
+        typer.Option("--at", min=0, help="Points and object boxes are of this frame, from 0."),
+    ] = 0,
+    detect_every: Annotated[
+        int,
+        typer.Option(
+            "--detect-every", min=1, help="Look for phrases on every Nth frame, and track between."
+        ),
+    ] = 1,
+    max_objects: Annotated[
+        int | None,
+        typer.Option(
+            "--max-objects", min=1, help="Follow at most N objects, the best.", show_default="all"
+        ),
+    ] = None,
     threads: Annotated[
         int | None,
         typer.Option("--threads", min=1, help="Processor threads.", show_default="all cores"),
@@ -78,25 +128,33 @@ def video(  # noqa: PLR0913  every argument is an option that a user types
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Find what phrases name in each frame of a video; write it with masks and a readout.
+    """Find what phrases or clicks show in a video; write it with masks and a readout.
 
-    The times of the frames stay as they are. Ctrl-C and SIGTERM finish the file with the frames
+    A bundle with a tracker follows objects: each keeps its number and its colour.
+
+    The times of the frames stay as they are. Ctrl-C and SIGTERM finish the files with the frames
     done so far.
     """
     from samforge.runtime import Thresholds
+    from samforge.runtime.tracking import TrackingSettings
     from samforge.workflows.video import VideoPlan
 
+    prompts = _prompts(point or [], negative_point or [], object_box or [], at)
     plan = VideoPlan(
         video=source,
         out=out.absolute(),
         coco=coco.absolute() if coco is not None else None,
-        text=_phrases(text),
+        tracks=tuple(path.absolute() for path in tracks or ()),
+        text=_phrases(text, optional=bool(prompts)),
+        prompts=prompts,
+        tracking=TrackingSettings(detect_every=detect_every, most_objects=max_objects),
         thresholds=Thresholds(score=threshold, mask=mask_threshold, max_detections=max_detections),
         every=every,
         max_frames=max_frames,
     )
     _check_files(plan, overwrite=overwrite)
     opened = samforge.open_bundle(bundle, digest=digest)
+    plan = _followed(plan, opened, track)
     result = _run(opened, plan, device=device, threads=threads, as_json=as_json)
     if as_json and not result.interrupted:
         _print_json(opened, plan, result)
@@ -112,9 +170,75 @@ def video(  # noqa: PLR0913  every argument is an option that a user types
         raise typer.Exit(result.failures[0].exit_code)
 
 
-def _phrases(text: list[str] | None) -> tuple[str, ...]:
+def _prompts(
+    on: list[str], beside: list[str], boxes: list[str], frame: int
+) -> tuple[PromptAt, ...]:
+    """Objects that are shown: one by points and at most one box, or one by each box."""
+    from samforge.runtime import ObjectPrompt
+    from samforge.runtime.tracking import PromptAt
+    from samforge.workflows.predict import box_from_text, point_from_text
+
+    corners = [box_from_text(one) for one in boxes]
+    if not on and not beside:
+        return tuple(
+            PromptAt(frame=frame, prompt=ObjectPrompt(box_xyxy=box), label=f"object {number}")
+            for number, box in enumerate(corners, 1)
+        )
+    if len(corners) > 1:
+        raise PromptError(
+            f"Points belong to one object, and there are {len(corners)} object boxes. Leave the "
+            "points out, or give one box."
+        )
+    if not on and not corners:
+        raise PromptError(
+            "All points say what is not the object. Add --point 'x,y' on it, or an --object-box "
+            "around it."
+        )
+    prompt = ObjectPrompt(
+        points=[point_from_text(one) for one in (*on, *beside)],
+        labels=[1] * len(on) + [0] * len(beside),
+        box_xyxy=corners[0] if corners else None,
+    )
+    return (PromptAt(frame=frame, prompt=prompt, label="object 1"),)
+
+
+def _followed(plan: VideoPlan, bundle: samforge.Bundle, track: bool | None) -> VideoPlan:
+    """Decide whether objects are followed.
+
+    Raises:
+        SettingError: What was asked for needs a tracker, and there is none, or it was declined.
+    """
+    from dataclasses import replace
+
+    from samforge.core.capabilities import TRACK
+
+    able = TRACK.among(bundle.manifest.parts)
+    needs = [
+        option
+        for option, given in (
+            ("--track", track is True),
+            ("--tracks", bool(plan.tracks)),
+            ("--point or --object-box", bool(plan.prompts)),
+            ("--detect-every", plan.tracking.detect_every > 1),
+            ("--max-objects", plan.tracking.most_objects is not None),
+        )
+        if given
+    ]
+    if needs and not able:
+        raise SettingError(
+            f"{', '.join(needs)} needs a bundle with a tracker, and {bundle.root} has none. Build "
+            "it with --tracker."
+        )
+    if needs and track is False:
+        raise SettingError(f"{', '.join(needs)} follows objects. Leave --no-track out.")
+    return replace(plan, follows=able and track is not False)
+
+
+def _phrases(text: list[str] | None, *, optional: bool) -> tuple[str, ...]:
     if not text:
-        raise PromptError("There is nothing to find. Give --text 'red circle'.")
+        if optional:
+            return ()
+        raise PromptError("There is nothing to find. Give --text 'red circle', or --point 'x,y'.")
     if any(not phrase.strip() for phrase in text):
         raise PromptError("A phrase is empty. Give words, such as --text 'red circle'.")
     return tuple(dict.fromkeys(text))
@@ -129,6 +253,7 @@ def _check_files(plan: VideoPlan, *, overwrite: bool) -> None:
         OutputError: A folder cannot be written, a file would lie in a bundle, or one is there that
             samforge did not write.
     """
+    from samforge.formats import TRACK_SUFFIXES
     from samforge.media import VIDEO_SUFFIXES, VideoReader
 
     if plan.out.suffix.lower() not in VIDEO_SUFFIXES:
@@ -137,9 +262,15 @@ def _check_files(plan: VideoPlan, *, overwrite: bool) -> None:
         )
     with VideoReader(plan.video):
         pass
-    files = {"--out": plan.out} | ({"--coco": plan.coco} if plan.coco is not None else {})
+    for path in plan.tracks:
+        if path.suffix.lower() not in TRACK_SUFFIXES:
+            raise SettingError(
+                f"--tracks is a file that ends in {', '.join(TRACK_SUFFIXES)}, got {path.name}."
+            )
+    files = [("--out", plan.out), *(("--tracks", path) for path in plan.tracks)]
+    files += [("--coco", plan.coco)] if plan.coco is not None else []
     taken = {plan.video.resolve(): "the video that is read"}
-    for option, path in files.items():
+    for option, path in files:
         if path.resolve() in taken:
             raise SettingError(
                 f"{option} {shown_path(path)} is {taken[path.resolve()]}. Give another name."
@@ -177,6 +308,9 @@ def _print_json(bundle: samforge.Bundle, plan: VideoPlan, result: VideoResult) -
         "video": plan.video,
         "out": plan.out,
         "coco": plan.coco,
+        "tracks": plan.tracks,
+        "follows": plan.follows,
+        "detect_every": plan.tracking.detect_every if plan.follows else 1,
         "frames": result.frames,
         "size_hw": result.size_hw,
         "frame_rate": float(result.info.frame_rate),
@@ -190,6 +324,7 @@ def _print_json(bundle: samforge.Bundle, plan: VideoPlan, result: VideoResult) -
             "most_in_frame": result.most_in_frame,
             "frames_without": result.frames_without,
             "phrases": result.phrases,
+            "objects": result.ids,
         },
         "failures": result.failures,
         "notes": result.notes,
@@ -237,10 +372,15 @@ def _print(plan: VideoPlan, result: VideoResult) -> None:
         ],
         numbers=("mean ms", "median ms", "p95 ms"),
     )
+    if result.ids is not None:
+        found = "1 object was" if result.ids == 1 else f"{result.ids} objects were"
+        between = plan.tracking.detect_every
+        every = f"; phrases were looked for on every {between}th frame" if between > 1 else ""
+        print_line(f"{found} followed, each under its own number{every}.")
     print_line(f"{result.seconds:.1f} s, {frames / result.seconds:.1f} frames a second.")
     for note in result.notes:
         print_note(note)
-    for path in filter(None, (plan.out, plan.coco)):
+    for path in filter(None, (plan.out, plan.coco, *plan.tracks)):
         print_line(f"Written to {shown_path(path)}", style="green")
     for one in result.failures[:MOST_NAMED]:
         print_note(f"{one.kind}: Frame {one.frame}: {one.message}", style="red")

@@ -115,13 +115,13 @@ def _tracked(
 ) -> Iterator[VideoFrame]:
     if not isinstance(frames, Sequence):
         yield from _passed(session, enumerate(frames), prompts)
-        _check_reached(session, prompts)
+        check_reached(session, prompts)
         return
     if direction != "both":
         numbers = range(begin, -1, -1) if direction == "backward" else range(begin, len(frames))
         yield from _passed(session, ((number, frames[number]) for number in numbers), prompts)
         return
-    first = _stepped(session, begin, frames[begin], prompts)
+    first = stepped(session, begin, frames[begin], prompts)
     back = session.turned()
     ended: set[int] = set()
     onwards = ((number, frames[number]) for number in range(begin + 1, len(frames)))
@@ -142,13 +142,18 @@ def _passed(
     prompts: Mapping[int, Sequence[PromptAt]],
 ) -> Iterator[VideoFrame]:
     for number, image in numbered:
-        yield from _stepped(session, number, image, prompts)
+        yield from stepped(session, number, image, prompts)
     yield from session.finish()
 
 
-def _stepped(
+def stepped(
     session: VideoSession, number: int, image: Any, prompts: Mapping[int, Sequence[PromptAt]]
 ) -> list[VideoFrame]:
+    """Take a frame, and show the session the objects that are prompted on it.
+
+    Returns:
+        The frames that leave.
+    """
     left = session.step(image, number)
     for one in prompts.get(number, ()):
         answer = session.add(one.prompt, label=one.label)
@@ -157,7 +162,12 @@ def _stepped(
     return left
 
 
-def _check_reached(session: VideoSession, prompts: Mapping[int, Sequence[PromptAt]]) -> None:
+def check_reached(session: VideoSession, prompts: Mapping[int, Sequence[PromptAt]]) -> None:
+    """Make sure that no prompt was on a frame behind the last one.
+
+    Raises:
+        PromptError: One was.
+    """
     last = session.index
     late = [number for number in prompts if last is None or number > last]
     if late:
