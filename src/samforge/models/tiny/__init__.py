@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from samforge.models.tiny.crossing import draw_crossing
 from samforge.models.tiny.held_out import labelled_scenes
 from samforge.models.tiny.moving import draw_clip
 from samforge.models.tiny.scenes import SIZE, Scene, draw_scene, knows_scenes, vocabulary
@@ -27,6 +28,7 @@ __all__ = [
     "WEIGHTS_PATH",
     "Scene",
     "draw_clip",
+    "draw_crossing",
     "draw_scene",
     "knows_scenes",
     "labelled_scenes",
