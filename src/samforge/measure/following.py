@@ -1,4 +1,4 @@
-"""How close clicks and tracks of a bundle are to those of fp32: the same prompts, the same clips."""
+"""How close clicks and tracks of a bundle are to those of fp32, asked the same."""
 
 from __future__ import annotations
 

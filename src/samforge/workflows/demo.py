@@ -154,7 +154,8 @@ def finished_bundle(path: Path, recipe: Recipe) -> tuple[Bundle | None, str]:
         return None, f"It was built by samforge {manifest.samforge}, this is {__version__}."
     if dict(manifest.recipe) != recipe.to_dict():
         return None, "It was built from another recipe."
-    if not recipe.random_weights and manifest.parents.get("weights") != tiny.weights_digest():
+    weights = tiny.weights_digest(tracker=recipe.tracker)
+    if not recipe.random_weights and manifest.parents.get("weights") != weights:
         return None, "It was built from other weights."
     text = manifest.text
     if text is None or manifest.files[text.tokenizer].sha256 != sha256_of(tiny.TOKENIZER_PATH):
