@@ -2,10 +2,10 @@
 
     python benchmarks/gpu/tracking.py --out FILE [--precision bf16] [--jobs 8] [--bundle DIR]
 
-The build holds clicks and tracks to fp32's (step ``follow``). Here what ``samforge.load`` gives, with
-features and memories on the GPU, has to find what the same sessions find when arrays of the host go
-in and out. Frames are of 224 x 224 pixels and the network is tiny: their times tell the cost of
-launches and of the rules, not that of SAM 3.
+The build holds clicks and tracks to fp32's (step ``follow``). Here what ``samforge.load`` gives,
+with features and memories on the GPU, has to find what the same sessions find when arrays of the
+host go in and out. Frames are of 224 x 224 pixels and the network is tiny: their times tell the
+cost of launches and of the rules, not that of SAM 3.
 """
 
 from __future__ import annotations
