@@ -36,18 +36,18 @@ def test_resampled_as_torch(size: tuple[int, int]) -> None:
     assert np.abs(found - by_torch(masks, size, antialias=True)).max() < 5e-5
 
 
-def blobs(count: int) -> np.ndarray:
+def blobs(count: int, rng: np.random.Generator = RNG) -> np.ndarray:
     """Smooth logits whose masks overlap here and there."""
     rows, columns = np.mgrid[:16, :16]
-    places = RNG.uniform(0, 16, (count, 2))
-    radii = RNG.uniform(0.5, 5, count)
+    places = rng.uniform(0, 16, (count, 2))
+    radii = rng.uniform(0.5, 5, count)
     distances = np.hypot(rows - places[:, :1, None], columns - places[:, 1:, None])
     return ((radii[:, None, None] - distances) * 2).astype(np.float32)
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_what_is_remembered_is_decided_at_the_encoders_size(seed: int) -> None:
-    masks, phrases = blobs(7), np.arange(7) % 2
+    masks, phrases = blobs(7, np.random.default_rng(seed)), np.arange(7) % 2
     found = remembered_masks(masks, phrases, META, 64)
     large = by_torch(masks, (64, 64), antialias=False)
     kept = without_shrunk(large, phrases, META.shrink_ratio)

@@ -13,6 +13,7 @@ from samforge.core.errors import FidelityError, InputError, PromptError, Setting
 from samforge.runtime.tracking import (
     META,
     TRANSFORMERS,
+    HostTrackerParts,
     Prompt,
     PromptAt,
     TrackingSettings,
@@ -545,6 +546,22 @@ def test_no_object_for_a_thousand_frames() -> None:
 def test_settings_are_checked(change: dict[str, int], words: str) -> None:
     with pytest.raises(SettingError, match=words):
         TrackingSettings(**change)
+
+
+def test_parts_that_take_few_pointers_get_the_newest() -> None:
+    parts = ScriptedParts([CAT], most_pointers=17)
+    settings = TrackingSettings(rules=TRANSFORMERS)
+    session = VideoSession(parts, text="cat", settings=settings)
+    for frame in range(120):
+        session.step(picture(frame))
+    # Eight conditioning frames and fifteen others.
+    assert len(session.banks[0].conditioning) == 8
+    assert parts.pointers == [*range(1, 16), *[16] * 1, *[17] * 103]
+
+
+def test_tracking_needs_its_parts() -> None:
+    with pytest.raises(SettingError, match="point_decoder, mask_prompt, .* are missing"):
+        HostTrackerParts({}, encode=abs, detect=abs, image_size=224, digest="")
 
 
 def test_rules_beyond_the_parts_are_refused() -> None:
