@@ -548,19 +548,24 @@ def test_settings_are_checked(change: dict[str, int], words: str) -> None:
         TrackingSettings(**change)
 
 
-def test_parts_that_take_few_pointers_get_the_newest() -> None:
-    parts = ScriptedParts([CAT], most_pointers=17)
+@pytest.mark.parametrize("most", [None, 17])
+def test_parts_that_take_few_pointers_get_the_newest(most: int | None) -> None:
+    parts = ScriptedParts([CAT], most_pointers=most)
     settings = TrackingSettings(rules=TRANSFORMERS)
     session = VideoSession(parts, text="cat", settings=settings)
     for frame in range(120):
         session.step(picture(frame))
-    # Eight conditioning frames and fifteen others.
-    assert len(session.banks[0].conditioning) == 8
-    assert parts.pointers == [*range(1, 16), *[16] * 1, *[17] * 103]
+    # Conditioning frames are 0, 16, 32 and so on: one of them, or none, is among the last fifteen.
+    wanted = [
+        len(range(0, frame, 16)) + sum(at % 16 > 0 for at in range(max(0, frame - 15), frame))
+        for frame in range(1, 120)
+    ]
+    assert max(wanted) == 22
+    assert parts.pointers == [min(count, most or count) for count in wanted]
 
 
 def test_tracking_needs_its_parts() -> None:
-    with pytest.raises(SettingError, match="point_decoder, mask_prompt, .* are missing"):
+    with pytest.raises(SettingError, match=r"point_decoder, mask_prompt, .* are missing"):
         HostTrackerParts({}, encode=abs, detect=abs, image_size=224, digest="")
 
 
