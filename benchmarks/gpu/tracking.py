@@ -107,7 +107,7 @@ def main() -> int:
             subprocess.run([*build, "--jobs", str(options.jobs), "--out", str(bundle)], check=True)
             results.add("build s", round(time.perf_counter() - start, 1))
         manifest = samforge.open_bundle(bundle).manifest
-        (follow,) = [step for step in manifest.steps if step.step == "follow"]
+        (follow,) = [step for step in manifest.steps if step.name == "follow"]
         results.add("held to fp32", [dict(row) for row in follow.fidelity])
         device = samforge.load(bundle)
         results.add("way", device.processor)

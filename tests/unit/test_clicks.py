@@ -67,7 +67,7 @@ def iou(one: np.ndarray, other: np.ndarray) -> float:
 
 def test_what_was_proven(tracked_bundle: samforge.Bundle) -> None:
     """Builds with a tracker hold clicks and tracks to fp32's; here the two are one program."""
-    steps = {step.step: step for step in tracked_bundle.manifest.steps if step.part is None}
+    steps = {step.name: step for step in tracked_bundle.manifest.steps if step.part is None}
     follow = steps["follow"]
     assert set(follow.gates) == {"click_iou", "track_iou"}
     clicks, tracks = follow.fidelity
