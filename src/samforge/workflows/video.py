@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from array import array
 from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -17,6 +18,7 @@ from samforge.measure import StageLatency, latency_from_samples
 from samforge.media import VideoFrame, VideoInfo, VideoReader, VideoWriter
 from samforge.runtime import SegmentedFrame, Segmenter, Thresholds, segment_video
 from samforge.workflows.interrupts import interrupts_held
+from samforge.workflows.scores import scores_of
 from samforge.workflows.watching import Done, unseen
 
 PACE_FRAMES = 15
@@ -41,12 +43,18 @@ class VideoPlan:
     """Phrases, each looked for by itself."""
     thresholds: Thresholds
     """What counts as found."""
+    own_thresholds: Mapping[str, float] = field(default_factory=dict)
+    """Phrases that detections have to score above another number for."""
     every: int = 1
     """Every Nth frame is kept, the others are left out."""
     max_frames: int | None = None
     """Most frames to segment."""
     title: str = ""
     """First words of the readout: ``onnxruntime int8``."""
+
+    def scores(self) -> tuple[float, ...]:
+        """What detections of each phrase score above."""
+        return scores_of(self.text, self.own_thresholds, self.thresholds.score)
 
     def expected(self, info: VideoInfo) -> int | None:
         """Frames that will come out, as far as the file says."""
@@ -141,7 +149,11 @@ def segment_video_file(
     with VideoReader(plan.video) as reader:
         frames = reader.frames(every=plan.every, at_most=plan.max_frames)
         stream = segment_video(
-            segmenter, frames, text=plan.text, thresholds=plan.thresholds, isolate=True
+            segmenter,
+            frames,
+            text=plan.text,
+            thresholds=[replace(plan.thresholds, score=score) for score in plan.scores()],
+            isolate=True,
         )
         # The innermost is left first: after Ctrl-C the files are whole before anything else waits.
         with stream, Recording(plan, reader.info) as recording:

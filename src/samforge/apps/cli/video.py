@@ -43,6 +43,14 @@ def video(  # noqa: PLR0913  every argument is an option that a user types
     threshold: Annotated[
         float, typer.Option("--threshold", help="Keep what scores above this, 0 to 1.")
     ] = 0.5,
+    threshold_for: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--threshold-for",
+            metavar="PHRASE=NUMBER",
+            help="The same for one phrase: 'red circle=0.4'. Repeat it.",
+        ),
+    ] = None,
     mask_threshold: Annotated[
         float, typer.Option("--mask-threshold", help="Mask the pixels above this, 0 to 1.")
     ] = 0.5,
@@ -84,6 +92,7 @@ def video(  # noqa: PLR0913  every argument is an option that a user types
     done so far.
     """
     from samforge.runtime import Thresholds
+    from samforge.workflows.scores import thresholds_from_texts
     from samforge.workflows.video import VideoPlan
 
     plan = VideoPlan(
@@ -92,6 +101,7 @@ def video(  # noqa: PLR0913  every argument is an option that a user types
         coco=coco.absolute() if coco is not None else None,
         text=_phrases(text),
         thresholds=Thresholds(score=threshold, mask=mask_threshold, max_detections=max_detections),
+        own_thresholds=thresholds_from_texts(threshold_for or (), text or ()),
         every=every,
         max_frames=max_frames,
     )
