@@ -19,8 +19,14 @@ if TYPE_CHECKING:
     from samforge.draw import overlay
     from samforge.media import read_image
     from samforge.pipeline import build
-    from samforge.runtime import EncodedImage, ObjectPrompt, Segmenter
-    from samforge.runtime.tracking import PromptAt, TrackingSettings, VideoSession
+    from samforge.runtime import (
+        EncodedImage,
+        ObjectPrompt,
+        PromptAt,
+        Segmenter,
+        TrackingSettings,
+        VideoSession,
+    )
     from samforge.workflows.bench import bench
     from samforge.workflows.compare import compare
     from samforge.workflows.demo import demo
@@ -38,15 +44,15 @@ _HOMES = {
     "EncodedImage": "samforge.runtime",
     "Gates": "samforge.core.recipe",
     "ObjectPrompt": "samforge.runtime",
-    "PromptAt": "samforge.runtime.tracking",
+    "PromptAt": "samforge.runtime",
     "Prompts": "samforge.workflows.predict",
     "Recipe": "samforge.core.recipe",
     "SamforgeError": "samforge.core.errors",
     "SamforgeWarning": "samforge.core.errors",
     "Segmenter": "samforge.runtime",
-    "TrackingSettings": "samforge.runtime.tracking",
+    "TrackingSettings": "samforge.runtime",
     "VideoPlan": "samforge.workflows.video",
-    "VideoSession": "samforge.runtime.tracking",
+    "VideoSession": "samforge.runtime",
     "bench": "samforge.workflows.bench",
     "build": "samforge.pipeline",
     "compare": "samforge.workflows.compare",

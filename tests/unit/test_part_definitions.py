@@ -69,6 +69,14 @@ OTHER_THINGS = {
     'for name in ("images", "objects")': "figures that say what gates rest on",
     '"objects": "objects that fp32 finds"': "a figure in words",
     'uses.append(("text", ': "an entry of a manifest",
+    '"objects": result.ids': "objects that were followed",
+    '"objects": [': "objects of a frame, in a file",
+    '"objects": {': "objects of a session, in a file",
+    'head["objects"]': "objects of a session, in a file",
+    'table["objects"]': "objects of a session, in a file",
+    '"point_labels": labels': "a tensor that is called like its axis",
+    '"points": points[None]': "a tensor that is called like its axis",
+    '"pointers": np.stack': "a tensor that is called like its axis",
 }
 """Lines with the same words for something else."""
 

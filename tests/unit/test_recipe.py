@@ -19,6 +19,7 @@ def test_defaults_build_the_tiny_model_for_onnxruntime() -> None:
         "reference": "meta",
         "image_size": None,
         "parts": None,
+        "tracker": False,
         "target": "onnxruntime",
         "precision": "fp32",
         "random_weights": False,
@@ -62,6 +63,8 @@ def test_defaults_build_the_tiny_model_for_onnxruntime() -> None:
             "odd_cosine": None,
             "feature_cosine": None,
             "channel_gain": None,
+            "click_iou": None,
+            "track_iou": None,
             "weak_evidence": False,
         },
     }

@@ -154,6 +154,19 @@ def largest_of(session: Session, axis: str) -> int | None:
     return session.largest.get(axis) if isinstance(session, BoundedSession) else None
 
 
+def fixed_axis(spec: PartSpec, name: str, axis: int) -> int | None:
+    """Size of an axis of a tensor; None where it is dynamic.
+
+    Raises:
+        ShapeError: The part has no such tensor.
+    """
+    for tensor in (*spec.inputs, *spec.outputs):
+        if tensor.name == name:
+            size = tensor.shape[axis]
+            return size if isinstance(size, int) else None
+    raise ShapeError(f"The part {spec.name} has no tensor {name}. Build the bundle again.")
+
+
 class Backend(Protocol):
     """Turns the artifact of a part into a session. One file in ``samforge.backends`` each."""
 

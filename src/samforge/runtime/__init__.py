@@ -1,7 +1,7 @@
 """From sessions to detections: preprocessing, prompting, post-processing. No torch."""
 
 from samforge.runtime.choose import segmenter_from_sessions
-from samforge.runtime.executor import EncodedImage
+from samforge.runtime.encoded import EncodedImage
 from samforge.runtime.features import FeatureExtractor, Features, FeatureStatistics
 from samforge.runtime.follow import follow_video
 from samforge.runtime.postprocess import RawDetections, Thresholds, detections_from_raw
@@ -10,7 +10,7 @@ from samforge.runtime.question import Question, question_from
 from samforge.runtime.segmenter import Segmenter
 from samforge.runtime.stream import SegmentedFrame, segment_video
 from samforge.runtime.tokenize import PhraseTokenizer
-from samforge.runtime.tracking.prompts import ObjectPrompt
+from samforge.runtime.tracking import ObjectPrompt, PromptAt, TrackingSettings, VideoSession
 
 __all__ = [
     "EncodedImage",
@@ -19,11 +19,14 @@ __all__ = [
     "Features",
     "ObjectPrompt",
     "PhraseTokenizer",
+    "PromptAt",
     "Question",
     "RawDetections",
     "SegmentedFrame",
     "Segmenter",
     "Thresholds",
+    "TrackingSettings",
+    "VideoSession",
     "detections_from_raw",
     "follow_video",
     "image_bchw_from_rgb",

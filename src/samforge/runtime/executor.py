@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -13,44 +12,14 @@ from samforge.core.capabilities import DETECTOR, TEXT, TEXT_ENCODER, VISION
 from samforge.core.detections import Detections
 from samforge.core.errors import SettingError, ShapeError
 from samforge.core.images import ImageSpec
-from samforge.core.session import PartSpec, Session, largest_of
+from samforge.core.session import PartSpec, Session, fixed_axis, largest_of
 from samforge.core.timing import Timings
+from samforge.runtime.encoded import EncodedImage, Ready, TakenImage
 from samforge.runtime.question import Question
 from samforge.runtime.tokenize import PhraseTokenizer
-
-if TYPE_CHECKING:
-    from samforge.runtime.tracking.parts import TrackerParts
+from samforge.runtime.tracking.parts import TrackerParts
 
 _MASK_BYTES = 512 << 20  # of pred_masks in one detector call
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class EncodedImage:
-    """What the vision part makes of one image: prompt it as often as you like."""
-
-    features: Mapping[str, Any]
-    """Every output of the part: ``fpn_0``, ``fpn_1``, ``fpn_2``, each (1, D, h, w), finest first,
-    and ``class_token`` (1, 1, D) where Meta's code is the reference. Arrays of the host, or tensors
-    of the device."""
-    size_hw: tuple[int, int]
-    """Height and width of the image that was read, pixels."""
-    image_size: int
-    """Side of the square the image was squashed to, pixels."""
-    device: str = "cpu"
-    """Where the features lie: ``cpu``, ``cuda:0``."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class TakenImage:
-    """An image that an executor has taken over: the caller may fill its memory again."""
-
-    rgb: Any
-    """(H, W, 3), uint8, where the executor wants it."""
-    size_hw: tuple[int, int]
-    """Height and width, pixels."""
-
-
-Ready: TypeAlias = EncodedImage | TakenImage
 
 
 class Executor(Protocol):
@@ -190,19 +159,6 @@ def phrases_in_a_call(session: Session, images: int) -> int:
     most = max(1, _MASK_BYTES // one)
     largest = largest_of(session, PROMPTS.name)
     return most if largest is None else min(most, largest)
-
-
-def fixed_axis(spec: PartSpec, name: str, axis: int) -> int | None:
-    """Size of an axis of a tensor; None where it is dynamic.
-
-    Raises:
-        ShapeError: The part has no such tensor.
-    """
-    for tensor in (*spec.inputs, *spec.outputs):
-        if tensor.name == name:
-            size = tensor.shape[axis]
-            return size if isinstance(size, int) else None
-    raise ShapeError(f"The part {spec.name} has no tensor {name}. Build the bundle again.")
 
 
 def _check_axis(spec: PartSpec, name: str, axis: int, size: int, what: str) -> None:

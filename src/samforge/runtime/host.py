@@ -14,17 +14,10 @@ from samforge.core.devices import is_gpu
 from samforge.core.errors import ImageError
 from samforge.core.images import ImageSource, ImageSpec, RgbImage
 from samforge.core.reference import META
-from samforge.core.session import Array, DeviceSession, Session
+from samforge.core.session import Array, DeviceSession, Session, fixed_axis
 from samforge.core.timing import Timings
-from samforge.runtime.executor import (
-    EncodedImage,
-    Ready,
-    TakenImage,
-    check_sessions,
-    fixed_axis,
-    images_in_a_call,
-    phrases_in_a_call,
-)
+from samforge.runtime.encoded import EncodedImage, Ready, TakenImage
+from samforge.runtime.executor import check_sessions, images_in_a_call, phrases_in_a_call
 from samforge.runtime.postprocess import RawDetections, admitted_queries, detections_from_raw
 from samforge.runtime.preprocess import image_bchw_from_rgb
 from samforge.runtime.question import Question

@@ -15,7 +15,8 @@ from samforge.core.errors import InputError, OutOfMemory, PromptError, SettingEr
 from samforge.core.images import ImageSource
 from samforge.core.timing import Timings
 from samforge.runtime.clicks import clicked
-from samforge.runtime.executor import EncodedImage, Executor, Ready, TakenImage
+from samforge.runtime.encoded import EncodedImage, Ready, TakenImage
+from samforge.runtime.executor import Executor
 from samforge.runtime.postprocess import Thresholds
 from samforge.runtime.prefetch import Prefetcher
 from samforge.runtime.prompts import exemplars_from_boxes, phrases_from_text

@@ -23,7 +23,7 @@ from samforge.core.files import writable_folder
 from samforge.workflows.interrupts import termination_interrupts
 
 if TYPE_CHECKING:
-    from samforge.runtime.tracking import PromptAt
+    from samforge.runtime import PromptAt
     from samforge.workflows.video import VideoPlan, VideoResult
 
 MOST_NAMED = 10
@@ -143,8 +143,7 @@ def video(  # noqa: PLR0913  every argument is an option that a user types
     The times of the frames stay as they are. Ctrl-C and SIGTERM finish the files with the frames
     done so far.
     """
-    from samforge.runtime import Thresholds
-    from samforge.runtime.tracking import TrackingSettings
+    from samforge.runtime import Thresholds, TrackingSettings
     from samforge.workflows.scores import thresholds_from_texts
     from samforge.workflows.video import VideoPlan
 
@@ -184,8 +183,7 @@ def _prompts(
     on: list[str], beside: list[str], boxes: list[str], frame: int
 ) -> tuple[PromptAt, ...]:
     """Objects that are shown: one by points and at most one box, or one by each box."""
-    from samforge.runtime import ObjectPrompt
-    from samforge.runtime.tracking import PromptAt
+    from samforge.runtime import ObjectPrompt, PromptAt
     from samforge.workflows.predict import box_from_text, point_from_text
 
     corners = [box_from_text(one) for one in boxes]

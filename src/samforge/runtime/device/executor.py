@@ -18,7 +18,7 @@ from samforge.core.errors import SettingError
 from samforge.core.forks import OfOneProcess
 from samforge.core.images import ImageSource, ImageSpec, RgbImage
 from samforge.core.reference import META
-from samforge.core.session import DeviceSession, largest_of
+from samforge.core.session import DeviceSession, fixed_axis, largest_of
 from samforge.core.timing import Timings
 from samforge.runtime.device.graphs import Graphs
 from samforge.runtime.device.marks import Marks
@@ -29,15 +29,8 @@ from samforge.runtime.device.results import looked, summary
 from samforge.runtime.device.session import placed, run
 from samforge.runtime.device.tracker import DeviceTrackerParts
 from samforge.runtime.device.transfer import Uploader
-from samforge.runtime.executor import (
-    EncodedImage,
-    Ready,
-    TakenImage,
-    check_sessions,
-    fixed_axis,
-    images_in_a_call,
-    phrases_in_a_call,
-)
+from samforge.runtime.encoded import EncodedImage, Ready, TakenImage
+from samforge.runtime.executor import check_sessions, images_in_a_call, phrases_in_a_call
 from samforge.runtime.question import Question, question_from
 from samforge.runtime.tokenize import PhraseTokenizer
 from samforge.runtime.tracking.parts import FoundInFrame, FoundOfPhrase, found_in_frame

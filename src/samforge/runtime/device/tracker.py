@@ -13,7 +13,7 @@ from torch import Tensor
 from samforge.core.reference import META
 from samforge.core.session import DeviceSession
 from samforge.runtime.device.session import placed, run
-from samforge.runtime.executor import EncodedImage
+from samforge.runtime.encoded import EncodedImage
 from samforge.runtime.tracking.host_parts import Detect, Encode, check_parts, facts_from_sessions
 from samforge.runtime.tracking.parts import TRACKING_PARTS, Array, FoundInFrame, TrackerFacts
 

@@ -12,8 +12,8 @@ from samforge.core.axes import MEMORIES, MOST_OBJECTS, OBJECTS, POINTERS, POINTS
 from samforge.core.capabilities import POINT_DECODER
 from samforge.core.errors import SettingError
 from samforge.core.reference import META
-from samforge.core.session import Session, largest_of
-from samforge.runtime.executor import EncodedImage, fixed_axis
+from samforge.core.session import Session, fixed_axis, largest_of
+from samforge.runtime.encoded import EncodedImage
 from samforge.runtime.tracking.parts import TRACKING_PARTS, Array, FoundInFrame, TrackerFacts
 
 Encode: TypeAlias = Callable[[Any], EncodedImage]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from samforge.runtime.executor import EncodedImage
+from samforge.runtime.encoded import EncodedImage
 from samforge.runtime.tracking.bank import MemoryBank
 from samforge.runtime.tracking.calls import Pass
 from samforge.runtime.tracking.constants import Rules

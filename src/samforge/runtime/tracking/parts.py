@@ -18,7 +18,7 @@ import numpy.typing as npt
 from samforge.core.capabilities import TEXT, TRACK
 from samforge.core.errors import ShapeError
 from samforge.core.reference import META
-from samforge.runtime.executor import EncodedImage
+from samforge.runtime.encoded import EncodedImage
 from samforge.runtime.tracking.state import Detected, Floats
 
 Array = npt.NDArray[Any]

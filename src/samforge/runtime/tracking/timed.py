@@ -7,7 +7,7 @@ from typing import Any
 
 from samforge.core.capabilities import DETECTOR, VISION
 from samforge.core.timing import Timings
-from samforge.runtime.executor import EncodedImage
+from samforge.runtime.encoded import EncodedImage
 from samforge.runtime.tracking.parts import Array, FoundInFrame, TrackerFacts, TrackerParts
 
 TRACKER = "tracker"
