@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import warnings
+from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer
 
+import samforge
 from samforge.core.errors import PromptWarning
-from samforge.models.tiny import CONFIG_PATH, TOKENIZER_PATH
+from samforge.models.tiny import CONFIG_PATH, TOKENIZER_PATH, TRACKER_WEIGHTS_PATH
 from samforge.models.tiny.scenes import COLOURS, SHAPES, vocabulary
 from samforge.runtime import PhraseTokenizer
 
@@ -31,6 +33,15 @@ def test_config_loads_and_the_model_has_about_seven_million_parameters() -> None
     assert config.image_size == 224
     assert config.text_config.max_position_embeddings == 32
     assert config.detr_decoder_config.num_queries == 24
+
+
+def test_the_package_stays_small_enough_for_its_wheel() -> None:
+    """24 MB in all; weights do not deflate, and text does, to a quarter or less."""
+    files = [path for path in Path(samforge.__file__).parent.rglob("*") if path.is_file()]
+    weights = sum(path.stat().st_size for path in files if path.suffix == ".safetensors")
+    others = [path for path in files if path.suffix not in {".safetensors", ".pyc"}]
+    assert TRACKER_WEIGHTS_PATH.stat().st_size <= 2.5e6
+    assert weights + sum(path.stat().st_size for path in others) / 4 < 24e6
 
 
 def test_detector_map_is_at_a_third_level_of_whole_cells() -> None:
