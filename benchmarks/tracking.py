@@ -83,7 +83,10 @@ def figures_from_row(row: dict[str, Any]) -> ClipFigures:
         )
 
     ways = {name: followed(row[name]) for name in ("clicked", "emptied", "named")}
-    return ClipFigures(**ways, click_iou=tuple(tuple(own) for own in row["click_iou"]))
+    clicks = {
+        name: tuple(tuple(own) for own in row[name]) for name in ("click_iou", "click_iou_raw")
+    }
+    return ClipFigures(**ways, **clicks)
 
 
 def rows_of(path: Path, head: dict[str, Any]) -> dict[int, dict[str, Any]]:
@@ -111,8 +114,8 @@ def claims(figures: dict[str, Any]) -> dict[str, bool]:
         "clicks: J&F": figures["clicks"]["j_and_f"],
         "text: J&F": figures["text"]["j_and_f"],
         "text: IDF1": figures["text"]["idf1"],
-        "IoU after 1 click": figures["iou_after_clicks"]["1"],
-        "IoU after 3 clicks": figures["iou_after_clicks"]["3"],
+        "IoU after 1 click": figures["iou_after_clicks"][0],
+        "IoU after 3 clicks": figures["iou_after_clicks"][2],
     }
     fall = figures["clicks"]["j_and_f"] - figures["clicks, no memory"]["j_and_f"]
     return {name: values[name] >= floor for name, floor in FLOORS.items()} | {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -259,7 +260,7 @@ def test_clicks_lie_where_it_is_thickest() -> None:
 
 
 class Asked:
-    """A segmenter that answers with the whole picture, then with the truth."""
+    """A segmenter that answers with the whole picture, then with the truth; by logits reversed."""
 
     def __init__(self, true: Mask) -> None:
         self.true, self.asked = true, []
@@ -270,7 +271,9 @@ class Asked:
     def predict_objects(self, image: Any, prompts: Any, *, earlier: Any) -> Detections:
         self.asked.append([(one.points, one.labels) for one in prompts])
         assert (earlier is None) == (len(self.asked) == 1)
-        return detections({0: np.ones_like(self.true) if earlier is None else self.true}, ids=False)
+        given = np.ones_like(self.true) if earlier is None else self.true
+        logits = np.where(self.true if earlier is None else ~self.true, 5, -5).astype(np.float32)
+        return replace(detections({0: given}, ids=False), logits=logits[None])
 
 
 def test_every_click_is_asked_again_with_the_next() -> None:
@@ -284,6 +287,12 @@ def test_every_click_is_asked_again_with_the_next() -> None:
     assert second[1] == [1, 0], "beside the object, where the answer was too large"
     assert third[1] == [1, 0, 1]
     assert iou_after_clicks(segmenter, true, {}, 3) == {}  # type: ignore[arg-type]
+
+
+def test_logits_are_judged_in_place_of_masks() -> None:
+    true = bar(0, 4)
+    ious = iou_after_clicks(Asked(true), true, {7: true}, 2, raw=True)  # type: ignore[arg-type]
+    assert ious == {7: (1.0, 0.0)}
 
 
 # TrackEval as the oracle

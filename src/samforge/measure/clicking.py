@@ -6,16 +6,20 @@ Source: ``get_next_point`` with ``center`` in SAM 2's training/model_sam2_utils.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import distance_transform_edt
 
+from samforge.core.errors import SettingError
 from samforge.measure.regions import region_similarity
+from samforge.runtime import EncodedImage, ObjectPrompt
+from samforge.runtime.tracking.resize import enlarged
 
 if TYPE_CHECKING:
+    from samforge.core.detections import Detections
     from samforge.core.images import ImageSource
     from samforge.runtime import Segmenter
 
@@ -44,25 +48,30 @@ def next_click(found: Mask, true: Mask) -> tuple[float, float, int]:
 
 
 def iou_after_clicks(
-    segmenter: Segmenter, image: ImageSource, true: Mapping[int, Mask], clicks: int
+    segmenter: Segmenter,
+    image: ImageSource | EncodedImage,
+    true: Mapping[int, Mask],
+    clicks: int,
+    *,
+    raw: bool = False,
 ) -> dict[int, tuple[float, ...]]:
     """Click on every object of an image, correct each answer, and say how right each one is.
 
     Args:
         segmenter: With the part ``point_decoder``.
-        image: The image.
+        image: The image, encoded or not.
         true: Masks (H, W) of the objects, by number.
         clicks: On each object, at least one: all that were made are asked again, with the answer
             before to be refined.
+        raw: Judge the model's own logits, in place of the masks that are given out: in those, small
+            holes are filled (``samforge.runtime.clicks.HOLE_AREA``).
 
     Returns:
         IoU after every click, by number.
     """
-    from samforge.runtime import ObjectPrompt
-
     if not true:
         return {}
-    encoded = segmenter.encode(image)
+    encoded = image if isinstance(image, EncodedImage) else segmenter.encode(image)
     places: dict[int, list[tuple[float, float, int]]]
     places = {number: [(*first_click(mask), 1)] for number, mask in true.items()}
     ious: dict[int, list[float]] = {number: [] for number in true}
@@ -73,12 +82,20 @@ def iou_after_clicks(
             for own in places.values()
         ]
         answer = segmenter.predict_objects(encoded, prompts, earlier=answer)
-        _grade(answer.masks.dense(), true, ious, places)
+        _grade(_raw(answer) if raw else answer.masks.dense(), true, ious, places)
     return {number: tuple(own) for number, own in ious.items()}
 
 
+def _raw(answer: Detections) -> Mask:
+    """(N, H, W), where the logits are above 0."""
+    if answer.logits is None:
+        raise SettingError("Answers to clicks have logits, and these have none.")
+    raw: Mask = enlarged(answer.logits, answer.size_hw) > 0
+    return raw
+
+
 def _grade(
-    found: Sequence[Mask] | Mask,
+    found: Mask,
     true: Mapping[int, Mask],
     ious: Mapping[int, list[float]],
     places: Mapping[int, list[tuple[float, float, int]]],

@@ -63,7 +63,9 @@ class ClipFigures:
     named: Followed | None
     """Objects that the phrase names, on all frames; None where it was not asked."""
     click_iou: tuple[tuple[float, ...], ...]
-    """IoU on the first frame after every click, an object each."""
+    """IoU on the first frame after every click, an object each, of the masks that are given out."""
+    click_iou_raw: tuple[tuple[float, ...], ...]
+    """The same of the model's own logits, in which no hole is filled."""
 
     def to_dict(self) -> dict[str, Any]:
         """The figures as plain JSON values."""
@@ -71,8 +73,8 @@ class ClipFigures:
         figures: dict[str, Any] = {
             name: one.to_dict() for name, one in ways.items() if one is not None
         }
-        means = [round(float(value), 5) for value in np.mean(self.click_iou or [[]], axis=0)]
-        figures["iou_after_clicks"] = {str(place): one for place, one in enumerate(means, 1)}
+        figures["iou_after_clicks"] = _means(self.click_iou)
+        figures["iou_after_clicks, holes kept"] = _means(self.click_iou_raw)
         return figures
 
 
@@ -94,11 +96,16 @@ def measure_clip(
     parts = SharedFrames(segmenter.tracker_parts())
     true = {number: clip.masks[0][number] for number in clip.shown}
     emptied = EmptiedMemory(parts) if control else None
+    first = parts.encode(clip.images_rgb[0])
+    given, raw = (
+        iou_after_clicks(segmenter, first, true, CLICKS, raw=one) for one in (False, True)
+    )
     return ClipFigures(
         clicked=followed_by_clicks(parts, clip),
         emptied=None if emptied is None else followed_by_clicks(emptied, clip),
         named=followed_by_text(parts, clip) if text else None,
-        click_iou=tuple(iou_after_clicks(segmenter, clip.images_rgb[0], true, CLICKS).values()),
+        click_iou=tuple(given.values()),
+        click_iou_raw=tuple(raw.values()),
     )
 
 
@@ -142,6 +149,7 @@ def summed_clips(clips: Iterable[ClipFigures]) -> ClipFigures:
         emptied=_summed([one.emptied for one in counted]),
         named=_summed([one.named for one in counted]),
         click_iou=tuple(own for one in counted for own in one.click_iou),
+        click_iou_raw=tuple(own for one in counted for own in one.click_iou_raw),
     )
 
 
@@ -238,3 +246,8 @@ def _summed(ways: Sequence[Followed | None]) -> Followed | None:
 
 def _mean(values: Sequence[float]) -> float | None:
     return round(float(np.mean(values)), 5) if values else None
+
+
+def _means(ious: Sequence[Sequence[float]]) -> list[float]:
+    """Of all objects, after every click."""
+    return [round(float(value), 5) for value in np.mean(ious, axis=0)] if ious else []
