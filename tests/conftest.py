@@ -119,6 +119,24 @@ def tiny_bundle(one_thread: None, shared_folder: Path) -> samforge.Bundle:
     )
 
 
+@pytest.fixture(scope="session")
+def tracked_bundle(one_thread: None, shared_folder: Path) -> samforge.Bundle:
+    """The tiny model with its tracker, as exported programs, built once: read it, never change it.
+
+    Without ``detector_boxes``: the parts that clicks, phrases and tracks need.
+    """
+    from samforge.core.capabilities import TRACK
+
+    return samforge.open_bundle(
+        _once(
+            shared_folder / "tracked",
+            lambda path: samforge.build(
+                "tiny", tracker=True, target="torch", parts=TRACK.parts, out=path, jobs=2
+            ),
+        )
+    )
+
+
 class _KeepSteps:
     """Copies the working folder of ``tiny`` after its last step: ``torch`` can resume from it."""
 

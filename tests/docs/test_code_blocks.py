@@ -85,11 +85,15 @@ COMMANDS = [
 
 @pytest.fixture
 def workplace(
-    tiny_bundle: samforge.Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_bundle: samforge.Bundle,
+    tracked_bundle: samforge.Bundle,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Path:
-    """A folder with what the pages speak of: ``build/tiny`` and ``scene.png``."""
+    """A folder with what the pages speak of: ``build/tiny``, ``build/tracked``, ``scene.png``."""
     (tmp_path / "build").mkdir()
     shutil.copytree(tiny_bundle.root, tmp_path / "build" / "tiny")  # verify writes into it
+    shutil.copytree(tracked_bundle.root, tmp_path / "build" / "tracked")
     write_png(tmp_path / "scene.png", draw_scene(11, split="demo").image)
     monkeypatch.chdir(tmp_path)
     return tmp_path

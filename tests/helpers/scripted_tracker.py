@@ -58,6 +58,9 @@ class ScriptedParts:
     things: Sequence[Thing]
     digest: str = "0123456789abcdef"
     most_objects: int = 64
+    most_pointers: int | None = None
+    pointers: list[int] = field(default_factory=list)
+    """Pointers of an object in every call of memory attention."""
     calls: list[tuple[str, int]] = field(default_factory=list)
     """(part, objects) of every call."""
     asked: list[tuple[int, tuple[str, ...]]] = field(default_factory=list)
@@ -75,6 +78,7 @@ class ScriptedParts:
             digest=self.digest,
             most_objects=self.most_objects,
             most_points=16,
+            most_pointers=self.most_pointers,
         )
 
     def encode(self, image: Any) -> EncodedImage:
@@ -141,6 +145,7 @@ class ScriptedParts:
         return masks, scores
 
     def _memory_attention(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        self.pointers.append(inputs["pointers"].shape[1])
         # The newest pointer says who it is.
         newest = inputs["pointer_times"].argmin(axis=1)
         things = inputs["pointers"][np.arange(len(newest)), newest, :1].copy()

@@ -32,8 +32,6 @@ Capture = pytest.CaptureFixture[str]
 def prepared(tiny_bundle: samforge.Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A demo folder with the finished bundle, and few scenes to measure."""
     shutil.copytree(tiny_bundle.root, tmp_path / "demo" / "bundle")
-    recipe = samforge.Recipe.from_dict(tiny_bundle.manifest.recipe)
-    monkeypatch.setattr(demonstration, "RECIPE", recipe)
     monkeypatch.setattr(demonstration, "EVALUATED", 4)
     return tmp_path / "demo"
 

@@ -213,3 +213,28 @@ def test_summary_has_no_masks() -> None:
         "box_xyxy": [2.0, 1.0, 5.0, 3.0],
         "area": 6,
     }
+
+
+def test_ids_go_with_their_detections() -> None:
+    found = replace(three(), ids=np.array([4, 7, 9]))
+    assert found[[2, 0]].ids.tolist() == [9, 4]
+    assert found.filter(label="circle").ids.tolist() == [4, 7]
+    assert [one["id"] for one in found.to_dict()["detections"]] == [4, 7, 9]
+    assert "id" not in three().to_dict()["detections"][0]
+    assert three().ids is None
+    joined = Detections.concatenate([found[:1], found[2:], Detections.empty((4, 6))])
+    assert joined.ids.tolist() == [4, 9]
+    with pytest.raises(ShapeError, match="Some of the detections have ids and others have none"):
+        Detections.concatenate([found, three()])
+    with pytest.raises(ShapeError, match=r"ids as int64 \(3,\), got int64 \(2,\)"):
+        replace(three(), ids=np.array([1, 2]))
+
+
+def test_ids_are_supervisions_trackers() -> None:
+    pytest.importorskip("supervision")
+    assert replace(three(), ids=np.array([4, 7, 9])).to_supervision().tracker_id.tolist() == [
+        4,
+        7,
+        9,
+    ]
+    assert three().to_supervision().tracker_id is None

@@ -8,6 +8,7 @@ from typing import Any
 
 import onnx_ir as ir
 import pytest
+import torch
 
 from samforge.backends import backend_from_name
 from samforge.core.axes import AXES
@@ -15,6 +16,8 @@ from samforge.measure.fidelity import compare_outputs
 from samforge.models.part import example_inputs
 from samforge.models.sam3.parts import TRACKER_PARTS
 from samforge.transform.export import exported_from_part, run_exported
+from samforge.transform.lower import Lowering, lower
+from samforge.transform.lower.program import interface_dtype
 from samforge.transform.onnx.convert import onnx_from_exported, save_onnx
 from samforge.transform.onnx.hazards import lint
 
@@ -67,6 +70,26 @@ def test_exported_equals_eager(tracker_part: Make, exported: Make, name: str) ->
             assert found[tensor.name].shape == shape
             assert str(found[tensor.name].dtype) == f"torch.{tensor.dtype}"
             assert (eager[tensor.name] - found[tensor.name]).abs().max() == 0, tensor.name
+
+
+@pytest.mark.parametrize("name", ["memory_encoder", "memory_attention"])
+def test_lowered_for_a_gpu_it_keeps_its_axes(tracker_part: Make, exported: Make, name: str) -> None:
+    """A program's own limits stand in its second tracing too: up to 64 objects, from 1 on."""
+    part = tracker_part(name)
+    lowered = lower(exported(name), part.spec, settings=Lowering(precision="bf16")).program
+    ranges = {str(symbol): limits for symbol, limits in lowered.range_constraints.items()}
+    assert (1, 64) in {(limits.lower, limits.upper) for limits in ranges.values()}
+    for sizes in SIZES[:2]:
+        inputs = example_inputs(part.inputs, sizes, seed=3)
+        wanted = part(inputs)
+        given = [
+            tensor.to(interface_dtype(one, Lowering(precision="bf16")))
+            for one, tensor in zip(part.spec.inputs, inputs.values(), strict=True)
+        ]
+        (found,) = lowered.module()(*given)
+        (name_of,) = wanted
+        cosine = torch.cosine_similarity(found.float().flatten(), wanted[name_of].flatten(), dim=0)
+        assert cosine > 0.99
 
 
 @pytest.mark.parametrize(

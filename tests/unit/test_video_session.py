@@ -13,6 +13,7 @@ from samforge.core.errors import FidelityError, InputError, PromptError, Setting
 from samforge.runtime.tracking import (
     META,
     TRANSFORMERS,
+    HostTrackerParts,
     ObjectPrompt,
     PromptAt,
     TrackingSettings,
@@ -260,7 +261,7 @@ def test_an_earlier_frame_that_waits_is_changed_where_it_is() -> None:
 
 
 def test_a_correction_of_the_newest_frame_conditions_it() -> None:
-    session = VideoSession(ScriptedParts([CAT, DOG]), text="cat")
+    session = VideoSession(ScriptedParts([replace(CAT, missed=range(4, 9)), DOG]), text="cat")
     for frame in range(4):
         session.step(picture(frame))
     session.correct(0, ObjectPrompt(points=CENTRE_OF_DOG))  # it is the dog that was meant
@@ -298,6 +299,18 @@ def test_both_ways_by_text_keep_ids_apart() -> None:
     assert ids[0] == [0, 3, 4]
 
 
+def test_a_session_turns_back_in_the_middle() -> None:
+    session = VideoSession(ScriptedParts([CAT, DOG]), text="cat")
+    for frame in range(150):
+        session.step(picture(frame))
+    back = session.turned()
+    found = [one for frame in range(149, 99, -1) for one in back.step(picture(frame - 1))]
+    assert found[0].index == 148
+    assert all(frame.detections.ids.tolist() == [0] for frame in [*found, *back.finish()])
+    assert back.index == 99
+    assert len(session.finish()) == 14
+
+
 def test_a_live_source_cannot_go_backwards() -> None:
     stream = (picture(frame) for frame in range(3))
     with pytest.raises(SettingError, match="A live source is read once"):
@@ -333,11 +346,12 @@ def test_calls_stay_within_what_the_parts_take() -> None:
     assert batches(parts, "mask_prompt") == [3, 3, 1]
 
 
-def test_ten_thousand_frames_remember_no_more() -> None:
-    parts = ScriptedParts([CAT, replace(DOG, phrase="cat", away=range(3000, 4000))])
+@pytest.mark.parametrize("frames", [1500, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_ten_thousand_frames_remember_no_more(frames: int) -> None:
+    parts = ScriptedParts([CAT, replace(DOG, phrase="cat", away=range(600, 1200))])
     session = VideoSession(parts, text="cat")
     sizes = {}
-    for frame in range(10_000):
+    for frame in range(frames):
         session.step(picture(frame))
         parts.calls.clear()
         parts.asked.clear()
@@ -345,7 +359,7 @@ def test_ten_thousand_frames_remember_no_more() -> None:
             sizes[frame] = session.size_bytes
     assert session.ids == (0, 1)
     assert max(sizes.values()) <= 2 * (11 * 100 + 21 * 8)
-    assert sizes[9999] == sizes[199]
+    assert sizes[frames - 1] == sizes[199]
     assert len(session._state.waiting) == 14
 
 
@@ -532,6 +546,27 @@ def test_no_object_for_a_thousand_frames() -> None:
 def test_settings_are_checked(change: dict[str, int], words: str) -> None:
     with pytest.raises(SettingError, match=words):
         TrackingSettings(**change)
+
+
+@pytest.mark.parametrize("most", [None, 17])
+def test_parts_that_take_few_pointers_get_the_newest(most: int | None) -> None:
+    parts = ScriptedParts([CAT], most_pointers=most)
+    settings = TrackingSettings(rules=TRANSFORMERS)
+    session = VideoSession(parts, text="cat", settings=settings)
+    for frame in range(120):
+        session.step(picture(frame))
+    # Conditioning frames are 0, 16, 32 and so on: one of them, or none, is among the last fifteen.
+    wanted = [
+        len(range(0, frame, 16)) + sum(at % 16 > 0 for at in range(max(0, frame - 15), frame))
+        for frame in range(1, 120)
+    ]
+    assert max(wanted) == 22
+    assert parts.pointers == [min(count, most or count) for count in wanted]
+
+
+def test_tracking_needs_its_parts() -> None:
+    with pytest.raises(SettingError, match=r"point_decoder, mask_prompt, .* are missing"):
+        HostTrackerParts({}, encode=abs, detect=abs, image_size=224, digest="")
 
 
 def test_rules_beyond_the_parts_are_refused() -> None:

@@ -110,7 +110,7 @@ LARGEST_IMAGE = 1 << 14
 
 SHARES = (
     *("mask_iou", "box_iou", "agreement", "score_shift", "absent_score_shift"),
-    *("cgf1_alike", "cgf1_drop", "odd_cosine", "feature_cosine"),
+    *("cgf1_alike", "cgf1_drop", "odd_cosine", "feature_cosine", "click_iou", "track_iou"),
 )
 """Gates on figures that reach at most 1."""
 COSINES = ("odd_cosine", "feature_cosine")
@@ -157,6 +157,10 @@ class Gates:
     0.98 for the others."""
     channel_gain: float | None = None
     """Largest factor by which a channel of the features may have grown or shrunk."""
+    click_iou: float | None = None
+    """Smallest mean IoU of the masks that the same clicks give."""
+    track_iou: float | None = None
+    """Smallest temporal IoU of a track with fp32's."""
     weak_evidence: bool = False
     """Publish, and say so, where the gates hold and the pictures are too few to be sure of it."""
 

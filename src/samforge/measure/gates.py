@@ -63,6 +63,8 @@ GATES = {
     "odd_cosine": _at_least(
         "cosine of features where there is nothing to find", 0.9999, 0.998, 0.97
     ),
+    "click_iou": _at_least("mean IoU of the masks of the same clicks", 0.999, 0.995, 0.98),
+    "track_iou": _at_least("smallest temporal IoU of a track", 0.999, 0.995, 0.98),
 }
 """Every gate on what the finished parts find or compute, with the limits of each precision."""
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from samforge.core.capabilities import POINTS
 from samforge.core.recipe import Recipe
 from samforge.core.targets import QUANTIZED, Target, stop_of, target_from_name
 from samforge.steps.calibrate import calibrate_parts
@@ -14,6 +15,7 @@ from samforge.steps.context import BuildContext, StepOutput, is_quantized
 from samforge.steps.convert import convert_part
 from samforge.steps.engine import engine_part
 from samforge.steps.export import export_part
+from samforge.steps.follow import follow_bundle
 from samforge.steps.fuse import fuse_part
 from samforge.steps.quantize import quantize_part
 from samforge.steps.verify import verify_bundle
@@ -70,6 +72,7 @@ ENGINE = Kind(
 AFTER = {kind.name: kind for kind in (ONNX, COMPILE, ENGINE)}
 """What can follow the fusion, by the names in the table of targets."""
 VERIFY = Kind(name="verify", make=verify_bundle, settings=("target", "precision", "calibration"))
+FOLLOW = Kind(name="follow", make=follow_bundle, settings=("target", "precision", "calibration"))
 
 
 def stages(recipe: Recipe, parts: Sequence[str], *, until: str | None = None) -> tuple[Stage, ...]:
@@ -84,6 +87,8 @@ def stages(recipe: Recipe, parts: Sequence[str], *, until: str | None = None) ->
         )
     else:
         planned.append(_each(parts, (*before, *after)))
+    if VERIFY in together and POINTS.among(parts):
+        together = (*together, FOLLOW)
     return (*planned, *(((Step(kind=kind, part=None),),) for kind in together))
 
 

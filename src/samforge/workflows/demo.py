@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 from samforge.assembly import load
 from samforge.core.bundle import Bundle, open_bundle
+from samforge.core.capabilities import TRACK
 from samforge.core.errors import FidelityError, SamforgeError
 from samforge.core.files import sha256_of, writable_folder
 from samforge.core.images import RgbImage
@@ -27,10 +28,9 @@ from samforge.steps.run import Progress
 from samforge.workflows.compare import BundleAccuracy, accuracy_of
 from samforge.workflows.labelled_data import data_from_text
 from samforge.workflows.predict import READABLE_PX, overlay_of
+from samforge.workflows.tracking_demo import Tracking, show_track
 from samforge.workflows.watching import Done, unseen
 
-RECIPE = Recipe(model="tiny")
-"""What the demo builds."""
 SCENES = 6
 """Scenes in the picture: the first of the demo split, none picked by hand."""
 SCENE_PX = 360
@@ -86,11 +86,19 @@ class Demonstration:
     """The pictures."""
     measured: BundleAccuracy
     """How right it is on held-out scenes."""
+    tracking: Tracking | None = None
+    """What was followed through a clip, where the bundle has a tracker."""
 
 
-def demo(
+def recipe_of(*, tracker: bool) -> Recipe:
+    """What the demo builds."""
+    return Recipe(model=tiny.NAME, tracker=tracker)
+
+
+def demo(  # noqa: PLR0913  # each is a choice of its own
     out: str | Path,
     *,
+    tracker: bool = False,
     bundle: Bundle | None = None,
     reused: bool = False,
     overwrite: bool = False,
@@ -100,12 +108,13 @@ def demo(
     """Build the tiny bundle, prove it, segment drawn scenes and show them; no network, no GPU.
 
     Args:
-        out: Folder for ``bundle/``, ``demo.png`` and ``overlays/``.
+        out: Folder for ``bundle/``, ``demo.png``, ``overlays/`` and ``track.png``.
+        tracker: Build the tracker too, which takes as long again, and show a track.
         bundle: One that is built already; None builds it, or takes over that of an earlier run.
         reused: Whether ``bundle`` is that of an earlier run.
         overwrite: Whether pictures that samforge did not write may be replaced.
         progress: Told about each step of the build.
-        done: Called after each of ``SCENES + EVALUATED`` scenes.
+        done: Called after each of ``SCENES + EVALUATED`` scenes, and each frame that is tracked.
 
     Raises:
         OutputError: A file cannot be written, or is in the way.
@@ -115,12 +124,18 @@ def demo(
     check_pictures(out, overwrite=overwrite)
     out = writable_folder(out)
     if bundle is None:
-        bundle, _ = finished_bundle(out / "bundle", RECIPE)
+        recipe = recipe_of(tracker=tracker)
+        bundle, _ = finished_bundle(out / "bundle", recipe)
         reused = bundle is not None
-        bundle = bundle or build(RECIPE, out=out / "bundle", progress=progress)
-    showing = show_scenes(load(bundle), out, done=done)
+        bundle = bundle or build(recipe, out=out / "bundle", progress=progress)
+    with load(bundle) as segmenter:
+        showing = show_scenes(segmenter, out, done=done)
+        follows = TRACK.among(bundle.manifest.parts)
+        tracking = show_track(segmenter, out, done=done) if follows else None
     measured = accuracy_of(bundle, data_from_text(f"scenes:{EVALUATED}"), done=done)
-    return Demonstration(bundle=bundle, reused=reused, showing=showing, measured=measured)
+    return Demonstration(
+        bundle=bundle, reused=reused, showing=showing, measured=measured, tracking=tracking
+    )
 
 
 def check_pictures(out: Path, *, overwrite: bool) -> None:
@@ -130,7 +145,7 @@ def check_pictures(out: Path, *, overwrite: bool) -> None:
         OutputError: With what is in the way.
     """
     require_outside_bundles(out, "--out")
-    pictures = [out / "demo.png", *out.glob("overlays/scene-*-prompt-*.png")]
+    pictures = [out / "demo.png", out / "track.png", *out.glob("overlays/scene-*-prompt-*.png")]
     for picture in pictures:
         require_outside_bundles(picture, "--out")
     require_own(pictures, overwrite=overwrite)
@@ -154,7 +169,8 @@ def finished_bundle(path: Path, recipe: Recipe) -> tuple[Bundle | None, str]:
         return None, f"It was built by samforge {manifest.samforge}, this is {__version__}."
     if dict(manifest.recipe) != recipe.to_dict():
         return None, "It was built from another recipe."
-    if not recipe.random_weights and manifest.parents.get("weights") != tiny.weights_digest():
+    weights = tiny.weights_digest(tracker=recipe.tracker)
+    if not recipe.random_weights and manifest.parents.get("weights") != weights:
         return None, "It was built from other weights."
     text = manifest.text
     if text is None or manifest.files[text.tokenizer].sha256 != sha256_of(tiny.TOKENIZER_PATH):

@@ -19,14 +19,20 @@ from samforge.apps.cli.steps import print_steps
 from samforge.core.files import writable_folder
 
 if TYPE_CHECKING:
-    from samforge.workflows.compare import BundleAccuracy
-    from samforge.workflows.demo import Showing
+    from samforge.workflows.demo import Demonstration
 
 
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder for the bundle and the pictures.")] = (
         Path("build/demo")
     ),
+    tracker: Annotated[
+        bool,
+        typer.Option(
+            "--tracker/--no-tracker",
+            help="Build the tracker too, and show objects followed through a clip.",
+        ),
+    ] = False,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -36,62 +42,72 @@ def demo(
     """
     from samforge.workflows.demo import EVALUATED, SCENES, check_pictures, require_accuracy
     from samforge.workflows.demo import demo as demonstrated
+    from samforge.workflows.tracking_demo import FRAMES
 
     start = time.perf_counter()
     check_pictures(out, overwrite=overwrite)
     out = writable_folder(out)
-    bundle, reused = _bundle(out / "bundle", as_json=as_json)
-    with progress_bar("segmenting scenes", SCENES + EVALUATED, as_json=as_json) as done:
+    bundle, reused = _bundle(out / "bundle", tracker=tracker, as_json=as_json)
+    steps = SCENES + EVALUATED + (FRAMES if tracker else 0)
+    with progress_bar("segmenting scenes", steps, as_json=as_json) as done:
         shown = demonstrated(out, bundle=bundle, reused=reused, overwrite=overwrite, done=done)
     if not as_json:
-        _print(bundle, reused, shown.showing, shown.measured)
+        _print(shown)
     require_accuracy(shown.measured.accuracy)
     seconds = round(time.perf_counter() - start, 1)
     if as_json:
-        payload = _payload(bundle, reused, shown.showing, shown.measured)
+        payload = _payload(shown)
         print_json("demo", payload | {"seconds": seconds})
         return
     picture = shown.showing.picture
     print_line(f"Done in {seconds:.0f} s. Open this picture: {picture}", style="green")
 
 
-def _bundle(path: Path, *, as_json: bool) -> tuple[samforge.Bundle, bool]:
+def _bundle(path: Path, *, tracker: bool, as_json: bool) -> tuple[samforge.Bundle, bool]:
     """Take over the bundle of an earlier run, or build it."""
-    from samforge.workflows.demo import RECIPE, finished_bundle
+    from samforge.workflows.demo import finished_bundle, recipe_of
 
-    bundle, problem = finished_bundle(path, RECIPE)
+    recipe = recipe_of(tracker=tracker)
+    bundle, problem = finished_bundle(path, recipe)
     if bundle is not None:
         return bundle, True
     if problem:
         print_note(f"The bundle of an earlier run is built again: {problem}")
-    return build_with_progress(RECIPE, path, as_json=as_json), False
+    return build_with_progress(recipe, path, as_json=as_json), False
 
 
-def _payload(
-    bundle: samforge.Bundle, reused: bool, showing: Showing, measured: BundleAccuracy
-) -> dict[str, Any]:
+def _payload(shown: Demonstration) -> dict[str, Any]:
+    bundle, showing = shown.bundle, shown.showing
     return {
         "bundle": bundle.root,
         "digest": bundle.digest,
-        "reused": reused,
+        "reused": shown.reused,
         "steps": bundle.manifest.steps,
         "gates": bundle.manifest.gates,
         "picture": showing.picture,
         "overlays": showing.overlays,
         "found": showing.found,
-        "accuracy": measured.accuracy,
+        "accuracy": shown.measured.accuracy,
         "stages": showing.stages,
+        "tracking": shown.tracking,
     }
 
 
-def _print(
-    bundle: samforge.Bundle, reused: bool, showing: Showing, measured: BundleAccuracy
-) -> None:
-    how = "taken over from an earlier run, every hash checked" if reused else "built and proven"
+def _print(shown: Demonstration) -> None:
+    bundle, showing, measured = shown.bundle, shown.showing, shown.measured
+    how = (
+        "taken over from an earlier run, every hash checked" if shown.reused else "built and proven"
+    )
     print_steps(bundle.manifest.steps, title=f"Steps of the tiny bundle, {how}")
     gates = ", ".join(f"{name} {limit:g}" for name, limit in bundle.manifest.gates.items())
     print_line(f"Every step held its gate: {gates}.")
     print_accuracy([measured], title=f"Accuracy on {measured.accuracy.images} held-out scenes")
     print_stages(showing.stages, images=showing.scenes)
-    shown = f"{showing.found} objects found by {len(showing.overlays)} prompts"
-    print_line(f"{shown} in {showing.scenes} scenes: {shown_path(showing.picture)}")
+    found = f"{showing.found} objects found by {len(showing.overlays)} prompts"
+    print_line(f"{found} in {showing.scenes} scenes: {shown_path(showing.picture)}")
+    if shown.tracking is not None:
+        followed = shown.tracking
+        print_line(
+            f"{followed.objects} objects followed through {followed.frames} frames, "
+            f"{followed.returned} of them hidden and found again: {shown_path(followed.picture)}"
+        )

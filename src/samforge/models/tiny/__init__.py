@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from samforge.models.tiny.crossing import draw_crossing
 from samforge.models.tiny.held_out import labelled_scenes
 from samforge.models.tiny.moving import draw_clip
 from samforge.models.tiny.scenes import SIZE, Scene, draw_scene, knows_scenes, vocabulary
@@ -27,6 +28,7 @@ __all__ = [
     "WEIGHTS_PATH",
     "Scene",
     "draw_clip",
+    "draw_crossing",
     "draw_scene",
     "knows_scenes",
     "labelled_scenes",
@@ -61,11 +63,18 @@ LICENSE_NOTICE = (
 """Licence of the weights; no SAM Materials are in them."""
 
 
-def weights_digest() -> str | None:
-    """Identify the trained weights as manifests do, without torch; None when they are not there."""
-    if not WEIGHTS_PATH.is_file():
-        return None
-    with WEIGHTS_PATH.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").digest()
+def weights_digest(*, tracker: bool = False) -> str | None:
+    """Identify the trained weights as manifests do, without torch; None when they are not there.
+
+    Args:
+        tracker: Of the model that was loaded with its tracker.
+    """
+    files = (WEIGHTS_PATH, TRACKER_WEIGHTS_PATH) if tracker else (WEIGHTS_PATH,)
     # A checkpoint is a set of files, and its hash is one of hashes: models/sources.py.
-    return f"sha256:{hashlib.sha256(digest).hexdigest()}"
+    digest = hashlib.sha256()
+    for path in files:
+        if not path.is_file():
+            return None
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return f"sha256:{digest.hexdigest()}"

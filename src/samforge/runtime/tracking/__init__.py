@@ -1,5 +1,6 @@
 """Objects through a video: the rules that decide, and what is remembered. No model, no torch."""
 
+from samforge.runtime.tracking.asking import Answer
 from samforge.runtime.tracking.association import (
     Association,
     associate,
@@ -56,7 +57,7 @@ from samforge.runtime.tracking.rules import (
     shown_masks,
     suppress_recently_occluded,
 )
-from samforge.runtime.tracking.session import Answer, VideoSession
+from samforge.runtime.tracking.session import VideoSession
 from samforge.runtime.tracking.settings import TrackingSettings
 from samforge.runtime.tracking.state import (
     Birth,

@@ -14,13 +14,7 @@ from samforge.core.reference import META
 from samforge.runtime.postprocess import sigmoid
 from samforge.runtime.tracking.bank import Memory, remember
 from samforge.runtime.tracking.between import undetected
-from samforge.runtime.tracking.calls import (
-    Seen,
-    ask_masks,
-    encode_memories,
-    follow,
-    nothing_seen,
-)
+from samforge.runtime.tracking.calls import ask_masks, encode_memories, follow
 from samforge.runtime.tracking.drawn import Drawn, DrawnObject, drawn_mask
 from samforge.runtime.tracking.given import given_logits, masks_to_give
 from samforge.runtime.tracking.masks import filled_holes, suppressed_masks
@@ -28,6 +22,7 @@ from samforge.runtime.tracking.objects import SessionState, TrackedObject, Turn,
 from samforge.runtime.tracking.parts import FoundInFrame
 from samforge.runtime.tracking.remembered import remembered_masks, remembered_scores
 from samforge.runtime.tracking.rules import decide
+from samforge.runtime.tracking.seen import Seen, nothing_seen
 from samforge.runtime.tracking.state import Decisions, Floats, Track, Tracked, TrackingState
 
 
@@ -150,7 +145,7 @@ def _given(
     corrected = decisions.reconditioned if turn.rules.reference == META else {}
     rows = {**born, **corrected}
     if found is None or not rows:
-        return _Given(seen=nothing_seen(turn.parts), rows={})
+        return _Given(seen=nothing_seen(turn.parts.facts.mask_side), rows={})
     facts = turn.parts.facts
     given = masks_to_give(found.masks[list(rows.values())], facts)
     logits = given_logits(given, facts, turn.encoded.size_hw)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -15,10 +15,16 @@ from samforge.core.capabilities import (
     POINT_DECODER,
     TRACKING_DECODER,
 )
-from samforge.core.errors import FidelityError
 from samforge.runtime.tracking.bank import Gathered, MemoryBank, gather
 from samforge.runtime.tracking.constants import MemoryRules
 from samforge.runtime.tracking.parts import TrackerParts
+from samforge.runtime.tracking.seen import (
+    Seen,
+    joined_seen,
+    nothing_seen,
+    refuse_nan,
+    taken_seen,
+)
 from samforge.runtime.tracking.state import Floats
 
 ABSENT = np.float32(-1024)
@@ -26,23 +32,6 @@ ABSENT = np.float32(-1024)
 Item = TypeVar("Item")
 _FED = 32.0
 """An earlier mask is fed to the decoder within this range."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Seen:
-    """N objects on one frame, arrays of the host."""
-
-    masks: Floats
-    """(N, 4s, 4s), logits; -1024 where the object is not there."""
-    ious: Floats
-    """(N,), as the tracker expects them."""
-    pointers: Floats
-    """(N, D)."""
-    scores: Floats
-    """(N,), logits: above 0 the object is there."""
-
-    def __len__(self) -> int:
-        return len(self.scores)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,11 +83,11 @@ def follow(
             rows += [row for row, _ in chunk]
             seen.append(_followed(parts, features, [found for _, found in chunk]))
     if not seen:
-        return nothing_seen(parts)
+        return nothing_seen(parts.facts.mask_side)
     joined = joined_seen(seen)
     order = np.argsort(rows)
     result = taken_seen(joined, order)
-    _refuse_nan(result, list(banks), frame)
+    refuse_nan(result, list(banks), frame)
     return result
 
 
@@ -185,7 +174,7 @@ def ask_points(
         pointers=parts.to_host(out["object_pointers"])[:, best],
         scores=score,
     )
-    _refuse_nan(seen, None, None)
+    refuse_nan(seen, None, None)
     return seen
 
 
@@ -217,14 +206,14 @@ def ask_masks(
         pointers.append(parts.to_host(out["object_pointer"]))
         scores.append(parts.to_host(out["object_score"])[:, 0])
     if not pointers:
-        return nothing_seen(parts)
+        return nothing_seen(parts.facts.mask_side)
     seen = Seen(
         masks=masks,
         ious=np.ones(len(masks), np.float32),
         pointers=np.concatenate(pointers),
         scores=np.concatenate(scores),
     )
-    _refuse_nan(seen, None, None)
+    refuse_nan(seen, None, None)
     return seen
 
 
@@ -265,60 +254,9 @@ def encode_memories(  # the inputs of the part
     return kept
 
 
-def nothing_seen(parts: TrackerParts) -> Seen:
-    """No object."""
-    side = parts.facts.mask_side
-    return Seen(
-        masks=np.zeros((0, side, side), np.float32),
-        ious=np.zeros(0, np.float32),
-        pointers=np.zeros((0, 0), np.float32),
-        scores=np.zeros(0, np.float32),
-    )
-
-
-def joined_seen(seen: Iterable[Seen]) -> Seen:
-    """Objects of one frame from several calls, at least one of them."""
-    parts = list(seen)
-    return Seen(
-        masks=np.concatenate([one.masks for one in parts]),
-        ious=np.concatenate([one.ious for one in parts]),
-        pointers=np.concatenate([one.pointers for one in parts]),
-        scores=np.concatenate([one.scores for one in parts]),
-    )
-
-
-def taken_seen(seen: Seen, rows: npt.NDArray[np.intp]) -> Seen:
-    """Some of the objects, in the order of ``rows``."""
-    return Seen(
-        masks=seen.masks[rows],
-        ious=seen.ious[rows],
-        pointers=seen.pointers[rows],
-        scores=seen.scores[rows],
-    )
-
-
 def _chunks(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
 def _fine(features: Mapping[str, Any]) -> dict[str, Any]:
     return {name: features[name] for name in ("high_res_0", "high_res_1")}
-
-
-def _refuse_nan(seen: Seen, ids: Sequence[int] | None, frame: int | None) -> None:
-    """Stop at NaN before anything of it is remembered."""
-    bad = np.isnan(seen.scores) | np.isnan(seen.ious) | np.isnan(seen.pointers).any(axis=1)
-    bad |= np.isnan(seen.masks).any(axis=(1, 2))
-    if not bad.any():
-        return
-    whose = (
-        "a prompt"
-        if ids is None
-        else f"objects {[ids[row] for row in np.flatnonzero(bad).tolist()]}"
-    )
-    where = "" if frame is None else f" on frame {frame}: a memory of theirs is not a number, or"
-    raise FidelityError(
-        f"The tracker's answer for {whose} holds NaN{where or ':'} this artifact does not compute "
-        "what the model does. The session is as it was before: finish() gives what is decided. "
-        "Remove the objects to go on, or build the bundle with --precision fp32."
-    )

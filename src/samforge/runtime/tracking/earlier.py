@@ -12,13 +12,14 @@ from samforge.core.capabilities import MEMORY_ENCODER, MEMORY_ENCODER_TEXT
 from samforge.core.errors import PromptError, SettingError
 from samforge.runtime.postprocess import sigmoid
 from samforge.runtime.tracking.bank import Memory, MemoryBank, remember
-from samforge.runtime.tracking.calls import Seen, encode_memories, follow
+from samforge.runtime.tracking.calls import encode_memories, follow
 from samforge.runtime.tracking.drawn import DrawnObject, drawn_mask
 from samforge.runtime.tracking.masks import filled_holes
 from samforge.runtime.tracking.memory import effective_score
 from samforge.runtime.tracking.objects import TrackedObject, Turn
 from samforge.runtime.tracking.prompts import ObjectPrompt, answer
 from samforge.runtime.tracking.remembered import remembered_scores
+from samforge.runtime.tracking.seen import Seen
 from samforge.runtime.tracking.state import Track
 
 

@@ -9,12 +9,13 @@ import numpy as np
 
 from samforge.core.capabilities import MEMORY_ENCODER
 from samforge.runtime.tracking.bank import Memory, remember
-from samforge.runtime.tracking.calls import Seen, encode_memories
+from samforge.runtime.tracking.calls import encode_memories
 from samforge.runtime.tracking.drawn import Drawn, DrawnObject, with_object
 from samforge.runtime.tracking.earlier import drawn_object
 from samforge.runtime.tracking.objects import SessionState, TrackedObject, Turn
 from samforge.runtime.tracking.output import Held, without_ids
 from samforge.runtime.tracking.prompts import ObjectPrompt, answer
+from samforge.runtime.tracking.seen import Seen
 from samforge.runtime.tracking.state import Floats, Track
 
 

@@ -10,11 +10,12 @@ import numpy as np
 
 from samforge.runtime.executor import EncodedImage
 from samforge.runtime.tracking.bank import MemoryBank
-from samforge.runtime.tracking.calls import Pass, Seen
+from samforge.runtime.tracking.calls import Pass
 from samforge.runtime.tracking.constants import Rules
 from samforge.runtime.tracking.memory import effective_score
 from samforge.runtime.tracking.output import Held
 from samforge.runtime.tracking.parts import TrackerParts
+from samforge.runtime.tracking.seen import Seen
 from samforge.runtime.tracking.state import Floats, Track, TrackingState
 
 _FAR = 1 << 40
@@ -121,3 +122,31 @@ def without_objects(state: SessionState, ids: Collection[int]) -> SessionState:
         tracking=replace(state.tracking, tracks=tracks),
         objects={number: one for number, one in state.objects.items() if number not in ids},
     )
+
+
+def turned_state(state: SessionState, rules: Rules, *, reverse: bool) -> SessionState:
+    """The state after a frame, to go the other way from it; no frame waits.
+
+    Of what lies ahead now only frames that were prompted or confirmed are remembered: the others
+    are gone through again. The frame itself becomes one of them, or an object that was only
+    tracked there would have no pointer to be known by.
+    """
+    frame = state.tracking.frame or 0
+    objects = {number: _turned(one, frame) for number, one in state.objects.items()}
+    tracks = tuple(
+        track
+        if state.objects[track.id].by_text
+        else track_of_prompt(track.id, frame, track.phrase, rules, reverse=reverse)
+        for track in state.tracking.tracks
+    )
+    tracking = replace(state.tracking, tracks=tracks)
+    return replace(state, tracking=tracking, objects=objects, first=frame, waiting=(), due=True)
+
+
+def _turned(one: TrackedObject, frame: int) -> TrackedObject:
+    kept = (
+        replace(memory, conditioning=True)
+        for memory in one.bank
+        if memory.features is not None and (memory.conditioning or memory.frame == frame)
+    )
+    return replace(one, bank=MemoryBank(memories=tuple(kept)))

@@ -10,11 +10,12 @@ import numpy.typing as npt
 
 from samforge.core.errors import PromptError, ShapeError
 from samforge.runtime.prompts import exemplars_from_boxes
-from samforge.runtime.tracking.calls import Seen, ask_masks, ask_points
+from samforge.runtime.tracking.calls import ask_masks, ask_points
 from samforge.runtime.tracking.given import given_logits
 from samforge.runtime.tracking.objects import Turn
 from samforge.runtime.tracking.parts import TrackerFacts
 from samforge.runtime.tracking.resize import resampled
+from samforge.runtime.tracking.seen import Seen
 from samforge.runtime.tracking.state import Floats
 
 _UPPER_LEFT, _LOWER_RIGHT = 2, 3

@@ -38,10 +38,13 @@ def remembered_masks(masks: Floats, phrases: npt.ArrayLike, rules: Rules, side: 
     if rules.reference != META:
         return clamped_rows(masks, shrunk_rows(masks, phrases, rules.shrink_ratio))
     numbers, scale = np.asarray(phrases), side // masks.shape[1]
-    boxes = _boxes(masks)
+    boxes, empty = _boxes(masks), remembered_scores(masks, rules, side) < 0
     shrunk = [np.zeros(0, np.intp)]
     for phrase in np.unique(numbers):
-        rows = _meeting(boxes, np.flatnonzero(numbers == phrase))
+        group = np.flatnonzero(numbers == phrase)
+        if len(group) > 1:  # beside another, nothing is too little as well
+            shrunk.append(group[empty[group]])
+        rows = _meeting(boxes, group)
         if len(rows):
             left, top = boxes[rows, :2].min(axis=0)
             right, bottom = boxes[rows, 2:].max(axis=0)

@@ -3,52 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from samforge.core.errors import PromptError, SettingError, ShapeError
+from samforge.core.errors import SettingError, ShapeError
 from samforge.runtime.prompts import phrases_from_text
 from samforge.runtime.tracking.advance import advance
+from samforge.runtime.tracking.asking import (
+    Answer,
+    Asked,
+    ask_earlier,
+    ask_now,
+    asked_of_known,
+    asked_of_new,
+    checked_frame,
+    known_object,
+)
 from samforge.runtime.tracking.bank import MemoryBank
-from samforge.runtime.tracking.drawn import VideoFrame, frame_from_held, with_object
-from samforge.runtime.tracking.earlier import read_again, retrack
-from samforge.runtime.tracking.newest import (
-    Newest,
-    alone,
-    prompted,
-    settled,
-    with_drawn,
-    with_track,
-    without,
-)
-from samforge.runtime.tracking.objects import (
-    SessionState,
-    TrackedObject,
-    Turn,
-    phrase_of_prompt,
-    track_of_prompt,
-    without_objects,
-)
+from samforge.runtime.tracking.drawn import VideoFrame, frame_from_held
+from samforge.runtime.tracking.earlier import read_again
+from samforge.runtime.tracking.newest import Newest, settled, without
+from samforge.runtime.tracking.objects import SessionState, Turn, turned_state, without_objects
 from samforge.runtime.tracking.output import drain, held_from_decisions, release, without_ids
 from samforge.runtime.tracking.parts import FoundInFrame, TrackerParts
 from samforge.runtime.tracking.prompts import ObjectPrompt
 from samforge.runtime.tracking.session_file import state_from_file, write_state
 from samforge.runtime.tracking.settings import TrackingSettings
-from samforge.runtime.tracking.state import Track
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Answer:
-    """What came of a prompt."""
-
-    id: int
-    """The object."""
-    frame: VideoFrame
-    """The frame that was prompted as it is now; of an earlier frame the object alone."""
-    revised: tuple[VideoFrame, ...] = ()
-    """Frames that had left and show the object otherwise now, in the order of the video: that
-    object alone. Frames that wait are changed where they are."""
 
 
 class VideoSession:
@@ -207,17 +188,8 @@ class VideoSession:
             SettingError: There is no room for more objects, or frames cannot be read again.
         """
         self._require_open()
-        where = self._checked_frame(frame)
-        most, count = self._rules.most_tracks, len(self._state.objects)
-        if count >= most:
-            raise SettingError(
-                f"{count} objects live, and {most} may. Remove one, or raise most_objects."
-            )
-        number = self._state.tracking.next_id
-        one = TrackedObject(id=number, label=label, by_text=False, begun=where)
-        phrase = phrase_of_prompt(number, label, self._state.phrases)
-        track = track_of_prompt(number, where, phrase, self._rules, reverse=self._way.reverse)
-        return self._prompted(one, track, prompt, where)
+        where = checked_frame(self._state, self._now, self._frames, frame)
+        return self._answer(asked_of_new(self._state, self._rules, self._way, prompt, label, where))
 
     def correct(self, number: int, prompt: ObjectPrompt, *, frame: int | None = None) -> Answer:
         """Correct an object by points on it and beside it, a box, or a mask.
@@ -236,9 +208,9 @@ class VideoSession:
             SettingError: Frames cannot be read again.
         """
         self._require_open()
-        one = self._known(number)
-        track = next(track for track in self._state.tracking.tracks if track.id == number)
-        return self._prompted(one, track, prompt, self._checked_frame(frame))
+        known_object(self._state, number)
+        where = checked_frame(self._state, self._now, self._frames, frame)
+        return self._answer(asked_of_known(self._state, number, prompt, where))
 
     def remove(self, number: int) -> None:
         """End an object, and take it out of all frames that wait. Its id is not given again.
@@ -247,7 +219,7 @@ class VideoSession:
             PromptError: There is no such object.
         """
         self._require_open()
-        self._known(number)
+        known_object(self._state, number)
         state = without_objects(self._state, {number})
         waiting = tuple(without_ids(held, {number}) for held in state.waiting)
         self._state = replace(state, waiting=waiting)
@@ -285,21 +257,11 @@ class VideoSession:
         """
         self._require_open()
         self._settle()
-        frame = self._state.tracking.frame
-        if frame is None:
+        if self._state.tracking.frame is None:
             raise SettingError("No frame was read yet. Call step first.")
         settings = replace(self._settings, reverse=not self._settings.reverse)
         other = VideoSession(self._parts, settings=settings, frames=self._frames)
-        tracks = tuple(
-            track
-            if self._state.objects[track.id].by_text
-            else track_of_prompt(
-                track.id, frame, track.phrase, self._rules, reverse=settings.reverse
-            )
-            for track in self._state.tracking.tracks
-        )
-        tracking = replace(self._state.tracking, tracks=tracks)
-        other._state = replace(self._state, tracking=tracking, waiting=(), due=True)
+        other._state = turned_state(self._state, self._rules, reverse=settings.reverse)
         return other
 
     def skip_ids(self, first: int) -> None:
@@ -342,70 +304,15 @@ class VideoSession:
         waits = found and self._rules.removes
         return max(0, self._rules.hot_start_frames - 1) if waits else 0
 
-    # Prompts
-
-    def _checked_frame(self, frame: int | None) -> int:
-        first, last = self._state.first, self._state.tracking.frame
-        if first is None or last is None:
-            raise PromptError("No frame was read yet. Call step first, then prompt that frame.")
-        where = last if frame is None else frame
-        if not min(first, last) <= where <= max(first, last):
-            raise PromptError(
-                f"Frame {where} was not read yet: this session has come from frame {first} to "
-                f"{last}. Prompt it when it is the newest."
-            )
-        is_now = self._now is not None and where == last
-        if not is_now and self._frames is None:
-            raise SettingError(
-                f"Frame {where} has passed, and frames of a live source cannot be read again. "
-                "Prompt the newest frame, or give frames= a sequence."
-            )
-        return where
-
-    def _known(self, number: int) -> TrackedObject:
-        if number not in self._state.objects:
-            was = 0 <= number < self._state.tracking.next_id
-            told = ", ".join(map(str, self._state.objects)) or "none"
-            raise PromptError(
-                f"Object {number} {'has ended' if was else 'is unknown'}. Those that live: {told}."
-            )
-        return self._state.objects[number]
-
-    def _prompted(
-        self, one: TrackedObject, track: Track, prompt: ObjectPrompt, frame: int
-    ) -> Answer:
-        now = self._now
-        if now is None or frame != now.turn.frame:
-            return self._prompted_earlier(one, track, prompt, frame)
-        self._state, self._now = prompted(self._state, now, one, track, prompt)
-        return Answer(id=one.id, frame=frame_from_held(self._now.held))
-
-    def _prompted_earlier(
-        self, one: TrackedObject, track: Track, prompt: ObjectPrompt, frame: int
-    ) -> Answer:
+    def _answer(self, asked: Asked) -> Answer:
+        if self._now is not None and asked.frame == self._now.turn.frame:
+            self._state, self._now, answer = ask_now(self._state, self._now, asked)
+            return answer
         self._settle()
-        one = self._state.objects.get(one.id, one)
-        last = self._state.tracking.frame or 0
-        numbers = range(frame, last - 1, -1) if self._way.reverse else range(frame, last + 1)
-        new = retrack(one, track, prompt, numbers, self._turn_again)
-        waits = {held.frame for held in self._state.waiting}
-        frames = {
-            number: frame_from_held(alone(number, one.id, drawn), only=[one.id])
-            for number, drawn in new.drawn.items()
-        }
-        state = with_track(self._state, new.object, track)
-        self._state = with_drawn(state, one.id, new.drawn)
-        if self._now is not None and last in new.drawn:
-            self._now = replace(
-                self._now,
-                held=with_object(self._now.held, one.id, new.drawn[last]),
-                raw={**self._now.raw, one.id: new.seen[last].masks[0]},
-            )
-        return Answer(
-            id=one.id,
-            frame=frames[frame],
-            revised=tuple(found for number, found in frames.items() if number not in waits),
+        self._state, self._now, answer = ask_earlier(
+            self._state, self._now, asked, self._turn_again
         )
+        return answer
 
     def _turn_again(self, number: int) -> Turn:
         if self._now is not None and number == self._now.turn.frame:

@@ -103,8 +103,12 @@ def _example(
     spec: PartSpec, fixed: Mapping[str, int], settings: Lowering, device: str
 ) -> tuple[tuple[Tensor, ...], tuple[dict[int, Any], ...]]:
     """Example inputs and their dynamic axes."""
-    traced = {axis.name: axis.traced for axis in axes_of(spec)}
-    dims = {axis: Dim(axis, min=1) for axis in traced if axis not in fixed}
+    axes = axes_of(spec)
+    traced = {axis.name: axis.traced for axis in axes}
+    # The program holds its own limits: a dimension that may pass them cannot be traced again.
+    dims = {
+        axis.name: Dim(axis.name, min=1, max=axis.most) for axis in axes if axis.name not in fixed
+    }
     inputs, shapes = [], []
     for tensor in spec.inputs:
         shape = sized(tensor.shape, {**traced, **fixed}, f"{spec.name}'s {tensor.name}")

@@ -1,0 +1,121 @@
+"""Clicks and tracks with everything on a device: what the host finds, bit for bit or nearly so."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from samforge.core.session import Array, TensorFormat, Tensors, checked_tensors
+from samforge.media import read_image
+from samforge.models import tiny
+from samforge.models.loading import model_from_name
+from samforge.models.part import Part
+from samforge.runtime import ObjectPrompt, PhraseTokenizer, Segmenter
+from samforge.runtime.device import DeviceExecutor
+from samforge.runtime.device.tracker import DeviceTrackerParts
+from samforge.runtime.host import HostExecutor
+from samforge.runtime.tracking import VideoSession
+from samforge.runtime.tracking.host_parts import HostTrackerParts
+
+CLIP = tuple(tiny.draw_crossing(3, frames=4, split="demo"))
+
+
+class Eager:
+    """A part behind the door of a session, and of a device session on the processor."""
+
+    runtime, processor, device, captures = "torch", "CPU", "cpu", False
+
+    def __init__(self, part: Part) -> None:
+        self.part, self.spec = part, part.spec
+        self.formats = {one.name: TensorFormat(dtype=one.dtype) for one in part.spec.inputs}
+
+    def close(self) -> None:
+        pass
+
+    def run(self, tensors: Tensors) -> dict[str, Array]:
+        given = checked_tensors(self.spec, tensors)
+        found = self.part({name: torch.from_numpy(array) for name, array in given.items()})
+        return {name: tensor.numpy() for name, tensor in found.items()}
+
+    def run_on_device(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return dict(self.part(tensors))
+
+
+@pytest.fixture(scope="module")
+def both(one_thread: None) -> tuple[Segmenter, Segmenter]:
+    """The tiny model with its tracker, on the host and on a device."""
+    model = model_from_name("tiny", tracker=True)
+    names = [name for name in model.default_parts if name != "detector_boxes"]
+    sessions = {name: Eager(model.part(name)) for name in names}
+    text = model.text
+    assert text is not None
+    assert text.tokenizer is not None
+    tokenizer = PhraseTokenizer(text.tokenizer, text.context, text.eos_id)
+    executors: Any = [
+        kind(sessions, model.image, tokenizer, read_image)
+        for kind in (HostExecutor, DeviceExecutor)
+    ]
+    host, device = (
+        Segmenter(one, image_size=model.image.size, parts=sessions, digest="0" * 64)
+        for one in executors
+    )
+    return host, device
+
+
+def test_clicks(both: tuple[Segmenter, Segmenter]) -> None:
+    image = tiny.draw_scene(3, split="demo").image
+    prompts = [
+        ObjectPrompt(points=[[60, 60]]),
+        ObjectPrompt(points=[[112, 112], [20, 20]], labels=[1, 0]),
+        ObjectPrompt(box_xyxy=[10, 20, 90, 120]),
+    ]
+    host, device = (one.predict_objects(image, prompts, candidates=True) for one in both)
+    assert np.abs(host.scores - device.scores).max() < 1e-5
+    assert (host.masks.dense() != device.masks.dense()).mean() < 1e-4
+
+
+def test_tracks(both: tuple[Segmenter, Segmenter]) -> None:
+    pictures = [scene.image for scene in CLIP]
+    phrases = [f"{CLIP[0].colours[0]} {CLIP[0].shapes[0]}", "circle"]
+    runs = []
+    for segmenter in both:
+        session = segmenter.track(text=phrases)
+        frames = session.step(pictures[0])
+        session.add(ObjectPrompt(points=[[112, 112]]), label="clicked")
+        for picture in pictures[1:]:
+            frames += session.step(picture)
+        runs.append([frame.detections for frame in (*frames, *session.finish())])
+    for host, device in zip(*runs, strict=True):
+        assert host.ids is not None
+        assert device.ids is not None
+        assert host.ids.tolist() == device.ids.tolist()
+        assert host.labels == device.labels
+        # The device resizes pictures by another order of sums: a grey level here and there.
+        assert (host.masks.dense() != device.masks.dense()).mean() < 2e-3
+
+
+def test_a_session_goes_on_where_it_was_saved(
+    both: tuple[Segmenter, Segmenter], tmp_path: Path
+) -> None:
+    """Memories that lie on a device go through the file without loss."""
+    _, device = both
+    pictures = [scene.image for scene in CLIP]
+    session = device.track()
+    session.step(pictures[0])
+    session.add(ObjectPrompt(points=[[112, 112]]))
+    session.step(pictures[1])
+    session.save(tmp_path / "session.npz")
+    again = device.resume(tmp_path / "session.npz")
+    (one,), (other,) = session.step(pictures[2]), again.step(pictures[2])
+    assert np.array_equal(one.detections.masks.dense(), other.detections.masks.dense())
+    parts = device.tracker_parts()
+    assert isinstance(parts, DeviceTrackerParts)
+    assert isinstance(both[0].tracker_parts(), HostTrackerParts)
+    memory = next(iter(session.banks.values()))
+    assert isinstance(session, VideoSession)
+    assert memory.size_bytes > 0
