@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import warnings
 from pathlib import Path
@@ -114,3 +115,28 @@ def test_no_warning_speaks_of_an_article() -> None:
         reader.encode(["a red circle", "the star"])
     with pytest.warns(PromptWarning, match=r"does not know 'zebra' of the phrase 'The Zebra'"):
         reader.encode(["The Zebra"])
+
+
+def test_the_card_says_what_was_measured_of_the_tracker() -> None:
+    root = Path(__file__).resolve().parents[2]
+    result = json.loads((root / "benchmarks/results/tracking.json").read_text())
+    card = (Path(samforge.__file__).parent / "models/tiny/MODEL_CARD.md").read_text()
+    digest = hashlib.sha256(TRACKER_WEIGHTS_PATH.read_bytes()).hexdigest()
+    assert result["digest"] == digest, "figures are of these weights"
+    assert f"{result['clips']} held-out clips" in card
+    for name, row in (
+        ("clicks", "one click on the first frame"),
+        ("clicks, no memory", "the same with memories of zeros"),
+        ("text", "the phrase `object`"),
+    ):
+        one = result["figures"][name]
+        scores = " | ".join(
+            f"{one[key]:.3f}" for key in ("j_and_f", "j", "f", "j_where_present", "idf1")
+        )
+        assert f"| {row} | {one['objects']} | {scores} | {one['switches']} |" in card
+    for name, row in (
+        ("iou_after_clicks", "as given out"),
+        ("iou_after_clicks, holes kept", "holes kept"),
+    ):
+        means = " | ".join(f"{value:.3f}" for value in result["figures"][name])
+        assert f"| {row} | {means} |" in card
