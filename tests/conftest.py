@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import product
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
+from quick_torch import quicken
 
 import samforge
 from samforge.core.images import ImageSpec
@@ -26,6 +28,19 @@ def pytest_configure() -> None:
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # some tests import it by themselves
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let one process begin with the tiny bundle, and the others with what does without.
+
+    Files that need it come last, for they would wait for minutes; one of them is the first of all.
+    """
+    needs: dict[Path, bool] = {}
+    for item in items:
+        own = "tiny_bundle" in getattr(item, "fixturenames", ())
+        needs[item.path] = own or needs.get(item.path, False)
+    builds = next((path for path, own in needs.items() if own), None)
+    items.sort(key=lambda item: (item.path != builds, needs[item.path]))
 
 
 @pytest.fixture
@@ -88,6 +103,14 @@ def one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+    quicken()
+
+
+@pytest.fixture(autouse=True)
+def quick_torch() -> None:
+    """Where torch is in use, whoever imported it."""
+    if "torch" in sys.modules:
+        quicken()
 
 
 @pytest.fixture(scope="session")
@@ -109,12 +132,15 @@ def _once(path: Path, make: Callable[[Path], object]) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_bundle(one_thread: None, shared_folder: Path) -> samforge.Bundle:
-    """The tiny model's bundle, built once (about a minute): read it, copy it, never change it."""
+    """The tiny model's bundle, built once (minutes): read it, copy it, never change it.
+
+    In this process: another is at work beside it, and fresh ones would import torch again.
+    """
     keep = _KeepSteps(shared_folder)
     return samforge.open_bundle(
         _once(
             shared_folder / "tiny",
-            lambda path: samforge.build("tiny", out=path, jobs=2, progress=keep),
+            lambda path: samforge.build("tiny", out=path, progress=keep),
         )
     )
 

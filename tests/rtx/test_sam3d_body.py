@@ -31,7 +31,7 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
     return module
 
 
-@pytest.mark.parametrize("precision", ["int8", "fp8"])
+@pytest.mark.parametrize("precision", ["int8", pytest.param("fp8", marks=pytest.mark.slow)])
 def test_every_linear_of_the_backbone_is_quantized_in_the_engine(
     precision: str, benchmark: Any, tmp_path: Path
 ) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,8 +21,9 @@ from samforge.models.sam3.checkpoint import (
     state_shapes,
     with_image_size,
 )
+from samforge.models.sam3.loading import checkpoint_from_name
 from samforge.models.sam3.parts import PARTS, part_from_checkpoint, part_spec
-from samforge.models.sources import TorchFileSource
+from samforge.models.sources import RandomSource, TorchFileSource
 from samforge.models.tiny import CONFIG_PATH
 from samforge.transform.export import release
 
@@ -249,3 +252,21 @@ def test_weights_too_large_for_float32_are_refused(holding: Make, state: dict[st
     state["text_projection.bias"] = torch.full((32,), 1e300, dtype=torch.float64)
     with pytest.raises(CheckpointError, match="1 not finite: text_projection"):
         part_from_checkpoint(holding(state), "text")
+
+
+def test_random_weights_go_through_the_same_check(holding: Make, state: dict[str, Any]) -> None:
+    checkpoint = holding(state)
+    source = RandomSource(state_shapes(checkpoint.config), 0, deviation=1e38 * 10)
+    with pytest.raises(CheckpointError, match=r"\n\d+ not finite: "):
+        part_from_checkpoint(replace(checkpoint, source=source), "text")
+
+
+def test_random_weights_open_no_file(small_folder: Path, tmp_path: Path) -> None:
+    """What is wrong with the weights that they stand in for is not found, as the docs say."""
+    folder = Path(shutil.copytree(small_folder, tmp_path / "broken"))
+    (folder / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(CheckpointError, match="cannot be read as weights"):
+        checkpoint_from_name(str(folder))
+    drawn = checkpoint_from_name(str(folder), random_weights=True)
+    loaded = part_from_checkpoint(drawn, "text").module.state_dict()
+    assert all(bool(tensor.isfinite().all()) for tensor in loaded.values())

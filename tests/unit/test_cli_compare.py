@@ -20,11 +20,15 @@ from samforge.core.detections import Detections
 from samforge.core.errors import SettingError
 from samforge.core.files import sha256_of
 from samforge.core.images import RgbImage
-from samforge.core.labelled import LabelledImage
+from samforge.core.labelled import LabelledImage, Question
 from samforge.core.manifest import FileEntry, TextSpec
 from samforge.core.rle import segmentation_from_mask
 from samforge.core.timing import Timings
 from samforge.measure import measure_segmenter
+from samforge.measure.asking import Asked
+from samforge.measure.segmentation import AccuracyTally, asked_of_both
+from samforge.measure.sums import COLUMNS, sums_from_tallies
+from samforge.measure.verdict import ANSWERED
 from samforge.media import write_png
 from samforge.models import tiny
 from samforge.models.tiny.held_out import scene_prompts
@@ -111,7 +115,24 @@ def test_bundles_are_compared_with_the_reference(
     assert not report["ok"]
     assert report["error"]["kind"] == "FidelityError"
     assert report["error"]["exit_code"] == 7
-    assert "Masks of int8 against the reference: mean IoU is 0." in report["failed_gates"][0]
+    assert first["verdict"] is None
+    judged = {one["gate"]: one for one in second["verdict"]["judged"]}
+    assert judged["mask_iou"]["interval"]["value"] == pytest.approx(fidelity["mask_iou"])
+    assert judged["mask_iou"]["limit"] == 0.98
+    objects = judged["agreement"]["interval"]
+    both = fidelity["reference_objects"] + fidelity["objects"]
+    assert objects["value"] == pytest.approx(2 * fidelity["pairs"] / both)
+    # An interval of three pictures reaches from the worst to the best of them.
+    assert objects["low"] < objects["value"] < objects["high"] < 0.95
+    assert judged["cgf1_drop"]["interval"]["value"] == pytest.approx(second["cgf1_drop"])
+    evidence = second["verdict"]["evidence"]
+    assert (evidence["images"], evidence["questions"]) == (3, 12)
+    assert evidence["objects"] == fidelity["reference_objects"]
+    said = (
+        f"agreement: F1 of the objects is {objects['value']:.4f} "
+        f"({objects['low']:.4f} to {objects['high']:.4f}), the gate is 0.95"
+    )
+    assert said in report["failed_gates"][0]
     assert report["error"]["message"] == "\n".join(report["failed_gates"])
 
 
@@ -133,7 +154,7 @@ def test_every_bundle_runs_once(tiny_bundle: samforge.Bundle) -> None:
 def test_a_bundle_that_equals_the_reference_holds_every_gate(
     tiny_bundle: samforge.Bundle, bundle_copy: Path, capsys: Capture
 ) -> None:
-    words = ["compare", str(tiny_bundle.root), str(bundle_copy), "--data", "scenes:3"]
+    words = ["compare", str(tiny_bundle.root), str(bundle_copy), "--data", "scenes:20"]
     assert cli.main([*words, "--gate"]) == 0
     out = capsys.readouterr().out
     assert "Fidelity to" in out
@@ -141,6 +162,55 @@ def test_a_bundle_that_equals_the_reference_holds_every_gate(
     row = next(line for line in out.splitlines() if line.count("1.0000") == 5)
     assert row.count("0.0000") == 4
     assert f"Every bundle holds its gates against {tiny_bundle.root}." in out
+    assert "20 pictures, 80 questions, " in out
+    rows = [line.split("│") for line in out.splitlines() if line.count("yes") == 1]
+    assert [row[1].strip() for row in rows] == list(ANSWERED)
+    assert [row[2].strip() for row in rows] == ["1.0000"] * 3 + ["0.0000"] * 2 + [
+        "1.0000",
+        "0.0000",
+    ]
+
+
+def test_too_little_data_proves_nothing_and_a_recipe_may_say_that_it_is_enough(
+    tiny_bundle: samforge.Bundle, bundle_copy: Path, capsys: Capture
+) -> None:
+    """As a build: it holds on three pictures and may fail on the fourth."""
+    words = ["compare", str(tiny_bundle.root), str(bundle_copy), "--data", "scenes:3", "--gate"]
+    assert cli.main(words) == 7
+    err = " ".join(capsys.readouterr().err.split())
+    assert "may hold its gates, and what was asked is too little to tell" in err
+    assert "3 pictures, at least 8 are needed" in err
+    assert "Give more data: --data scenes:1000" in err
+    recipe = tiny_bundle.manifest.recipe
+    gates = {**cast("dict[str, Any]", recipe["gates"]), "weak_evidence": True}
+    reseal(bundle_copy, replace(tiny_bundle.manifest, recipe={**recipe, "gates": gates}))
+    assert cli.main([*words, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["failed_gates"] == []
+    assert report["notes"][0].startswith(f"{bundle_copy}: Weak evidence (3 pictures, 12 questions")
+
+
+def test_pictures_that_one_of_two_failed_on_count_for_neither() -> None:
+    def tally(images: list[int], *, compared: bool) -> AccuracyTally:
+        own = AccuracyTally(images=len(images))
+        for number in images:
+            for place in range(2):
+                found = _detections(np.ones((1, 4, 4), np.bool_), ("a",))
+                question = Question(text="a", masks=np.ones((1, 4, 4), np.bool_))
+                asked = Asked(key=(number, place), question=question, found=found)
+                own.add(number, asked, found if compared and number != 3 else None)
+        return own
+
+    # The reference failed on 3: no answer of it to compare with. The other failed on 1.
+    before, after = asked_of_both(
+        tally([0, 1, 2, 4], compared=False), tally([0, 2, 3, 4], compared=True)
+    )
+    assert (before.images, after.images) == (3, 3)
+    for own in (before, after):
+        asked = [(one.image, one.place) for one in own.answered]
+        assert asked == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)]
+    sums = sums_from_tallies(before, after)
+    assert sums[:, COLUMNS.index("questions")].tolist() == [2, 2, 2]
 
 
 def test_a_failed_gate_shows_the_tables_first(
@@ -151,7 +221,8 @@ def test_a_failed_gate_shows_the_tables_first(
     out, err = capsys.readouterr()
     assert "Accuracy on scenes:2" in out
     assert "Fidelity to" in out
-    assert f"FidelityError: {rough_bundle.root}: Masks of int8" in err
+    assert "Gates of" in out
+    assert f"FidelityError: {rough_bundle.root}: int8 against the reference does not hold" in err
 
 
 def test_a_gate_needs_two_bundles(tiny_bundle: samforge.Bundle, capsys: Capture) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,11 +18,12 @@ from pycocotools.coco import COCO
 
 import samforge
 from samforge.apps import cli
-from samforge.core.errors import PromptError
+from samforge.core.errors import PromptError, SettingError
 from samforge.measure.accuracy import match_masks
 from samforge.models import tiny
 from samforge.workflows.inputs import images_from_paths, stems_for
 from samforge.workflows.predict import box_from_text
+from samforge.workflows.scores import thresholds_from_texts
 
 Capture = pytest.CaptureFixture[str]
 Snapshot = Callable[[Path], dict[str, bytes]]
@@ -106,6 +108,45 @@ def test_a_phrase_without_a_find_shows_its_best_score(
     assert "To see it: --threshold 0." in printed
     coco = json.loads((tmp_path / "out" / "scene.coco.json").read_text())
     assert (coco["annotations"], coco["categories"]) == ([], [{"id": 1, "name": "circle"}])
+
+
+def test_a_phrase_has_a_threshold_of_its_own(
+    tiny_bundle: samforge.Bundle, image: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    words = (image, "--text", "circle", "--text", "object", "--threshold", "0.6")
+    own = ("--threshold-for", "circle=1", "--out", tmp_path / "out")
+    assert _predict(tiny_bundle, *words, *own, "--json") == 0
+    (one,) = json.loads(capsys.readouterr().out)["images"]
+    segmenter = samforge.load(tiny_bundle)
+    wanted = segmenter.predict(SCENE.image, text=["circle", "object"], threshold=[1, 0.6])
+    assert [found["label"] for found in one["detections"]] == list(wanted.labels)
+    assert set(wanted.labels) == {"object"}
+    # People are told which option admits it.
+    assert _predict(tiny_bundle, *words, *own, "--overwrite") == 0
+    printed = capsys.readouterr().out
+    assert "'circle': nothing above 1; the best score is 0." in printed
+    assert "To see it: --threshold-for 'circle=0." in printed
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["circle"], "A threshold of one phrase is PHRASE=NUMBER, a number from 0 to 1, got"),
+        (["circle="], "got 'circle='"),
+        (["=0.5"], "got '=0.5'"),
+        (["circle=1.5"], "got 'circle=1.5'"),
+        (["circle=nan"], "got 'circle=nan'"),
+        (["star=0.5"], "--threshold-for names 'star', which is not looked for. The phrases are: "),
+        (["circle=0.4", "circle=0.5"], "names 'circle' twice: 0.4 and 0.5"),
+    ],
+)
+def test_thresholds_of_phrases_that_are_refused(given: list[str], message: str) -> None:
+    with pytest.raises((SettingError, PromptError), match=re.escape(message)):
+        thresholds_from_texts(given, ["circle"])
+
+
+def test_a_phrase_may_hold_the_sign() -> None:
+    assert thresholds_from_texts(["a = b=0.4"], ["a = b"]) == {"a = b": 0.4}
 
 
 def test_images_of_one_name_do_not_overwrite_each_other(

@@ -469,6 +469,21 @@ def test_an_empty_coco_file_is_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_a_phrase_has_a_threshold_of_its_own(
+    tiny_bundle: samforge.Bundle, tmp_path: Path, capsys: Capture
+) -> None:
+    clip = _write(tmp_path / "clip.mp4", 224, times=tuple(Fraction(i, 30) for i in range(2)))
+    other = f"{next(iter(draw_clip(0, frames=1))).colours[0]} object"
+    words = ("--out", tmp_path / "o.mp4", "--text", "object", "--text", other)
+    assert _video(tiny_bundle, clip, *words, "--threshold-for", "object=1", "--json") == 0
+    phrases = json.loads(capsys.readouterr().out)["detections"]["phrases"]
+    assert (phrases["object"]["detections"], phrases["object"]["best_score"] > 0.5) == (0, True)
+    assert phrases[other]["detections"] > 0
+    words = (*words, "--overwrite", "--threshold-for", "star=0.4")
+    assert _video(tiny_bundle, clip, *words) == 2
+    assert "--threshold-for names 'star', which is not looked for" in capsys.readouterr().err
+
+
 def test_the_tiny_model_finds_moving_shapes(
     tiny_bundle: samforge.Bundle, tmp_path: Path, capsys: Capture
 ) -> None:

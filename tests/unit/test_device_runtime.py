@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import samforge
 from samforge.backends.torch import TorchSession
 from samforge.core.detections import Detections
 from samforge.core.errors import (
@@ -54,7 +54,6 @@ from samforge.runtime.device.results import (
 )
 from samforge.runtime.device.transfer import only_read
 from samforge.runtime.postprocess import MaskLimit, Thresholds, mask_limit
-from samforge.transform.export import TRACED_SIZES, exported_from_part, save_exported
 
 CPU = torch.device("cpu")
 PHRASES = ("red circle", "star", "blue object")
@@ -139,18 +138,15 @@ def executor_of(segmenter: Segmenter) -> DeviceExecutor:
 @pytest.fixture(scope="module")
 def segmenters(
     part: Callable[..., Any],
-    example: Callable[..., Any],
     checkpoint: Callable[[str], Any],
-    tmp_path_factory: pytest.TempPathFactory,
+    tiny_torch_bundle: samforge.Bundle,
 ) -> tuple[Segmenter, Segmenter]:
+    """The parts in eager mode on a device, and as the bundle exported them on the host."""
     tiny = checkpoint("tiny")
     tokenizer = PhraseTokenizer(tiny.tokenizer, tiny.context, 0)
-    folder = tmp_path_factory.mktemp("tiny")
     sessions = {}
     for name in NAMES:
-        path: Path = folder / f"{name}.pt2"
-        inputs = example(name, TRACED_SIZES, model="tiny")
-        save_exported(exported_from_part(part(name, "tiny"), inputs), path)
+        path = tiny_torch_bundle.path(tiny_torch_bundle.manifest.parts[name].artifact)
         sessions[name] = TorchSession(torch.export.load(path), part(name, "tiny").spec, path)
     device = on_device({name: Eager(part(name, "tiny")) for name in NAMES}, tiny.image, tokenizer)
     host = segmenter_from_sessions(sessions, tiny.image, tokenizer, read_image)

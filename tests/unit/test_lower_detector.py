@@ -262,6 +262,7 @@ def test_the_bias_over_a_grid_is_as_good_as_the_explicit_one(detector: Callable[
     assert worst < explicit * 1.5
 
 
+@pytest.mark.slow
 def test_in_float32_the_detector_keeps_its_operators(detector: Callable[..., Any]) -> None:
     worst, operators = detector(Lowering(precision="fp32"))
     assert worst < 1e-4

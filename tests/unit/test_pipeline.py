@@ -96,13 +96,22 @@ def test_steps_in_order_and_what_the_bundle_says(
     assert not list(bundle.root.parent.glob(".*"))
 
 
-def test_another_seed_is_another_step(tmp_path: Path) -> None:
-    out = tmp_path / "text"
+@pytest.fixture(scope="module")
+def stopped_build(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the text part's build was stopped before its conversion: copy it, never resume it."""
+    folder = tmp_path_factory.mktemp("stopped")
     with pytest.raises(KeyboardInterrupt):
-        samforge.build(TEXT, out=out, progress=Watched(stop_before="onnx/text"))
-    watched = Watched()
-    samforge.build("tiny", out=out, progress=watched, parts=("text",), random_weights=True, seed=1)
-    assert [result.resumed for result in watched.results] == [False] * 4
+        samforge.build(TEXT, out=folder / "text", progress=Watched(stop_before="onnx/text"))
+    return folder
+
+
+def test_another_seed_is_another_step(stopped_build: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(stopped_build, tmp_path / "copy") / "text"
+    watched = Watched(stop_before="onnx/text")
+    with pytest.raises(KeyboardInterrupt):
+        samforge.build(replace(TEXT, seed=1), out=out, progress=watched)
+    # Neither of the two steps that the other seed had finished.
+    assert [result.resumed for result in watched.results] == [False] * 2
 
 
 def test_below_the_gate_nothing_is_published(tmp_path: Path) -> None:
@@ -124,12 +133,15 @@ def test_below_the_gate_nothing_is_published(tmp_path: Path) -> None:
 
 
 def test_an_older_bundle_survives_a_failed_build(
-    text_build: tuple[samforge.Bundle, Watched], tmp_path: Path
+    text_build: tuple[samforge.Bundle, Watched],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = tmp_path / "text"
     before = samforge.open_bundle(shutil.copytree(text_build[0].root, out)).manifest
+    monkeypatch.setattr(export_step, "runs_of_exported", _slightly_wrong)
     with pytest.raises(FidelityError):
-        samforge.build(Recipe(parts=("text",), gates=Gates(onnx_max_abs=0.0)), out=out)
+        samforge.build(TEXT, out=out)
     assert samforge.open_bundle(out).manifest == before
 
 
@@ -211,7 +223,7 @@ def test_a_build_killed_at_every_boundary_resumes(
     assert last.begun == [f"{index + 1}/7 {step}" for index, step in enumerate(SMALL_STEPS)]
     assert [result.resumed for result in last.results] == [True] * 6 + [False]
     assert not list(tmp_path.glob(".*"))
-    # The result is that of a build without a break, but for the times in its report.
+    # The result is that of two processes without a break, but for the times in its report.
     files, wanted = dict(bundle.manifest.files), dict(small_bundle.manifest.files)
     assert files.pop("report/report.html") != wanted.pop("report/report.html")
     assert files == wanted
@@ -220,9 +232,9 @@ def test_a_build_killed_at_every_boundary_resumes(
 
 @pytest.fixture(scope="module")
 def small_bundle(small_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> samforge.Bundle:
-    """Two parts of the small checkpoint, built without a break."""
+    """Two parts of the small checkpoint, built side by side and without a break."""
     recipe = Recipe(model=str(small_folder), parts=("text", "vision"))
-    return samforge.build(recipe, out=tmp_path_factory.mktemp("pipeline") / "small")
+    return samforge.build(recipe, out=tmp_path_factory.mktemp("pipeline") / "small", jobs=2)
 
 
 def test_a_folders_tokenizer_and_licence_come_along(
@@ -247,7 +259,7 @@ def test_random_weights_without_a_tokenizer_say_so(small_folder: Path, tmp_path:
     folder.mkdir()
     shutil.copy(small_folder / "config.json", folder)
     recipe = Recipe(model=str(folder), parts=("text",), random_weights=True, seed=5)
-    bundle = samforge.build(recipe, out=tmp_path / "random")
+    bundle = samforge.build(recipe, out=tmp_path / "random", until="export")
     assert bundle.manifest.text is not None
     assert bundle.manifest.text.synthetic is True
     assert bundle.manifest.parents == {"weights": "random:seed=5"}
@@ -258,7 +270,7 @@ def test_random_weights_without_a_tokenizer_say_so(small_folder: Path, tmp_path:
 
 
 def test_a_runtime_that_computes_something_else_is_caught(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, stopped_build: Path, tmp_path: Path
 ) -> None:
     run = OnnxRuntimeSession.run
 
@@ -269,19 +281,21 @@ def test_a_runtime_that_computes_something_else_is_caught(
 
     monkeypatch.setattr(OnnxRuntimeSession, "run", wrong)
     with pytest.raises(FidelityError, match=r"onnx of text at .*: text_features differs by inf"):
-        samforge.build(TEXT, out=tmp_path / "text")
-    assert not (tmp_path / "text").exists()
+        samforge.build(TEXT, out=shutil.copytree(stopped_build, tmp_path / "copy") / "text")
+    assert not (tmp_path / "copy" / "text").exists()
+
+
+def _slightly_wrong(*arguments: Any) -> Iterator[dict[str, Any]]:
+    """What an exported program gives, off by a millionth."""
+    for outputs in runs_of_exported(*arguments):
+        yield {
+            name: tensor + 2**-20 if tensor.is_floating_point() else tensor
+            for name, tensor in outputs.items()
+        }
 
 
 def test_the_export_gate_holds_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def wrong(*arguments: Any) -> Iterator[dict[str, Any]]:
-        for outputs in runs_of_exported(*arguments):
-            yield {
-                name: tensor + 2**-20 if tensor.is_floating_point() else tensor
-                for name, tensor in outputs.items()
-            }
-
-    monkeypatch.setattr(export_step, "runs_of_exported", wrong)
+    monkeypatch.setattr(export_step, "runs_of_exported", _slightly_wrong)
     with pytest.raises(
         FidelityError, match=r"export of text .* differs by .*e-0[67].* the gate is 0"
     ):

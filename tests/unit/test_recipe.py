@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
 from samforge.core.errors import SettingError
-from samforge.core.recipe import Gates, Recipe
+from samforge.core.recipe import Calibration, Gates, Recipe
+from samforge.core.strict_json import strict_json
 
 
 def test_defaults_build_the_tiny_model_for_onnxruntime() -> None:
@@ -97,6 +99,12 @@ def test_toml_fills_every_field(tmp_path: Path) -> None:
         ("[gates]\nonnx_max = 1", "gates has keys that are unknown: 'onnx_max' (did you mean"),
         ('image_size = "644"', "image_size wants a whole number, got '644'."),
         ("seed = true", "seed wants a whole number, got True."),
+        (f"seed = {2**63}", "seed wants a whole number below 2^63, got one of 64 bits."),
+        (f"[calibration]\nseed = {2**63}", "calibration.seed wants a whole number below 2^63"),
+        ("[calibration]\nseed = -1", "calibration.seed wants a whole number from 0 up, got -1."),
+        (f"[calibration]\nsamples = {2**63}", "calibration.samples wants a whole number below"),
+        (f"[engine]\nbatch = {2**63}", "engine.batch wants a whole number below 2^63"),
+        (f"[engine]\noptimization_level = {2**63}", "engine.optimization_level wants a whole"),
         ("random_weights = 1", "random_weights wants true or false, got 1."),
         ('precision = "bf16"', "onnxruntime takes fp32, fp16, int8, fp8, int8-weights, not bf16."),
         ("[quantization]\nsmooth_alpha = 2", "quantization.smooth_alpha wants 0 to 1, got 2.0."),
@@ -121,6 +129,19 @@ def test_toml_refuses(tmp_path: Path, content: str, message: str) -> None:
     with pytest.raises(SettingError, match=re.escape(message)) as caught:
         Recipe.from_toml(path)
     assert str(path) in str(caught.value)
+
+
+def test_what_is_read_is_what_a_manifest_can_hold() -> None:
+    """Else a build would end in an error hours later, when it publishes."""
+    most = 2**63 - 1
+    recipe = Recipe(seed=most, calibration=Calibration(seed=most, samples=most))
+    read = strict_json(json.dumps(recipe.to_dict()))
+    assert Recipe.from_dict(read) == recipe
+    for digits in (20, 400):
+        with pytest.raises(SettingError, match=r"image_size wants a whole number below 2\^63"):
+            Recipe(image_size=10**digits)
+        with pytest.raises(SettingError, match=r"^seed wants a whole number below 2\^63, got one"):
+            Recipe(seed=10**digits)
 
 
 def test_missing_toml_is_named(tmp_path: Path) -> None:

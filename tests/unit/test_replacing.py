@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -62,7 +63,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def _can_exchange() -> bool:
-    return exchange_module._renameat2() is not None
+    return exchange_module._exchanging_call() is not None
 
 
 @pytest.mark.usefixtures("way")
@@ -307,9 +308,9 @@ def test_where_the_file_system_cannot(
         return -1
 
     out = publish(tmp_path / "out", "old")
-    monkeypatch.setattr(exchange_module, "_renameat2", lambda: refuse)
+    monkeypatch.setattr(exchange_module, "_exchanging_call", lambda: refuse)
     assert samforge.open_bundle(publish(out, "new")).manifest.model == "new"
-    monkeypatch.setattr(exchange_module, "_renameat2", lambda: None)
+    monkeypatch.setattr(exchange_module, "_exchanging_call", lambda: None)
     assert samforge.open_bundle(publish(out, "newer")).manifest.model == "newer"
 
 
@@ -323,8 +324,74 @@ def test_an_exchange_that_is_refused_leaves_the_old_bundle(
 
     out = publish(tmp_path / "out", "old")
     with monkeypatch.context() as patched:
-        patched.setattr(exchange_module, "_renameat2", lambda: refuse)
+        patched.setattr(exchange_module, "_exchanging_call", lambda: refuse)
         with pytest.raises(OutputError, match="out cannot be written"):
             publish(out, "new")
     assert samforge.open_bundle(out).manifest.model == "old"
     assert samforge.open_bundle(publish(out, "new")).manifest.model == "new"
+
+
+class _Call:
+    """A function of a C library: moves folders as the manual says, or refuses as it says."""
+
+    def __init__(self, number: int = 0) -> None:
+        self.asked: list[tuple[object, ...]] = []
+        self.number = number
+        self.argtypes: tuple[object, ...] = ()
+
+    def __call__(self, *words: object) -> int:
+        assert len(words) == len(self.argtypes)
+        self.asked.append(words)
+        if self.number:
+            ctypes.set_errno(self.number)
+            return -1
+        one, other = (Path(os.fsdecode(word)) for word in words if isinstance(word, bytes))
+        one.rename(one.with_suffix(".aside"))
+        other.rename(one)
+        one.with_suffix(".aside").rename(other)
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("platform", "function", "before", "between", "after"),
+    [
+        ("linux", "renameat2", (-100,), (-100,), (2,)),
+        ("darwin", "renamex_np", (), (), (2,)),  # sys/stdio.h: RENAME_SWAP is 2
+    ],
+)
+def test_each_system_has_its_call(  # noqa: PLR0917  parameters and fixtures
+    platform: str,
+    function: str,
+    before: tuple[int, ...],
+    between: tuple[int, ...],
+    after: tuple[int, ...],
+    tmp_path: Path,
+    publish: Publish,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    library = SimpleNamespace(**{function: _Call()})
+    call = exchange_module._call_of(library, platform)
+    monkeypatch.setattr(exchange_module, "_exchanging_call", lambda: call)
+    one, other = tmp_path / "one", tmp_path / "other"
+    for folder in (one, other):
+        folder.mkdir()
+        (folder / folder.name).touch()
+    assert exchange(one, other)
+    assert [path.name for folder in (one, other) for path in folder.iterdir()] == ["other", "one"]
+    words = (*before, os.fsencode(one), *between, os.fsencode(other), *after)
+    assert library.__dict__[function].asked == [words]
+    # A file system that cannot, and one that will not.
+    library.__dict__[function].number = errno.ENOTSUP
+    assert exchange(one, other) is False
+    library.__dict__[function].number = errno.EPERM
+    with pytest.raises(PermissionError):
+        exchange(one, other)
+    out = tmp_path / "out"
+    library.__dict__[function].number = 0
+    for model in ("old", "new"):
+        assert samforge.open_bundle(publish(out, model)).manifest.model == model
+
+
+@pytest.mark.parametrize("platform", ["linux", "darwin", "win32", "freebsd14"])
+def test_a_system_without_the_call_is_told_apart(platform: str) -> None:
+    assert exchange_module._call_of(SimpleNamespace(), platform) is None

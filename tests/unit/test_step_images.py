@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from samforge.core.errors import ImageError, SettingError
+from samforge.core.errors import ImageError, SamforgeWarning, SettingError
 from samforge.core.recipe import Calibration, Recipe
 from samforge.media import write_png
 from samforge.models import tiny
 from samforge.models.loading import model_from_name
 from samforge.models.tiny import draw_scene
-from samforge.steps.context import BuildContext
+from samforge.steps.context import BuildContext, StepOutput
 from samforge.steps.images import calibration_images, verification_images, verified_on_others
 from samforge.steps.phrases import knows_scenes
+from samforge.steps.plan import Kind, Step
+from samforge.steps.run import _made
 
 
 def context(
@@ -133,3 +136,40 @@ def test_random_weights_see_noise(tmp_path: Path, small_folder: Path) -> None:
     assert first.image_rgb.shape == (mine.model.image.size, mine.model.image.size, 3)
     assert 120 < first.image_rgb.mean() < 135
     assert not np.array_equal(first.image_rgb, second.image_rgb)
+
+
+@pytest.mark.filterwarnings("always::samforge.SamforgeWarning")
+def test_what_could_not_be_read_stands_in_the_result(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    """A warning is seen once, if at all; the bundle's manifest, its report and --json are read."""
+    source = folder_of(tmp_path / "mine", 6)
+    (source / "04.png").write_bytes(b"no picture")
+    mine = context(tmp_path, Calibration(source=source, samples=3, prompts=("star",)))
+
+    def look(build: BuildContext) -> StepOutput:
+        seen = [one.name for _ in range(2) for one in calibration_images(build)]
+        return StepOutput(outputs=(), figures=({"seen": seen},), notes=("mine",))
+
+    step = Step(kind=Kind(name="calibrate", make=look), part=None)
+    _, result = _made(mine, step)
+    assert result.fidelity == ({"seen": ["00.png", "02.png"] * 2},)
+    said = f"1 of 3 images of {source} cannot be read and are left out: {source / '04.png'}"
+    own, note = result.notes
+    assert own == "mine"
+    assert note.startswith(said)
+    assert [str(one.message) for one in recwarn.list] == [note]  # read twice, said once
+
+
+def test_a_step_that_fails_says_what_it_had_to_say_first(tmp_path: Path) -> None:
+    def fail(build: BuildContext) -> StepOutput:
+        warnings.warn("one picture is left out", SamforgeWarning, stacklevel=1)
+        raise ImageError("no other is left")
+
+    step = Step(kind=Kind(name="calibrate", make=fail), part=None)
+    mine = context(tmp_path, Calibration())
+    with (
+        pytest.warns(SamforgeWarning, match="one picture is left out"),
+        pytest.raises(ImageError, match="no other is left"),
+    ):
+        _made(mine, step)

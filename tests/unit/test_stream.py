@@ -53,6 +53,21 @@ def test_each_frame_is_segmented_as_by_itself(segmenter: Segmenter) -> None:
         assert shot.detections.labels == alone.labels
 
 
+def test_each_phrase_has_its_threshold(segmenter: Segmenter) -> None:
+    own = [Thresholds(score=0.1), Thresholds(score=1.0)]
+    shots = list(segment_video(segmenter, pictures(9), text=["star", "circle"], thresholds=own))
+    assert {label for shot in shots for label in shot.detections.labels} == {"star"}
+    for shot in shots:
+        alone = segmenter.predict(shot.frame, text=["star", "circle"], threshold=[0.1, 1.0])
+        assert np.array_equal(shot.detections.scores, alone.scores)
+    for few in ([], own[:1]):
+        with pytest.raises(PromptError, match=f"2 phrases and {len(few)} thresholds"):
+            segment_video(segmenter, pictures(1), text=["star", "circle"], thresholds=few)
+    other = [own[0], Thresholds(score=0.1, mask=0.4)]
+    with pytest.raises(SettingError, match=r"Give all of them mask=0\.5 and max_detections=None"):
+        segment_video(segmenter, pictures(1), text=["star", "circle"], thresholds=other)
+
+
 def test_text_is_encoded_once(segmenter: Segmenter) -> None:
     shots = list(segment_video(segmenter, pictures(5), text="star"))
     stages = [{s.stage: s for s in shot.timings.stages()} for shot in shots]

@@ -317,3 +317,49 @@ def test_a_timing_cache_is_shared_and_a_foreign_one_is_ignored(tmp_path: Path) -
     cache.save(config)
     assert path.read_bytes() == b"H100 timings"
     assert TimingCache(None).attach(config) == "none"
+
+
+def test_a_file_that_is_no_timing_cache_of_ours_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "weights.bin"
+    path.write_bytes(b"a year of work")
+    cache = TimingCache(path)
+    with pytest.raises(OutputError, match=r"weights\.bin holds no timings .* left alone"):
+        cache.attach(_Config(b"L4"))
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {
+        "weights.bin": b"a year of work"
+    }
+
+
+def test_timings_of_trtexec_are_taken_over(tmp_path: Path) -> None:
+    path = tmp_path / "timing.cache"
+    path.write_bytes(b"L4 of trtexec")
+    config, cache = _Config(b"L4"), TimingCache(path)
+    assert cache.attach(config) == "used"
+    cache.save(config)
+    assert path.read_bytes() == b"L4 timings"
+    assert TimingCache(path).attach(_Config(b"H100")).startswith("ignored: ")  # it is ours now
+
+
+def test_our_timing_cache_that_somebody_wrote_over_is_somebodys(tmp_path: Path) -> None:
+    path = tmp_path / "timing.cache"
+    config, cache = _Config(b"L4"), TimingCache(path)
+    cache.attach(config)
+    cache.save(config)
+    path.write_bytes(b"notes")
+    with pytest.raises(OutputError, match="samforge did not write it"):
+        TimingCache(path).attach(_Config(b"L4"))
+    assert path.read_bytes() == b"notes"
+
+
+def test_an_empty_file_is_a_new_cache(tmp_path: Path) -> None:
+    path = tmp_path / "timing.cache"
+    path.touch()
+    assert TimingCache(path).attach(_Config(b"L4")) == "new"
+
+
+def test_where_the_mark_goes_somebodys_file_is_left_alone(tmp_path: Path) -> None:
+    mark = tmp_path / "timing.cache.samforge"
+    mark.write_text("notes")
+    with pytest.raises(OutputError, match=r"timing\.cache\.samforge is where samforge marks"):
+        TimingCache(tmp_path / "timing.cache")
+    assert mark.read_text() == "notes"

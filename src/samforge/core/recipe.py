@@ -10,6 +10,7 @@ from pathlib import Path
 from samforge.core.axes import AXES, BATCH, BOXES, PROMPTS
 from samforge.core.errors import SettingError
 from samforge.core.reference import META, REFERENCES
+from samforge.core.strict_json import LARGEST
 from samforge.core.structure import (
     Json,
     StructureError,
@@ -40,6 +41,8 @@ class Calibration:
     def __post_init__(self) -> None:
         if self.samples < 1:
             raise SettingError(f"calibration.samples wants at least 1, got {self.samples}.")
+        _check_fits("calibration.samples", self.samples)
+        _check_seed("calibration.seed", self.seed)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,6 +99,8 @@ class Engine:
         for name, size in self.largest().items():
             if size < 1:
                 raise SettingError(f"engine.{name} wants at least 1, got {size}.")
+            _check_fits(f"engine.{name}", size)
+        _check_fits("engine.optimization_level", self.optimization_level or 0)
 
     def largest(self) -> dict[str, int]:
         """Largest size of every axis: those that have a field here, and the table's for others."""
@@ -237,8 +242,7 @@ class Recipe:
             raise SettingError(
                 "model is empty. Name a built-in model, a folder or a Hugging Face id."
             )
-        if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
-            raise SettingError(f"seed wants a whole number from 0 up, got {self.seed!r}.")
+        _check_seed("seed", self.seed)
         if isinstance(self.parts, str) or (self.parts is not None and not self.parts):
             raise SettingError(f"parts wants at least one name in a tuple, got {self.parts!r}.")
         if self.parts is not None and len(set(self.parts)) != len(self.parts):
@@ -297,6 +301,20 @@ def _check_choice(setting: str, value: str, allowed: tuple[str, ...]) -> None:
         raise SettingError(f"{setting} is {problem}.")
 
 
+def _check_seed(setting: str, seed: object) -> None:
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise SettingError(f"{setting} wants a whole number from 0 up, got {seed!r}.")
+    _check_fits(setting, seed)
+
+
+def _check_fits(setting: str, number: int) -> None:
+    """Refuse here what the bundle's manifest cannot hold: it is written after hours of work."""
+    if number > LARGEST:
+        raise SettingError(
+            f"{setting} wants a whole number below 2^63, got one of {number.bit_length()} bits."
+        )
+
+
 def _check_image_size(size: int | None) -> None:
     # What it must be a multiple of is the model's to say.
     if size is None:
@@ -305,6 +323,7 @@ def _check_image_size(size: int | None) -> None:
         raise SettingError(f"image_size wants a whole number of pixels, got {size!r}.")
     if size < 1:
         raise SettingError(f"image_size wants a positive number of pixels, got {size}.")
+    _check_fits("image_size", size)
     if size > LARGEST_IMAGE:
         raise SettingError(
             f"image_size wants at most {LARGEST_IMAGE} pixels, got {size:.0e}: its attention would "

@@ -103,11 +103,7 @@ def check_predictions(fidelity: PredictionFidelity, precision: str, gates: Gates
         FidelityError: Masks, boxes or scores differ by more than the gate allows, or objects are
             lost or made up.
     """
-    if not fidelity.reference_objects:
-        raise SettingError(
-            f"The reference finds nothing in any of {fidelity.questions} questions, so that "
-            f"{precision} cannot be compared with it. Give images that hold what the prompts name."
-        )
+    require_objects(fidelity, precision)
     limit = mask_iou_limit(precision, gates)
     objects = (
         f"{fidelity.objects} objects found, {fidelity.reference_objects} by the reference, "
@@ -144,6 +140,19 @@ def check_predictions(fidelity: PredictionFidelity, precision: str, gates: Gates
             )
 
 
+def require_objects(fidelity: PredictionFidelity, precision: str) -> None:
+    """Make sure that there is something to compare.
+
+    Raises:
+        SettingError: The reference found nothing, so that nothing can be proven.
+    """
+    if not fidelity.reference_objects:
+        raise SettingError(
+            f"The reference finds nothing in any of {fidelity.questions} questions, so that "
+            f"{precision} cannot be compared with it. Give images that hold what the prompts name."
+        )
+
+
 def check_cgf1(reference: CgF1, measured: CgF1, precision: str, gates: Gates) -> None:
     """Make sure that cgF1 on labelled images did not fall too far.
 
@@ -152,16 +161,26 @@ def check_cgf1(reference: CgF1, measured: CgF1, precision: str, gates: Gates) ->
             chance, so that nothing can be proven.
         FidelityError: It fell by more than the gate allows.
     """
+    require_cgf1(reference)
+    drop = reference.cgf1 - measured.cgf1
+    if not drop <= gates.cgf1_drop:
+        raise FidelityError(
+            f"cgF1 of {precision} is {measured.cgf1:.4f}, the reference's {reference.cgf1:.4f}: "
+            f"it fell by {drop:.4f}, the gate is {gates.cgf1_drop:g}."
+        )
+
+
+def require_cgf1(reference: CgF1) -> None:
+    """Make sure that a loss of cgF1 would mean something.
+
+    Raises:
+        SettingError: The labels leave the metric undefined, or the reference is no better than
+            chance, so that nothing can be proven.
+    """
     if not reference.mcc_defined or reference.cgf1 <= 0:
         raise SettingError(
             f"cgF1 of the reference is {reference.cgf1:.4f}"
             f"{'' if reference.mcc_defined else ' (presence is undefined)'}: a drop from there "
             "proves nothing. Give labelled images with phrases that are present and phrases that "
             "are absent, of a model that finds them."
-        )
-    drop = reference.cgf1 - measured.cgf1
-    if not drop <= gates.cgf1_drop:
-        raise FidelityError(
-            f"cgF1 of {precision} is {measured.cgf1:.4f}, the reference's {reference.cgf1:.4f}: "
-            f"it fell by {drop:.4f}, the gate is {gates.cgf1_drop:g}."
         )

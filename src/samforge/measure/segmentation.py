@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from samforge.core.detections import Detections
@@ -56,6 +56,8 @@ class Answered:
 
     image: int
     """Number of its image."""
+    place: int
+    """Number of the question in its image."""
     by_phrase: bool
     """Whether a phrase alone asked."""
     match: Match
@@ -83,6 +85,7 @@ class AccuracyTally:
         self.answered.append(
             Answered(
                 image=image,
+                place=asked.key[1],
                 by_phrase=asked.question.boxes_xyxy is None,
                 match=match_from_iou(iou),
                 outcome=outcome_from_iou(iou),
@@ -111,6 +114,31 @@ class AccuracyTally:
             image_ms=self.timings.total_ms / self.images,
             stages=self.timings.stages(),
         )
+
+
+def asked_of_both(
+    reference: AccuracyTally, measured: AccuracyTally
+) -> tuple[AccuracyTally, AccuracyTally]:
+    """What both were asked and answered: pictures that one of them failed on count for neither.
+
+    Args:
+        reference: Of the one that says what is right.
+        measured: Of the other, compared with it.
+
+    Returns:
+        Both, with the same questions in the same order, of images numbered anew from 0.
+    """
+    before = {(one.image, one.place): one for one in reference.answered}
+    shared = [one for one in measured.answered if one.fidelity is not None]
+    numbers = {image: number for number, image in enumerate(dict.fromkeys(o.image for o in shared))}
+    tallies = tuple(
+        AccuracyTally(
+            answered=[replace(one, image=numbers[one.image]) for one in answered],
+            images=len(numbers),
+        )
+        for answered in ([before[one.image, one.place] for one in shared], shared)
+    )
+    return tallies[0], tallies[1]
 
 
 def tally_from_answers(

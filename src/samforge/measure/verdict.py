@@ -31,6 +31,13 @@ ON_PICTURES = (
 """Gates that need no labels."""
 LABELLED = (*ON_PICTURES, "cgf1_drop")
 """Gates where labels are known."""
+ANSWERED = tuple(name for name in LABELLED if name not in ("logit_shift", "presence_shift"))
+"""Gates on what a segmenter answers, where nobody sees what its parts give."""
+PUBLISHING = (
+    "Give more pictures (--calibration, --samples) or more phrases (--prompt); --weak-evidence "
+    "publishes all the same and says so in the bundle."
+)
+"""What a build can do where the evidence is weak."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -200,7 +207,12 @@ def verdict_from_sums(
 
 
 def check_verdict(
-    verdict: Verdict, precision: str, gates: Gates, *, also: Iterable[str] = ()
+    verdict: Verdict,
+    precision: str,
+    gates: Gates,
+    *,
+    also: Iterable[str] = (),
+    advice: str = PUBLISHING,
 ) -> tuple[str, ...]:
     """Stop below a gate, or where the evidence is too weak to tell.
 
@@ -209,6 +221,7 @@ def check_verdict(
         precision: Of what was measured.
         gates: The recipe's.
         also: What does not hold besides, in words.
+        advice: What to do where the evidence is weak.
 
     Returns:
         A note where the evidence is weak and the recipe takes it.
@@ -231,9 +244,7 @@ def check_verdict(
     if gates.weak_evidence:
         return (weak,)
     raise FidelityError(
-        f"{precision} may hold its gates, and what was asked is too little to tell. {weak} Give "
-        "more pictures (--calibration, --samples) or more phrases (--prompt); --weak-evidence "
-        "publishes all the same and says so in the bundle."
+        f"{precision} may hold its gates, and what was asked is too little to tell. {weak} {advice}"
     )
 
 

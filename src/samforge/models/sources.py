@@ -99,6 +99,9 @@ class RandomSource:
     Norms are ones, biases zeros, everything else is normal with the configuration's standard
     deviation, so activations stay in a plausible range. They mean nothing: no accuracy figure may
     come from them.
+
+    They pass the same check for NaN and infinity as those of a file when a part is loaded. The file
+    that they stand in for is never opened, so what is wrong with it is not found.
     """
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], seed: int, deviation: float) -> None:

@@ -7,13 +7,13 @@ import copy
 import dataclasses
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
 from samforge.core.detections import Detections
-from samforge.core.errors import SamforgeError, ShapeError
+from samforge.core.errors import SamforgeError, SettingError, ShapeError
 from samforge.core.images import RgbImage
 from samforge.core.native import error_of_item
 from samforge.core.timing import Timings
@@ -57,7 +57,7 @@ def segment_video(
     frames: Iterable[AnyFrame],
     *,
     text: str | Sequence[str],
-    thresholds: Thresholds | None = None,
+    thresholds: Thresholds | Sequence[Thresholds] = Thresholds(),  # noqa: B008  it is frozen
     ahead: int = 2,
     isolate: bool = False,
 ) -> Prefetcher[SegmentedFrame[AnyFrame]]:
@@ -74,7 +74,8 @@ def segment_video(
             before the next frame is asked for, so it may fill one array again and again; objects
             whose ``owns_pixels`` is true are not copied.
         text: One or more noun phrases.
-        thresholds: What counts as found.
+        thresholds: What counts as found; one for all phrases, or one for each: these differ in
+            their scores alone.
         ahead: Most frames that wait before the segmenter, and most that wait after it: memory
             stays the same however long the stream is.
         isolate: Whether a frame that cannot be segmented comes with a ``problem`` and no
@@ -85,11 +86,24 @@ def segment_video(
         dropping it.
 
     Raises:
-        PromptError: There is nothing to find.
-        SettingError: ``ahead`` is below 1.
+        PromptError: There is nothing to find, or there are more or fewer thresholds than
+            phrases.
+        SettingError: ``ahead`` is below 1, or thresholds differ in more than their scores.
     """
-    thresholds = thresholds or Thresholds()
-    question = question_from(text, thresholds.score, thresholds.mask, thresholds.max_detections)
+    several = [thresholds] if isinstance(thresholds, Thresholds) else list(thresholds)
+    first = several[0] if several else Thresholds()
+    if any(replace(one, score=first.score) != first for one in several):
+        raise SettingError(
+            "Thresholds of phrases may differ in their scores, and in nothing else. Give all of "
+            f"them mask={first.mask:g} and max_detections={first.max_detections}."
+        )
+    scores = [one.score for one in several]
+    question = question_from(
+        text,
+        first.score if isinstance(thresholds, Thresholds) else scores,
+        first.mask,
+        first.max_detections,
+    )
     read = Prefetcher(timed_frames(frames), ahead=ahead, name="read")
     segmented = _segmented(segmenter, read, question, isolate=isolate)
     return Prefetcher(segmented, ahead=ahead, name="segment")

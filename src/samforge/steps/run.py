@@ -168,10 +168,11 @@ class Run:
 
 def _made(context: BuildContext, step: Step) -> tuple[StepOutput, StepResult]:
     start = time.perf_counter()
-    if step.part is None:
-        made = cast(BundleStep, step.kind.make)(context)
-    else:
-        made = cast(PartStep, step.kind.make)(context, step.part)
+    with _told() as told:
+        if step.part is None:
+            made = cast(BundleStep, step.kind.make)(context)
+        else:
+            made = cast(PartStep, step.kind.make)(context, step.part)
     gc.collect()
     result = StepResult(
         name=step.kind.name,
@@ -186,9 +187,34 @@ def _made(context: BuildContext, step: Step) -> tuple[StepOutput, StepResult]:
         resumed=False,
         fidelity=made.figures,
         gates=made.gates,
-        notes=made.notes,
+        notes=tuple(dict.fromkeys((*made.notes, *told))),
     )
     return made, result
+
+
+@contextmanager
+def _told() -> Iterator[list[str]]:
+    """Keep what a step warns of, once each, and warn of it when the step ends.
+
+    A warning is gone once it is shown: the bundle, ``--json`` and a build that resumes say it too.
+    """
+    told: list[str] = []
+    others: list[warnings.WarningMessage] = []
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", SamforgeWarning)
+            yield told
+    finally:
+        for one in caught:
+            if issubclass(one.category, SamforgeWarning):
+                told.append(str(one.message))
+            else:
+                others.append(one)
+        told[:] = dict.fromkeys(told)
+        for one in others:
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+        for message in told:
+            warnings.warn(message, SamforgeWarning, stacklevel=2)
 
 
 @lru_cache(maxsize=1)

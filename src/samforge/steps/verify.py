@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
@@ -12,13 +13,14 @@ from typing import Any
 import numpy as np
 
 from samforge.backends import backend_from_name
+from samforge.core.around import AroundSession
 from samforge.core.axes import ONE_OF_EACH
 from samforge.core.capabilities import BOXES, TEXT
 from samforge.core.errors import FidelityError
 from samforge.core.files import atomic_write_json
 from samforge.core.labelled import LabelledImage
 from samforge.core.manifest import PICTURES_NAME, PROOF_NAME
-from samforge.core.session import Array
+from samforge.core.session import Array, Session, Tensors
 from samforge.core.timing import Timings
 from samforge.measure import (
     OddPicture,
@@ -37,7 +39,7 @@ from samforge.measure.fidelity import compare_outputs
 from samforge.measure.proof import write_proof
 from samforge.runtime import image_bchw_from_rgb
 from samforge.steps.calibrate import float_sessions, segmenter_of
-from samforge.steps.context import BuildContext, StepOutput, arrays
+from samforge.steps.context import SMALL_IMAGE, BuildContext, StepOutput, arrays
 from samforge.steps.images import (
     Gallery,
     Images,
@@ -95,7 +97,14 @@ def verify_bundle(context: BuildContext) -> StepOutput:
         FidelityError: Masks, boxes or scores differ, objects are lost or made up, an output is not
             finite, or what was asked is too little to tell; the figures are kept.
     """
-    proof = (*(_proof(context) if context.runs_on.elsewhere else ()), *_proof_pictures(context))
+    with _floating(context) as floating:
+        return _verified(context, floating)
+
+
+def _verified(context: BuildContext, floating: Sessions) -> StepOutput:
+    """Do it with the float parts, as often as they are asked for."""
+    proof = _proof(context, floating) if context.runs_on.elsewhere else ()
+    proof = (*proof, *_proof_pictures(context, floating))
     if backend_from_name(context.runtime).version() is None:
         return StepOutput(outputs=proof, figures=(), notes=(NOT_VERIFIED,))
     if context.recipe.random_weights:
@@ -104,8 +113,8 @@ def verify_bundle(context: BuildContext) -> StepOutput:
     if not TEXT.among(context.parts):
         return _features(context, proof, notes)
     try:
-        load = (partial(float_sessions, context), partial(built_sessions, context))
-        verified, answers = proven(context, gallery_of(context), *load)
+        built = partial(built_sessions, context)
+        verified, answers = proven(context, gallery_of(context), floating, built)
         atomic_write_json(context.path(REPORT), verified)
         weak = check_verified(context, verified)
     except FidelityError as error:
@@ -133,7 +142,45 @@ def noisiest_layers(context: BuildContext) -> str:
     return named and f" The noisiest layers, by signal to noise behind each: {named}."
 
 
-def _proof(context: BuildContext) -> tuple[str, ...]:
+@contextmanager
+def _floating(context: BuildContext) -> Iterator[Sessions]:
+    """Load the float parts, those of a small model once: torch takes seconds to read a program.
+
+    Of a large model only one side's parts are in memory at a time, so each round loads them anew.
+    """
+    if context.model.image.size > SMALL_IMAGE:
+        yield partial(float_sessions, context)
+        return
+    loaded: dict[str, Session] = {}
+
+    def lend() -> Mapping[str, Session]:
+        if not loaded:
+            loaded.update(float_sessions(context))
+        return {part: _Lent(session=session) for part, session in loaded.items()}
+
+    try:
+        yield lend
+    finally:
+        for session in loaded.values():
+            session.close()
+
+
+@dataclass(kw_only=True, slots=True)
+class _Lent(AroundSession):
+    """A session that others use after whoever closes it."""
+
+    session: Session
+    """Does the work."""
+
+    def run(self, tensors: Tensors) -> dict[str, Array]:
+        """Run the part."""
+        return self.session.run(tensors)
+
+    def close(self) -> None:
+        """Leave the weights to the next."""
+
+
+def _proof(context: BuildContext, floating: Sessions) -> tuple[str, ...]:
     """Keep what fp32 makes of one image, so that any GPU can be held to it later."""
     inputs = {
         name: array
@@ -141,19 +188,19 @@ def _proof(context: BuildContext) -> tuple[str, ...]:
         for name, array in arrays(context.inputs(part, ONE_OF_EACH, seed=1)).items()
         if name not in _given(context)
     }
-    sessions = float_sessions(context)
+    sessions = floating()
     write_proof(context.path(PROOF_NAME), sessions, inputs)
     for session in sessions.values():
         session.close()
     return (PROOF_NAME,)
 
 
-def _proof_pictures(context: BuildContext) -> tuple[str, ...]:
+def _proof_pictures(context: BuildContext, floating: Sessions) -> tuple[str, ...]:
     """Keep what fp32 finds in a few pictures: any machine's segmenter can be asked the same."""
     if context.recipe.random_weights or not TEXT.among(context.parts):
         return ()
     images = [smaller(image) for image in islice(verification_images(context), PROOF_PICTURES)]
-    sessions = float_sessions(context)
+    sessions = floating()
     asking = ask(
         segmenter_of(context, sessions),
         images,

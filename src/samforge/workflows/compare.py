@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from samforge.assembly import load
@@ -14,15 +14,20 @@ from samforge.core.devices import AUTO
 from samforge.core.errors import FidelityError, SettingError
 from samforge.core.native import Report, error_of_item
 from samforge.core.recipe import Gates, Recipe
-from samforge.measure import (
-    SegmenterAccuracy,
-    check_cgf1,
-    check_predictions,
-    measure_segmenter,
-)
+from samforge.measure import SegmenterAccuracy, Verdict, check_verdict, measure_segmenter
+from samforge.measure.gates import require_cgf1, require_objects
+from samforge.measure.segmentation import AccuracyTally, asked_of_both
+from samforge.measure.sums import sums_from_tallies
+from samforge.measure.verdict import ANSWERED, verdict_from_sums
 from samforge.workflows.labelled_data import LabelledData, data_from_text
 from samforge.workflows.vocabulary import known_words
 from samforge.workflows.watching import Done, unseen
+
+MORE_DATA = (
+    "Give more data: --data scenes:1000, more pictures in the COCO file, or a larger --limit. A "
+    "recipe with weak_evidence = true in [gates] is content with less."
+)
+"""What to do where the evidence is weak."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,12 +50,16 @@ class BundleAccuracy:
     """Whether the others were compared with this one."""
     cgf1_drop: float | None = None
     """How far cgF1 fell against the reference; None for the reference itself, or without one."""
+    verdict: Verdict | None = None
+    """Every gate of the bundle's recipe with the interval of its figure, and what they rest on;
+    None of the reference, or where no gates were asked for."""
 
 
 def compare(
     bundles: Sequence[str | Path | Bundle],
     data: str | LabelledData = "scenes:1000",
     *,
+    gates: bool = False,
     device: str = AUTO,
     done: Done = unseen,
     report: Report | None = None,
@@ -64,6 +73,8 @@ def compare(
         bundles: Folders, or bundles that are open; the first says what is right.
         data: ``scenes:N``, ``coco:FILE.json``, or what ``data_from_text`` made of one. Gone through
             once for each bundle.
+        gates: Whether to hold each bundle to the gates of its own recipe: see ``verdict`` of the
+            rows, and :func:`failed_gates`.
         device: Where to run, as ``samforge.load`` takes it: ``auto`` runs each bundle on what it
             was built for.
         done: Called after each image.
@@ -81,22 +92,23 @@ def compare(
     for bundle in opened:
         require_words(bundle, data)
     answers: dict[tuple[int, int], Detections] = {}
-    first, *others = opened
-    if not others:
-        return (accuracy_of(first, data, device=device, done=done, report=report),)
-    rows = [accuracy_of(first, data, device=device, record=answers, done=done, report=report)]
-    rows += [
-        accuracy_of(
+    tallies = [AccuracyTally() for _ in opened]
+    rows: list[BundleAccuracy] = []
+    for bundle, tally in zip(opened, tallies, strict=True):
+        row = accuracy_of(
             bundle,
             data,
             device=device,
-            reference=rows[0],
-            answers=answers,
+            record=answers if len(opened) > 1 and not rows else None,
+            reference=rows[0] if rows else None,
+            answers=answers if rows else None,
             done=done,
             report=report,
+            tally=tally,
         )
-        for bundle in others
-    ]
+        if gates and rows:
+            row = replace(row, verdict=_verdict(bundle, row.precision, (tallies[0], tally)))
+        rows.append(row)
     return tuple(rows)
 
 
@@ -110,6 +122,7 @@ def accuracy_of(  # noqa: PLR0913  what is measured, against what, and who is to
     answers: Mapping[tuple[int, int], Detections] | None = None,
     done: Done = unseen,
     report: Report | None = None,
+    tally: AccuracyTally | None = None,
 ) -> BundleAccuracy:
     """Measure one bundle.
 
@@ -122,6 +135,7 @@ def accuracy_of(  # noqa: PLR0913  what is measured, against what, and who is to
         answers: What the reference answered.
         done: Called after each image.
         report: Takes images that cannot be measured.
+        tally: Takes each answer as it was counted.
     """
     manifest = bundle.manifest
     accuracy = measure_segmenter(
@@ -132,6 +146,7 @@ def accuracy_of(  # noqa: PLR0913  what is measured, against what, and who is to
         reference=answers,
         done=done,
         failed=report,
+        tally=tally,
     )
     return BundleAccuracy(
         bundle=bundle.root,
@@ -197,34 +212,55 @@ def require_reference(bundles: Sequence[Bundle]) -> None:
         )
 
 
-def failed_gates(bundles: Sequence[Bundle], rows: Sequence[BundleAccuracy]) -> tuple[str, ...]:
-    """Say which bundles do not hold the gates of their own recipes, or cannot be proven to.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GateCheck:
+    """Whether bundles hold their gates."""
+
+    failed: tuple[str, ...]
+    """Which do not, or cannot be proven to, and why."""
+    notes: tuple[str, ...]
+    """Which hold on evidence that their recipes call weak and enough."""
+
+
+def check_gates(bundles: Sequence[Bundle], rows: Sequence[BundleAccuracy]) -> GateCheck:
+    """Hold each bundle to the gates of its own recipe, at the worse end of each interval.
 
     Args:
         bundles: The reference, then those compared with it.
-        rows: What was measured of each.
+        rows: What ``compare(…, gates=True)`` measured of each.
     """
-    problems = []
+    failed, notes = [], []
     for bundle, row in zip(bundles[1:], rows[1:], strict=True):
-        gates = _gates(bundle)
-        for check in (_check_predictions, _check_cgf1):
-            try:
-                check(rows[0], row, gates)
-            except (FidelityError, SettingError) as error:
-                problems.append(f"{row.bundle}: {error}")
-    return tuple(problems)
+        try:
+            weak = _check(rows[0], row, _gates(bundle))
+        except (FidelityError, SettingError) as error:
+            failed.append(f"{row.bundle}: {error}")
+        else:
+            notes += [f"{row.bundle}: {note}" for note in weak]
+    return GateCheck(failed=tuple(failed), notes=tuple(notes))
 
 
-def _check_predictions(_: BundleAccuracy, row: BundleAccuracy, gates: Gates) -> None:
-    if row.accuracy.fidelity is None:
+def _check(reference: BundleAccuracy, row: BundleAccuracy, gates: Gates) -> tuple[str, ...]:
+    if row.accuracy.fidelity is None or row.verdict is None:
         raise SettingError(f"{row.bundle} shares no question with the reference.")
-    check_predictions(row.accuracy.fidelity, row.precision, gates)
+    require_objects(row.accuracy.fidelity, row.precision)
+    if reference.accuracy.cgf1 is not None:
+        require_cgf1(reference.accuracy.cgf1)
+    return check_verdict(row.verdict, row.precision, gates, advice=MORE_DATA)
 
 
-def _check_cgf1(reference: BundleAccuracy, row: BundleAccuracy, gates: Gates) -> None:
-    before, after = reference.accuracy.cgf1, row.accuracy.cgf1
-    if before is not None and after is not None:
-        check_cgf1(before, after, row.precision, gates)
+def _verdict(
+    bundle: Bundle, precision: str, tallies: tuple[AccuracyTally, AccuracyTally]
+) -> Verdict | None:
+    """Hold the gates to what both were asked; None where that is nothing."""
+    reference, measured = asked_of_both(*tallies)
+    if not measured.answered:
+        return None
+    sums = sums_from_tallies(reference, measured)
+    # Without a phrase among the questions nothing is known of cgF1, by whatever truth.
+    phrases = any(one.by_phrase for one in measured.answered)
+    names = [name for name in ANSWERED if phrases or not name.startswith("cgf1")]
+    return verdict_from_sums(sums, names, precision, _gates(bundle))
 
 
 def _gates(bundle: Bundle) -> Gates:

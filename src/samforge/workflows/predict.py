@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from samforge.formats import coco_dataset
 from samforge.media import read_image, write_png
 from samforge.runtime import EncodedImage, ObjectPrompt, Segmenter, Thresholds
 from samforge.workflows.inputs import COCO_SUFFIX, OVERLAY_SUFFIX, stems_for
+from samforge.workflows.scores import scores_of
 from samforge.workflows.watching import Done, unseen
 
 READABLE_PX = 640
@@ -52,6 +53,18 @@ class Prompts:
     """Whether clicks give three masks of an object, best first."""
     thresholds: Thresholds
     """What counts as found."""
+    own_thresholds: Mapping[str, float] = field(default_factory=dict)
+    """Phrases that detections have to score above another number for."""
+
+    def scores(self) -> float | tuple[float, ...]:
+        """What detections score above, of each phrase; of boxes alone there is one."""
+        if not self.text:
+            return self.thresholds.score
+        return scores_of(self.text, self.own_thresholds, self.thresholds.score)
+
+    def threshold_of(self, phrase: str) -> float:
+        """What detections of a phrase score above."""
+        return self.own_thresholds.get(phrase, self.thresholds.score)
 
     @property
     def finds(self) -> bool:
@@ -276,7 +289,7 @@ def _found(segmenter: Segmenter, rgb: RgbImage, prompts: Prompts, timings: Timin
             text=prompts.text or None,
             boxes_xyxy=prompts.boxes_xyxy or None,
             box_labels=prompts.box_labels or None,
-            threshold=prompts.thresholds.score,
+            threshold=prompts.scores(),
             mask_threshold=prompts.thresholds.mask,
             max_detections=prompts.thresholds.max_detections,
             timings=inner,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from array import array
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -18,8 +18,9 @@ from samforge.measure import StageLatency, latency_from_samples
 from samforge.media import VideoFrame, VideoInfo, VideoReader, VideoWriter
 from samforge.runtime import SegmentedFrame, Segmenter, Thresholds, follow_video, segment_video
 from samforge.runtime.prefetch import Prefetcher
-from samforge.runtime.tracking import PromptAt, TrackingSettings
+from samforge.runtime.tracking import PromptAt, TrackingSettings, rules_from_reference
 from samforge.workflows.interrupts import interrupts_held
+from samforge.workflows.scores import scores_of
 from samforge.workflows.watching import Done, unseen
 
 PACE_FRAMES = 15
@@ -52,12 +53,18 @@ class VideoPlan:
     """How objects are followed."""
     thresholds: Thresholds
     """What counts as found."""
+    own_thresholds: Mapping[str, float] = field(default_factory=dict)
+    """Phrases that detections have to score above another number for."""
     every: int = 1
     """Every Nth frame is kept, the others are left out."""
     max_frames: int | None = None
     """Most frames to segment."""
     title: str = ""
     """First words of the readout: ``onnxruntime int8``."""
+
+    def scores(self) -> tuple[float, ...]:
+        """What detections of each phrase score above."""
+        return scores_of(self.text, self.own_thresholds, self.thresholds.score)
 
     def expected(self, info: VideoInfo) -> int | None:
         """Frames that will come out, as far as the file says."""
@@ -175,14 +182,20 @@ def _stream(
 ) -> Prefetcher[Shot]:
     if not plan.follows:
         return segment_video(
-            segmenter, frames, text=plan.text, thresholds=plan.thresholds, isolate=True
+            segmenter,
+            frames,
+            text=plan.text,
+            thresholds=[replace(plan.thresholds, score=score) for score in plan.scores()],
+            isolate=True,
         )
+    rules = plan.tracking.rules or rules_from_reference(segmenter.tracker_parts().facts.reference)
+    rules = replace(rules, detection_score=plan.thresholds.score)
     return follow_video(
         segmenter,
         frames,
         text=plan.text or None,
         prompts=plan.prompts,
-        settings=plan.tracking,
+        settings=replace(plan.tracking, rules=rules),
         isolate=True,
     )
 

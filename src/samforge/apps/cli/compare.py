@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import astuple
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,7 +25,7 @@ from samforge.core.errors import FidelityError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from samforge.workflows.compare import BundleAccuracy, LeftOut
+    from samforge.workflows.compare import BundleAccuracy, GateCheck, LeftOut
 
 _COLUMNS = (
     "bundle",
@@ -47,6 +49,7 @@ _FIDELITY_COLUMNS = (
     "shift if\nabsent",
     "cgF1\ndrop",
 )
+_GATE_COLUMNS = ("gate", "figure", "from", "to", "limit", "holds")
 
 
 def compare(  # noqa: PLR0913, PLR0917  every argument is an option that a user types
@@ -96,11 +99,7 @@ def compare(  # noqa: PLR0913, PLR0917  every argument is an option that a user 
 
     A picture or an annotation that cannot be used is named at the end; the others count.
     """
-    from samforge.workflows.compare import (
-        Problems,
-        failed_gates,
-        require_reference,
-    )
+    from samforge.workflows.compare import GateCheck, Problems, check_gates, require_reference
     from samforge.workflows.compare import compare as compared
     from samforge.workflows.labelled_data import DataOptions, data_from_text
 
@@ -112,18 +111,19 @@ def compare(  # noqa: PLR0913, PLR0917  every argument is an option that a user 
     if gate:
         require_reference(opened)
     with progress_bar(source.name, source.count * len(opened), as_json=as_json) as done:
-        rows = compared(opened, source, device=device, done=done, report=problems)
-    failed = failed_gates(opened, rows) if gate else ()
+        rows = compared(opened, source, gates=gate, device=device, done=done, report=problems)
+    check = check_gates(opened, rows) if gate else GateCheck(failed=(), notes=())
     if as_json:
-        _print_json(source.name, seed, rows, failed if gate else None, problems.all)
+        _print_json(source.name, seed, rows, check if gate else None, problems.all)
     else:
         print_accuracy(rows, title=f"Accuracy on {source.name}")
         print_fidelity(rows)
+        _print_gates(rows, check.notes)
         _print_left_out(problems.all)
-    if failed and not as_json:
-        raise FidelityError("\n".join(failed))
-    if failed or problems.all:
-        raise typer.Exit(FidelityError.exit_code if failed else problems.all[0].exit_code)
+    if check.failed and not as_json:
+        raise FidelityError("\n".join(check.failed))
+    if check.failed or problems.all:
+        raise typer.Exit(FidelityError.exit_code if check.failed else problems.all[0].exit_code)
     if gate and not as_json:
         print_line(f"Every bundle holds its gates against {shown_path(rows[0].bundle)}.")
 
@@ -140,10 +140,11 @@ def _print_json(
     data: str,
     seed: int,
     rows: Sequence[BundleAccuracy],
-    failed: Sequence[str] | None,
+    check: GateCheck | None,
     left_out: Sequence[LeftOut],
 ) -> None:
     """Print the figures and, where gates were asked for, what failed: one object in any case."""
+    failed = () if check is None else check.failed
     payload: dict[str, object] = {
         "data": data,
         "seed": seed,
@@ -157,8 +158,8 @@ def _print_json(
             "message": first.message,
             "exit_code": first.exit_code,
         }
-    if failed is not None:
-        payload["failed_gates"] = failed
+    if check is not None:
+        payload |= {"failed_gates": failed, "notes": check.notes}
     if failed:
         payload["error"] = {
             "kind": FidelityError.__name__,
@@ -204,6 +205,33 @@ def print_fidelity(rows: Sequence[BundleAccuracy]) -> None:
     print_line(
         "mask IoU: of objects that both find; IoU of all: 0 for those that one of them misses."
     )
+
+
+def _print_gates(rows: Sequence[BundleAccuracy], notes: Sequence[str]) -> None:
+    """Print every gate with the interval of its figure; nothing where none was asked for."""
+    for row in rows:
+        if row.verdict is None:
+            continue
+        print_table(
+            f"Gates of {shown_path(row.bundle)}: {row.verdict.in_words()}",
+            _GATE_COLUMNS,
+            [
+                (
+                    one.gate,
+                    *_in_digits(*(_known(end) for end in astuple(one.interval))),
+                    f"{one.limit:g}",
+                    "yes" if one.held else "no",
+                )
+                for one in row.verdict.judged
+            ],
+            numbers=_GATE_COLUMNS[1:5],
+        )
+    for note in notes:
+        print_note(note)
+
+
+def _known(figure: float) -> float | None:
+    return None if math.isnan(figure) else figure
 
 
 def _figures(row: BundleAccuracy) -> tuple[str | None, ...]:

@@ -78,6 +78,14 @@ def predict(  # noqa: PLR0913  every argument is an option that a user types
     threshold: Annotated[
         float, typer.Option("--threshold", help="Keep what scores above this, 0 to 1.")
     ] = 0.5,
+    threshold_for: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--threshold-for",
+            metavar="PHRASE=NUMBER",
+            help="The same for one phrase: 'red circle=0.4'. Repeat it.",
+        ),
+    ] = None,
     mask_threshold: Annotated[
         float, typer.Option("--mask-threshold", help="Mask the pixels above this, 0 to 1.")
     ] = 0.5,
@@ -112,6 +120,7 @@ def predict(  # noqa: PLR0913  every argument is an option that a user types
     from samforge.core.own_folder import require_outside_bundles
     from samforge.runtime import Thresholds
     from samforge.workflows.predict import Prompts, box_from_text, failure_from, point_from_text
+    from samforge.workflows.scores import thresholds_from_texts
 
     positive, negative = box or [], negative_box or []
     on, beside = point or [], negative_point or []
@@ -124,6 +133,7 @@ def predict(  # noqa: PLR0913  every argument is an option that a user types
         object_boxes_xyxy=tuple(box_from_text(one) for one in object_box or ()),
         candidates=candidates,
         thresholds=Thresholds(score=threshold, mask=mask_threshold, max_detections=max_detections),
+        own_thresholds=thresholds_from_texts(threshold_for or (), text or ()),
     )
     require_outside_bundles(out, "--out")  # before a folder is made
     files, unusable = images_from_paths(images, out, recursive=recursive)
@@ -238,8 +248,8 @@ def _print_image(one: ImageResult, prompts: Prompts) -> None:
         print_line(f"{one.image} ({width} x {height}): nothing found.")
     if one.found["cut_off"]:
         print_line(f"  {one.found['cut_off']} more with lower scores were left out.")
-    for phrase, score in _misses(one, prompts.thresholds.score).items():
-        print_line(_hint(phrase, score, prompts.thresholds.score), style="yellow")
+    for phrase, score in _misses(one, prompts).items():
+        print_line(_hint(phrase, score, prompts), style="yellow")
 
 
 def box_text(box_xyxy: Sequence[float]) -> str:
@@ -250,7 +260,7 @@ def box_text(box_xyxy: Sequence[float]) -> str:
     return ", ".join(f"{edge:.{digits}f}" for edge in box_xyxy)
 
 
-def _misses(one: ImageResult, threshold: float) -> dict[str, float]:
+def _misses(one: ImageResult, prompts: Prompts) -> dict[str, float]:
     """Phrases that found nothing, with the best score each saw.
 
     One of which all was left out, for the better scores of others, did find something.
@@ -261,15 +271,19 @@ def _misses(one: ImageResult, threshold: float) -> dict[str, float]:
     return {
         phrase: score
         for phrase, score in scores
-        if phrase not in labels and not (left_out and score > threshold)
+        if phrase not in labels and not (left_out and score > prompts.threshold_of(phrase))
     }
 
 
-def _hint(phrase: str, score: float, threshold: float) -> str:
+def _hint(phrase: str, score: float, prompts: Prompts) -> str:
     """What to try when a phrase finds nothing."""
+    threshold = prompts.threshold_of(phrase)
     text = f"  '{phrase}': nothing above {threshold:g}; the best score is {score:.3f}."
     if score > HOPELESS:
-        return f"{text} To see it: --threshold {max(HOPELESS, int(score * 90) / 100):g}"
+        lower = f"{max(HOPELESS, int(score * 90) / 100):g}"
+        if phrase in prompts.own_thresholds:
+            return f"{text} To see it: --threshold-for '{phrase}={lower}'"
+        return f"{text} To see it: --threshold {lower}"
     return f"{text} The model sees nothing like it here."
 
 

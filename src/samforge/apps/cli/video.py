@@ -44,6 +44,14 @@ def video(  # noqa: PLR0913  every argument is an option that a user types
     threshold: Annotated[
         float, typer.Option("--threshold", help="Keep what scores above this, 0 to 1.")
     ] = 0.5,
+    threshold_for: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--threshold-for",
+            metavar="PHRASE=NUMBER",
+            help="The same for one phrase: 'red circle=0.4'. Repeat it.",
+        ),
+    ] = None,
     mask_threshold: Annotated[
         float, typer.Option("--mask-threshold", help="Mask the pixels above this, 0 to 1.")
     ] = 0.5,
@@ -137,6 +145,7 @@ def video(  # noqa: PLR0913  every argument is an option that a user types
     """
     from samforge.runtime import Thresholds
     from samforge.runtime.tracking import TrackingSettings
+    from samforge.workflows.scores import thresholds_from_texts
     from samforge.workflows.video import VideoPlan
 
     prompts = _prompts(point or [], negative_point or [], object_box or [], at)
@@ -149,6 +158,7 @@ def video(  # noqa: PLR0913  every argument is an option that a user types
         prompts=prompts,
         tracking=TrackingSettings(detect_every=detect_every, most_objects=max_objects),
         thresholds=Thresholds(score=threshold, mask=mask_threshold, max_detections=max_detections),
+        own_thresholds=thresholds_from_texts(threshold_for or (), text or ()),
         every=every,
         max_frames=max_frames,
     )
@@ -211,6 +221,7 @@ def _followed(plan: VideoPlan, bundle: samforge.Bundle, track: bool | None) -> V
     from dataclasses import replace
 
     from samforge.core.capabilities import TRACK
+    from samforge.runtime import Thresholds
 
     able = TRACK.among(bundle.manifest.parts)
     needs = [
@@ -231,7 +242,22 @@ def _followed(plan: VideoPlan, bundle: samforge.Bundle, track: bool | None) -> V
         )
     if needs and track is False:
         raise SettingError(f"{', '.join(needs)} follows objects. Leave --no-track out.")
-    return replace(plan, follows=able and track is not False)
+    follows = able and track is not False
+    idle = [
+        option
+        for option, given in (
+            ("--threshold-for", bool(plan.own_thresholds)),
+            ("--mask-threshold", plan.thresholds.mask != Thresholds().mask),
+            ("--max-detections", plan.thresholds.max_detections is not None),
+        )
+        if given and follows
+    ]
+    if idle:
+        raise SettingError(
+            f"{', '.join(idle)} is for frames that stand for themselves, and objects are followed "
+            "here. Leave it out (--max-objects limits objects), or add --no-track."
+        )
+    return replace(plan, follows=follows)
 
 
 def _phrases(text: list[str] | None, *, optional: bool) -> tuple[str, ...]:
