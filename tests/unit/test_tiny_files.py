@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import warnings
+from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer
 
+import samforge
 from samforge.core.errors import PromptWarning
-from samforge.models.tiny import CONFIG_PATH, TOKENIZER_PATH
+from samforge.models.tiny import CONFIG_PATH, TOKENIZER_PATH, TRACKER_WEIGHTS_PATH
 from samforge.models.tiny.scenes import COLOURS, SHAPES, vocabulary
 from samforge.runtime import PhraseTokenizer
 
@@ -31,6 +34,15 @@ def test_config_loads_and_the_model_has_about_seven_million_parameters() -> None
     assert config.image_size == 224
     assert config.text_config.max_position_embeddings == 32
     assert config.detr_decoder_config.num_queries == 24
+
+
+def test_the_package_stays_small_enough_for_its_wheel() -> None:
+    """24 MB in all; weights do not deflate, and text does, to a quarter or less."""
+    files = [path for path in Path(samforge.__file__).parent.rglob("*") if path.is_file()]
+    weights = sum(path.stat().st_size for path in files if path.suffix == ".safetensors")
+    others = [path for path in files if path.suffix not in {".safetensors", ".pyc"}]
+    assert TRACKER_WEIGHTS_PATH.stat().st_size <= 2.5e6
+    assert weights + sum(path.stat().st_size for path in others) / 4 < 24e6
 
 
 def test_detector_map_is_at_a_third_level_of_whole_cells() -> None:
@@ -103,3 +115,28 @@ def test_no_warning_speaks_of_an_article() -> None:
         reader.encode(["a red circle", "the star"])
     with pytest.warns(PromptWarning, match=r"does not know 'zebra' of the phrase 'The Zebra'"):
         reader.encode(["The Zebra"])
+
+
+def test_the_card_says_what_was_measured_of_the_tracker() -> None:
+    root = Path(__file__).resolve().parents[2]
+    result = json.loads((root / "benchmarks/results/tracking.json").read_text())
+    card = (Path(samforge.__file__).parent / "models/tiny/MODEL_CARD.md").read_text()
+    digest = hashlib.sha256(TRACKER_WEIGHTS_PATH.read_bytes()).hexdigest()
+    assert result["digest"] == digest, "figures are of these weights"
+    assert f"{result['clips']} held-out clips" in card
+    for name, row in (
+        ("clicks", "one click on the first frame"),
+        ("clicks, no memory", "the same with memories of zeros"),
+        ("text", "the phrase `object`"),
+    ):
+        one = result["figures"][name]
+        scores = " | ".join(
+            f"{one[key]:.3f}" for key in ("j_and_f", "j", "f", "j_where_present", "idf1")
+        )
+        assert f"| {row} | {one['objects']} | {scores} | {one['switches']} |" in card
+    for name, row in (
+        ("iou_after_clicks", "as given out"),
+        ("iou_after_clicks, holes kept", "holes kept"),
+    ):
+        means = " | ".join(f"{value:.3f}" for value in result["figures"][name])
+        assert f"| {row} | {means} |" in card

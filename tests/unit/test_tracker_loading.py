@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from samforge.core.errors import CheckpointError, CheckpointKeysError, SettingError
+from samforge.models import tiny
 from samforge.models.sam3.family import Sam3
 from samforge.models.sam3.loading import checkpoint_from_name
 from samforge.models.sam3.meta_names import MetaSource
@@ -43,9 +44,39 @@ def test_without_a_request_it_is_left_alone(video_folder: Path) -> None:
         part_from_checkpoint(found, "memory_encoder")
 
 
-def test_a_model_that_has_none() -> None:
-    with pytest.raises(CheckpointError, match="tiny has no tracker: it is the detector alone"):
-        checkpoint_from_name("tiny", tracker=True)
+def test_a_model_that_has_none(tmp_path: Path) -> None:
+    """The detector's files of the tiny model, in a folder of their own."""
+    for file in (tiny.CONFIG_PATH, tiny.TOKENIZER_PATH, tiny.WEIGHTS_PATH):
+        (tmp_path / file.name).symlink_to(file)
+    assert checkpoint_from_name(str(tmp_path)).tracker is None
+    with pytest.raises(CheckpointError, match="has no tracker: it is the detector alone"):
+        checkpoint_from_name(str(tmp_path), tracker=True)
+
+
+def test_the_tiny_model_has_one() -> None:
+    found = checkpoint_from_name("tiny", tracker=True)
+    assert found.tracker is not None
+    assert found.tracker.memory_attention_hidden_size == 64
+    stored = load_file(tiny.TRACKER_WEIGHTS_PATH)
+    detector = load_file(tiny.WEIGHTS_PATH)
+    assert not stored.keys() & detector.keys()
+    assert found.source.names() == stored.keys() | detector.keys()
+    assert all(name.startswith(("tracker_model.", "tracker_neck.")) for name in stored)
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
+    assert all(bool(tensor.isfinite().all()) for tensor in stored.values())
+    for name in ("vision", *TRACKER_PARTS):
+        part = part_from_checkpoint(found, name)
+        for source, place in part.origins.items():
+            wanted = (stored | detector).get(source)
+            if wanted is not None:
+                assert torch.equal(part.module.state_dict()[place], wanted.float()), source
+
+
+def test_the_tiny_detector_does_not_change_with_its_tracker() -> None:
+    alone = checkpoint_from_name("tiny")
+    assert alone.tracker is None
+    assert alone.source.names() == load_file(tiny.WEIGHTS_PATH).keys()
+    assert tiny.weights_digest() == f"sha256:{alone.source.digest().removeprefix('sha256:')}"
 
 
 def test_an_unknown_part(tracker_checkpoint: Make) -> None:

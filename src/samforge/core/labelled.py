@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,3 +35,19 @@ class LabelledImage:
     """(H, W, 3)."""
     questions: tuple[Question, ...]
     """In the order they are asked."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class LabelledClip:
+    """One clip of a video and the objects in it."""
+
+    name: str
+    """Says which one it is: ``clip 17``."""
+    images_rgb: tuple[RgbImage, ...]
+    """T frames (H, W, 3) of one size."""
+    masks: tuple[Mapping[int, npt.NDArray[np.bool_]], ...]
+    """T times the mask (H, W) of each object that is to be seen, by its number, which it keeps."""
+    phrase: str
+    """Names all objects that are to be found, and no other."""
+    shown: tuple[int, ...]
+    """Objects of the first frame that are worth being shown there by a click."""

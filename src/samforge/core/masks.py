@@ -160,8 +160,8 @@ class Masks:
             self._write(packed, mask)
         return masks
 
-    def iou(self, other: Masks) -> npt.NDArray[np.float64]:
-        """Overlap over union of every pair, (N, M); 0 where both masks are empty.
+    def overlap(self, other: Masks) -> npt.NDArray[np.int64]:
+        """Pixels that every pair shares, (N, M).
 
         Raises:
             ShapeError: The masks are of images of different sizes.
@@ -172,10 +172,19 @@ class Masks:
             )
         mine, theirs = tuple(self._crops()), tuple(other._crops())
         areas = [np.array([one.area for one in side], np.int64) for side in (mine, theirs)]
-        overlap = np.zeros((len(mine), len(theirs)), np.float64)
+        overlap = np.zeros((len(mine), len(theirs)), np.int64)
         for row, column in zip(*np.nonzero(np.multiply.outer(*areas)), strict=True):
             overlap[row, column] = mine[row].overlap(theirs[column])
-        union = areas[0][:, None] + areas[1][None] - overlap
+        return overlap
+
+    def iou(self, other: Masks) -> npt.NDArray[np.float64]:
+        """Overlap over union of every pair, (N, M); 0 where both masks are empty.
+
+        Raises:
+            ShapeError: The masks are of images of different sizes.
+        """
+        overlap = self.overlap(other)
+        union = self.areas[:, None] + other.areas[None] - overlap
         iou: npt.NDArray[np.float64] = overlap / np.maximum(union, 1)
         return iou
 

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from samforge.core.detections import Detections
 from samforge.core.errors import ShapeError
-
-Matrix = npt.NDArray[np.float64]
+from samforge.measure.tracks import compare_tracks as compare_clip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,21 +89,23 @@ def compare_tracks(
     Args:
         reference: Clip by clip, frame by frame, with ids.
         measured: Of the same frames.
+
+    Raises:
+        ShapeError: The numbers of frames differ, or the sizes of a frame.
+        SettingError: Detections have no ids.
     """
     best: list[float] = []
     extra: list[float] = []
     counts = [0, 0]
     births = ends = 0
     for wanted, found in zip(reference, measured, strict=True):
-        sides = _Side(wanted), _Side(found)
-        overlaps = _temporal_ious(*sides)
-        pairs = _paired(overlaps)
-        for side, one in enumerate(sides):
-            counts[side] += len(one.ids)
-        best += [overlaps[row, pairs[row]] if row in pairs else 0.0 for row in range(len(overlaps))]
-        extra += [0.0] * (len(sides[1].ids) - len(pairs))
-        births += sum(sides[0].first[a] == sides[1].first[b] for a, b in pairs.items())
-        ends += sum(sides[0].last[a] == sides[1].last[b] for a, b in pairs.items())
+        one = compare_clip(wanted, found)
+        counts[0] += one.tracks
+        counts[1] += len(one.pairs) + len(one.extra)
+        best += one.temporal_iou.values()
+        extra += [0.0] * len(one.extra)
+        births += one.born_alike
+        ends += one.ended_alike
     return TrackFidelity(
         tracks=counts[0],
         measured_tracks=counts[1],
@@ -115,51 +114,3 @@ def compare_tracks(
         births_alike=births,
         ends_alike=ends,
     )
-
-
-class _Side:
-    """The tracks of one run over a clip."""
-
-    def __init__(self, frames: Sequence[Detections]) -> None:
-        self.frames = frames
-        seen = [_ids(frame) for frame in frames]
-        self.ids = sorted({number for ids in seen for number in ids})
-        self.rows = {number: row for row, number in enumerate(self.ids)}
-        self.first = [next(t for t, ids in enumerate(seen) if one in ids) for one in self.ids]
-        self.last = [max(t for t, ids in enumerate(seen) if one in ids) for one in self.ids]
-
-
-def _ids(frame: Detections) -> list[int]:
-    if frame.ids is None:
-        raise ShapeError("Tracks are compared by their ids, and these detections have none.")
-    return [int(number) for number in frame.ids]
-
-
-def _temporal_ious(one: _Side, other: _Side) -> Matrix:
-    shared = np.zeros((len(one.ids), len(other.ids)))
-    areas = [np.zeros(len(side.ids)) for side in (one, other)]
-    for frame, frame_of_other in zip(one.frames, other.frames, strict=True):
-        flat: list[npt.NDArray[Any]] = []
-        rows: list[list[int]] = []
-        for side, found, area in zip((one, other), (frame, frame_of_other), areas, strict=True):
-            own = [side.rows[number] for number in _ids(found)]
-            pixels = found.masks.dense().reshape(len(found), -1).astype(np.float32)
-            area[own] += pixels.sum(axis=1)
-            flat.append(pixels)
-            rows.append(own)
-        shared[np.ix_(*rows)] += flat[0] @ flat[1].T
-    unions = areas[0][:, None] + areas[1][None] - shared
-    ious: Matrix = shared / np.maximum(unions, 1)
-    return ious
-
-
-def _paired(overlaps: Matrix) -> dict[int, int]:
-    """Row -> column; pairs that share nothing are none."""
-    from scipy.optimize import linear_sum_assignment
-
-    rows, columns = linear_sum_assignment(-overlaps)
-    return {
-        int(row): int(column)
-        for row, column in zip(rows, columns, strict=True)
-        if overlaps[row, column] > 0
-    }
