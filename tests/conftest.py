@@ -147,7 +147,7 @@ def tiny_bundle(one_thread: None, shared_folder: Path) -> samforge.Bundle:
 
 @pytest.fixture(scope="session")
 def tracked_bundle(one_thread: None, shared_folder: Path) -> samforge.Bundle:
-    """The tiny model with its tracker, as exported programs, built once: read it, never change it.
+    """The tiny model with its tracker, built once (minutes): read it, copy it, never change it.
 
     Without ``detector_boxes``: the parts that clicks, phrases and tracks need.
     """
@@ -156,9 +156,7 @@ def tracked_bundle(one_thread: None, shared_folder: Path) -> samforge.Bundle:
     return samforge.open_bundle(
         _once(
             shared_folder / "tracked",
-            lambda path: samforge.build(
-                "tiny", tracker=True, target="torch", parts=TRACK.parts, out=path, jobs=2
-            ),
+            lambda path: samforge.build("tiny", tracker=True, parts=TRACK.parts, out=path),
         )
     )
 

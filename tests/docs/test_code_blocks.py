@@ -35,7 +35,9 @@ NOT_RUN = {
 }
 """A line of each Python block that is compiled only, and why."""
 
-RUN = ("predict", "inspect build/tiny")
+TRACKED = "build/tracked"
+"""A bundle with a tracker, which takes minutes to build: pages that load it are slow."""
+RUN = ("predict build/tiny", "inspect build/tiny")
 """Beginnings of the commands that are cheap enough to run; the others are parsed.
 
 Those that build facebook/sam3 or a checkpoint of the reader's own could not run: the weights are
@@ -74,6 +76,10 @@ def _commands(block: Block) -> Iterator[str]:
             yield line.removeprefix("$ ").strip()
 
 
+def _loads_tracked(page: Path) -> bool:
+    return any(TRACKED in block.text for block in _blocks(page, "python"))
+
+
 COMMANDS = [
     pytest.param(command.removeprefix("samforge "), id=f"{block.place} {command}")
     for page in (*PAGES, CARD)
@@ -85,15 +91,11 @@ COMMANDS = [
 
 @pytest.fixture
 def workplace(
-    tiny_bundle: samforge.Bundle,
-    tracked_bundle: samforge.Bundle,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    tiny_bundle: samforge.Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
-    """A folder with what the pages speak of: ``build/tiny``, ``build/tracked``, ``scene.png``."""
+    """A folder with what the pages speak of: ``build/tiny`` and ``scene.png``."""
     (tmp_path / "build").mkdir()
     shutil.copytree(tiny_bundle.root, tmp_path / "build" / "tiny")  # verify writes into it
-    shutil.copytree(tracked_bundle.root, tmp_path / "build" / "tracked")
     write_png(tmp_path / "scene.png", draw_scene(11, split="demo").image)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -101,10 +103,17 @@ def workplace(
 
 @pytest.mark.parametrize(
     "page",
-    [page for page in PAGES if any(_blocks(page, "python"))],
+    [
+        pytest.param(page, marks=[pytest.mark.slow] * _loads_tracked(page))
+        for page in PAGES
+        if any(_blocks(page, "python"))
+    ],
     ids=lambda page: str(page.relative_to(ROOT)),
 )
-def test_python(page: Path, workplace: Path) -> None:
+def test_python(page: Path, workplace: Path, request: pytest.FixtureRequest) -> None:
+    if _loads_tracked(page):
+        tracked: samforge.Bundle = request.getfixturevalue("tracked_bundle")
+        shutil.copytree(tracked.root, workplace / TRACKED)
     names: dict[str, object] = {"__name__": "__main__"}
     (workplace / "scene.png").unlink()  # the pages draw it
     for block in _blocks(page, "python"):

@@ -13,15 +13,25 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from tests.golden.meta.conftest import EagerSession
+from tests.unit.conftest import FAKE_PARTS
 
 import samforge
 from samforge.apps import cli
+from samforge.core.capabilities import TRACK, TRACKER_PARTS
 from samforge.core.detections import Detections
 from samforge.core.errors import PromptError, SettingError
-from samforge.media import VideoWriter
+from samforge.core.session import PartSpec, TensorSpec
+from samforge.media import VideoWriter, read_image
 from samforge.models import tiny
-from samforge.runtime import ObjectPrompt, Segmenter
-from samforge.runtime.tracking import PromptAt
+from samforge.models.loading import model_from_name
+from samforge.runtime import (
+    ObjectPrompt,
+    PhraseTokenizer,
+    PromptAt,
+    Segmenter,
+    segmenter_from_sessions,
+)
 from samforge.steps.follow import innermost
 from samforge.workflows.predict import corrected
 
@@ -32,8 +42,28 @@ CLIP = tuple(tiny.draw_crossing(1, frames=6, split="demo"))
 
 
 @pytest.fixture(scope="module")
-def segmenter(tracked_bundle: samforge.Bundle) -> Segmenter:
-    return samforge.load(tracked_bundle)
+def segmenter(one_thread: None) -> Segmenter:
+    """The tiny model with its tracker, its parts as they stand."""
+    model = model_from_name("tiny", tracker=True)
+    text = model.text
+    assert text is not None
+    assert text.tokenizer is not None
+    sessions = {name: EagerSession(model.part(name)) for name in TRACK.parts}
+    tokenizer = PhraseTokenizer(text.tokenizer, text.context, text.eos_id)
+    return segmenter_from_sessions(sessions, model.image, tokenizer, read_image)
+
+
+@pytest.fixture
+def bundle(
+    fake_bundle: Callable[..., samforge.Bundle],
+    segmenter: Segmenter,
+    monkeypatch: pytest.MonkeyPatch,
+) -> samforge.Bundle:
+    """A bundle that says it has a tracker; what it is loaded as is the segmenter above."""
+    score = TensorSpec(name="score", dtype="float32", shape=("objects", 1))
+    more = [PartSpec(name=name, inputs=(score,), outputs=(score,)) for name in TRACKER_PARTS]
+    monkeypatch.setattr(samforge, "load", lambda *_, **__: segmenter)
+    return fake_bundle("tracked", parts=(*FAKE_PARTS, *more))
 
 
 @pytest.fixture
@@ -65,15 +95,19 @@ def iou(one: np.ndarray, other: np.ndarray) -> float:
     return float((one & other).sum() / (one | other).sum())
 
 
+@pytest.mark.slow
 def test_what_was_proven(tracked_bundle: samforge.Bundle) -> None:
-    """Builds with a tracker hold clicks and tracks to fp32's; here the two are one program."""
+    """Builds with a tracker hold clicks and tracks to those of the exported programs."""
     steps = {step.name: step for step in tracked_bundle.manifest.steps if step.part is None}
     follow = steps["follow"]
     assert set(follow.gates) == {"click_iou", "track_iou"}
     clicks, tracks = follow.fidelity
     assert clicks["clicks"] >= 16
-    assert clicks["click_iou"] == tracks["track_iou"] == 1
+    assert min(clicks["click_iou"], tracks["track_iou"]) > 0.999
     assert tracks["tracks"] == tracks["measured_tracks"] >= 8
+    with samforge.load(tracked_bundle) as loaded:
+        click = ObjectPrompt(points=[innermost(truth(2))])
+        assert iou(loaded.predict_objects(SCENE.image, click).masks[0], truth(2)) > 0.85
 
 
 def test_clicks_show_one_object_each(segmenter: Segmenter) -> None:
@@ -128,8 +162,8 @@ def test_a_phrase_then_a_click(segmenter: Segmenter) -> None:
     prompt = ObjectPrompt(points=[innermost(truth(1)), innermost(truth(2))], labels=[1, 0])
     one = corrected(segmenter, encoded, joined, prompt)
     assert one.labels == joined.labels
-    assert iou(one.masks[0], truth(1)) > 0.8
-    assert iou(both, truth(1)) < 0.7
+    assert iou(one.masks[0], truth(1)) > 0.85
+    assert iou(both, truth(1)) < 0.8
     untouched = corrected(segmenter, encoded, found, ObjectPrompt(points=[innermost(truth(4))]))
     changed = [
         row
@@ -166,8 +200,8 @@ def test_earlier_answers_of_others(segmenter: Segmenter) -> None:
         segmenter.predict_objects(SCENE.image[:100], click, earlier=found[[0]])
 
 
-def test_a_bundle_without_a_tracker_says_so(tiny_bundle: samforge.Bundle) -> None:
-    with samforge.load(tiny_bundle) as plain:
+def test_a_bundle_without_a_tracker_says_so(fake_bundle: Callable[..., samforge.Bundle]) -> None:
+    with samforge.load(fake_bundle()) as plain:
         with pytest.raises(SettingError, match=r"need the parts point_decoder.*--tracker"):
             plain.predict_objects(SCENE.image, ObjectPrompt(points=[[5, 5]]))
         with pytest.raises(SettingError, match=r"memory_attention.*--tracker"):
@@ -199,11 +233,11 @@ def predict(bundle: samforge.Bundle, *words: object) -> int:
 
 
 def test_clicks_on_the_command_line(
-    tracked_bundle: samforge.Bundle, image: Path, tmp_path: Path, capsys: Capture
+    bundle: samforge.Bundle, image: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     x, y = innermost(truth(2))
     out = tmp_path / "out"
-    assert predict(tracked_bundle, image, "--point", f"{x},{y}", "--out", out, "--json") == 0
+    assert predict(bundle, image, "--point", f"{x},{y}", "--out", out, "--json") == 0
     report = json.loads(capsys.readouterr().out)
     ((one,),) = [one["detections"] for one in report["images"]]
     assert one["label"] == "object 1"
@@ -214,7 +248,7 @@ def test_clicks_on_the_command_line(
     assert dot == (0, 158, 60)  # the click is drawn
     assert (
         predict(
-            tracked_bundle,
+            bundle,
             image,
             "--point",
             f"{x},{y}",
@@ -227,9 +261,9 @@ def test_clicks_on_the_command_line(
     )
     assert capsys.readouterr().out.count("object 1") == 3
     words = ("--text", "orange circle", "--point", f"{x},{y}", "--out", out, "--overwrite")
-    assert predict(tracked_bundle, image, *words, "--json") == 0
+    assert predict(bundle, image, *words, "--json") == 0
     (found,) = json.loads(capsys.readouterr().out)["images"]
-    assert found["count"] == 7
+    assert found["count"] >= 7
     assert {one["label"] for one in found["detections"]} == {"orange circle"}
 
 
@@ -244,14 +278,14 @@ def test_clicks_on_the_command_line(
     ],
 )
 def test_clicks_that_are_refused(
-    tracked_bundle: samforge.Bundle,
+    bundle: samforge.Bundle,
     image: Path,
     tmp_path: Path,
     capsys: Capture,
     words: tuple[str, ...],
     message: str,
 ) -> None:
-    assert predict(tracked_bundle, image, *words, "--out", tmp_path / "out") != 0
+    assert predict(bundle, image, *words, "--out", tmp_path / "out") != 0
     assert message in " ".join(capsys.readouterr().err.split())
 
 
@@ -260,7 +294,7 @@ def follow(bundle: samforge.Bundle, *words: object) -> int:
 
 
 def test_tracks_of_a_video(
-    tracked_bundle: samforge.Bundle, clip: Path, tmp_path: Path, capsys: Capture
+    bundle: samforge.Bundle, clip: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     first = CLIP[0]
     phrases = dict.fromkeys(
@@ -270,7 +304,7 @@ def test_tracks_of_a_video(
     files = {suffix: tmp_path / f"tracks{suffix}" for suffix in (".jsonl", ".txt", ".json")}
     tracks = [word for path in files.values() for word in ("--tracks", path)]
     out = tmp_path / "out.mp4"
-    assert follow(tracked_bundle, clip, "--out", out, *text, *tracks, "--json") == 0
+    assert follow(bundle, clip, "--out", out, *text, *tracks, "--json") == 0
     report = json.loads(capsys.readouterr().out)
     assert report["follows"] is True
     assert report["frames"] == len(CLIP)
@@ -300,12 +334,12 @@ def test_tracks_of_a_video(
 
 
 def test_an_object_of_a_video_by_a_click(
-    tracked_bundle: samforge.Bundle, clip: Path, tmp_path: Path, capsys: Capture
+    bundle: samforge.Bundle, clip: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     x, y = innermost(CLIP[2].instances == 1)
     out, lines = tmp_path / "out.mp4", tmp_path / "lines.jsonl"
     words = ("--point", f"{x},{y}", "--at", 2, "--tracks", lines)
-    assert follow(tracked_bundle, clip, "--out", out, *words) == 0
+    assert follow(bundle, clip, "--out", out, *words) == 0
     assert "1 object was followed" in capsys.readouterr().out
     frames = [json.loads(line)["objects"] for line in lines.read_text().splitlines()]
     assert [len(objects) for objects in frames] == [0, 0, 1, 1, 1, 1]
@@ -323,7 +357,7 @@ def test_an_object_of_a_video_by_a_click(
     ],
 )
 def test_videos_that_are_refused(
-    tracked_bundle: samforge.Bundle,
+    bundle: samforge.Bundle,
     clip: Path,
     tmp_path: Path,
     capsys: Capture,
@@ -331,7 +365,7 @@ def test_videos_that_are_refused(
     message: str,
 ) -> None:
     words = tuple(str(tmp_path / word) if word.startswith("t.") else word for word in words)
-    assert follow(tracked_bundle, clip, "--out", tmp_path / "out.mp4", *words) != 0
+    assert follow(bundle, clip, "--out", tmp_path / "out.mp4", *words) != 0
     assert message in " ".join(capsys.readouterr().err.split())
 
 

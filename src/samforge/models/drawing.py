@@ -73,6 +73,23 @@ def wide(rng: np.random.Generator, shape: tuple[int, ...], _: TokenIds) -> Array
     return np.float32(4) * rng.standard_normal(shape, dtype=np.float32)
 
 
+def rectangles(rng: np.random.Generator, shape: tuple[int, ...], _: TokenIds) -> Array:
+    """(N, 1, h, w) in float32: logits of a rectangle each, at a level of its own.
+
+    Behind them stand decisions, above 0 or not and which of several is the highest. Of noise some
+    cell always lies within rounding of one, and two right programs would differ there.
+    """
+    count, _one, height, width = shape
+    levels = 4 + np.arange(count, dtype=np.float32) / 8
+    logits = np.empty(shape, np.float32)
+    for number, level in enumerate(levels):
+        top, left = rng.integers(0, height // 2), rng.integers(0, width // 2)
+        bottom, right = rng.integers(height // 2, height) + 1, rng.integers(width // 2, width) + 1
+        logits[number] = -level
+        logits[number, 0, top:bottom, left:right] = level
+    return logits
+
+
 def coin(rng: np.random.Generator, shape: tuple[int, ...], _: TokenIds) -> Array:
     """True and false in equal shares."""
     return rng.random(shape) < 0.5

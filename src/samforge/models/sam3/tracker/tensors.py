@@ -110,7 +110,7 @@ def tracker_tensors(
         ),
         conditioned=(Input(spec=conditioned, draw=drawing.normal),),
         masks=(
-            Input(spec=logits, draw=drawing.wide),
+            Input(spec=logits, draw=drawing.rectangles),
             Input(spec=score, draw=drawing.normal),
             Input(spec=_of("bool", "from_prompt", objects), draw=drawing.coin),
         ),
