@@ -85,7 +85,8 @@ def rectangles(rng: np.random.Generator, shape: tuple[int, ...], _: TokenIds) ->
     for number, level in enumerate(levels):
         top, left = rng.integers(0, height // 2), rng.integers(0, width // 2)
         bottom, right = rng.integers(height // 2, height) + 1, rng.integers(width // 2, width) + 1
-        logits[number] = -level
+        # Not as far below 0 as above: halfway between two cells lies no 0, nor at any other step.
+        logits[number] = -0.618 * level
         logits[number, 0, top:bottom, left:right] = level
     return logits
 
