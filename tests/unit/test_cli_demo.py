@@ -116,7 +116,7 @@ def test_a_bundle_is_taken_over_only_if_it_is_what_would_be_built(
             f"It was built by samforge {samforge.__version__}, this is 9.9.",
         )
     with monkeypatch.context() as patch:
-        patch.setattr(tiny, "weights_digest", lambda: "sha256:other")
+        patch.setattr(tiny, "weights_digest", lambda **_: "sha256:other")
         if not recipe.random_weights:
             assert finished_bundle(bundle_copy, recipe)[1] == "It was built from other weights."
     with monkeypatch.context() as patch:

@@ -10,67 +10,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samforge.core.reference import META
 from samforge.core.session import DeviceSession
 from samforge.runtime.device.session import placed, run
-from samforge.runtime.encoded import EncodedImage
-from samforge.runtime.tracking.host_parts import Detect, Encode, check_parts, facts_from_sessions
-from samforge.runtime.tracking.parts import TRACKING_PARTS, Array, FoundInFrame, TrackerFacts
+from samforge.runtime.tracking.host_parts import PartsOfSessions
+from samforge.runtime.tracking.parts import Array
 
 Here = Callable[[], AbstractContextManager[None]]
 """Enters the device, one thread at a time."""
 
 
-class DeviceTrackerParts:
-    """:class:`TrackerParts` over sessions that take tensors where they are."""
+class DeviceTrackerParts(PartsOfSessions):
+    """Sessions that take tensors where they are, all on one device."""
 
-    def __init__(  # noqa: PLR0913  # each is a choice of its own
-        self,
-        sessions: Mapping[str, DeviceSession],
-        *,
-        here: Here,
-        encode: Encode,
-        detect: Detect,
-        image_size: int,
-        digest: str,
-        reference: str = META,
-        needs: Sequence[str] = TRACKING_PARTS,
-    ) -> None:
+    def __init__(self, sessions: Mapping[str, DeviceSession], *, here: Here, **more: Any) -> None:
         """Use what runs the parts.
 
         Args:
-            sessions: By name, at least those of ``needs``, all on one device.
-            here: Enters that device.
-            encode: Takes a frame to its features.
-            detect: Finds phrases in it.
-            image_size: Side of the square that frames are squashed to, pixels.
-            digest: Of the bundle.
-            reference: Whose tracker the parts compute.
-            needs: Parts that are going to be run.
-
-        Raises:
-            SettingError: A part is missing.
+            sessions: By name.
+            here: Enters their device.
+            more: See :class:`PartsOfSessions`.
         """
-        check_parts(sessions, needs)
-        self._sessions = dict(sessions)
-        self._here, self._encode, self._detect = here, encode, detect
-        self._facts = facts_from_sessions(sessions, image_size, digest, reference)
-        self._device = sessions[needs[0]].device
-
-    @property
-    def facts(self) -> TrackerFacts:
-        """Sizes, limits, and which bundle this is."""
-        return self._facts
-
-    def encode(self, image: Any) -> EncodedImage:
-        """Run the vision part on one frame."""
-        return self._encode(image)
-
-    def detect(
-        self, encoded: EncodedImage, phrases: tuple[str, ...], thresholds: Sequence[float]
-    ) -> FoundInFrame:
-        """Find what all phrases name in a frame."""
-        return self._detect(encoded, phrases, thresholds)
+        super().__init__(sessions, **more)
+        self._sessions, self._here = dict(sessions), here
+        self._device = next(iter(sessions.values())).device
 
     def run(self, part: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Run a part; arrays of the host go up, tensors stay where they are."""

@@ -23,8 +23,8 @@ _MEMORY_SCALE = 4
 """Masks that memories are made of are so many times finer than those that decoders give."""
 
 
-class HostTrackerParts:
-    """:class:`TrackerParts` over a dictionary of sessions."""
+class PartsOfSessions:
+    """What all :class:`TrackerParts` over a dictionary of sessions share."""
 
     def __init__(  # noqa: PLR0913  # each is a choice of its own
         self,
@@ -35,7 +35,6 @@ class HostTrackerParts:
         image_size: int,
         digest: str,
         reference: str = META,
-        rounds: bool = True,
         needs: Sequence[str] = TRACKING_PARTS,
     ) -> None:
         """Use what runs the parts.
@@ -47,15 +46,13 @@ class HostTrackerParts:
             image_size: Side of the square that frames are squashed to, pixels.
             digest: Of the bundle.
             reference: Whose tracker the parts compute.
-            rounds: Whether memories are kept as bfloat16, as Meta keeps them, in half the room.
             needs: Parts that are going to be run.
 
         Raises:
             SettingError: A part is missing.
         """
         check_parts(sessions, needs)
-        self._sessions = dict(sessions)
-        self._encode, self._detect, self._rounds = encode, detect, rounds
+        self._encode, self._detect = encode, detect
         self._facts = facts_from_sessions(sessions, image_size, digest, reference)
 
     @property
@@ -72,6 +69,23 @@ class HostTrackerParts:
     ) -> FoundInFrame:
         """Find what all phrases name in a frame."""
         return self._detect(encoded, phrases, thresholds)
+
+
+class HostTrackerParts(PartsOfSessions):
+    """Sessions that take and give arrays of the host."""
+
+    def __init__(
+        self, sessions: Mapping[str, Session], *, rounds: bool = True, **more: Any
+    ) -> None:
+        """Use what runs the parts.
+
+        Args:
+            sessions: By name.
+            rounds: Whether memories are kept as bfloat16, as Meta keeps them, in half the room.
+            more: See :class:`PartsOfSessions`.
+        """
+        super().__init__(sessions, **more)
+        self._sessions, self._rounds = dict(sessions), rounds
 
     def run(self, part: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Run a part."""

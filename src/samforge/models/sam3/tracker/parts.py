@@ -13,7 +13,7 @@ from transformers.models.sam3_tracker_video.configuration_sam3_tracker_video imp
 )
 
 from samforge.core import capabilities
-from samforge.core.axes import MEMORIES, OBJECTS, POINTERS, POINTS
+from samforge.core.axes import MEMORIES, OBJECTS, POINTERS, POINTS, Axis
 from samforge.core.errors import SettingError
 from samforge.core.reference import META
 from samforge.core.session import TensorSpec
@@ -196,82 +196,66 @@ def _encoder(builder: _Builder, steps: tuple[str, ...]) -> memory.MemoryEncoder:
     )
 
 
-def _built(
+def _definition(  # the columns of the table below
+    name: str,
     make: Callable[[_Builder], nn.Module],
-) -> Callable[[Sam3Checkpoint, dict[str, Tensor]], nn.Module]:
-    return lambda checkpoint, loaded: make(_Builder(checkpoint=checkpoint, loaded=loaded))
-
-
-def _inputs(
-    choose: Callable[[TrackerTensors], tuple[Input, ...]],
-) -> Callable[[Sam3Tensors], tuple[Input, ...]]:
-    return lambda tensors: choose(tensors.of_tracker())
-
-
-def _outputs(
-    choose: Callable[[TrackerTensors], tuple[TensorSpec, ...]],
-) -> Callable[[Sam3Tensors], tuple[TensorSpec, ...]]:
-    return lambda tensors: choose(tensors.of_tracker())
-
-
-def _encoder_definition(
-    name: str, make: Callable[[_Builder], nn.Module]
+    inputs: Callable[[TrackerTensors], tuple[Input, ...]],
+    outputs: Callable[[TrackerTensors], tuple[TensorSpec, ...]],
+    axes: tuple[Axis, ...],
+    serves: capabilities.Capability = capabilities.TRACK,
 ) -> PartDef[Sam3Checkpoint, Sam3Tensors]:
+    """A part of the tracker: none of them is quantized, or lowered below half."""
     return PartDef(
         name=name,
-        build=_built(make),
-        inputs=_inputs(lambda own: own.features + own.masks),
-        outputs=_outputs(lambda own: (own.memory,)),
-        axes=(OBJECTS,),
-        serves=capabilities.TRACK,
+        build=lambda checkpoint, loaded: make(_Builder(checkpoint=checkpoint, loaded=loaded)),
+        inputs=lambda tensors: inputs(tensors.of_tracker()),
+        outputs=lambda tensors: outputs(tensors.of_tracker()),
+        axes=axes,
+        serves=serves,
         stays_half=True,
         quantizes=False,
     )
 
 
 DEFINITIONS: tuple[PartDef[Sam3Checkpoint, Sam3Tensors], ...] = (
-    PartDef(
-        name=capabilities.POINT_DECODER,
-        build=_built(_point_decoder),
-        inputs=_inputs(lambda own: own.features + own.fine + own.clicks),
-        outputs=_outputs(lambda own: (*own.candidates, own.score)),
-        axes=(OBJECTS, POINTS),
-        serves=capabilities.POINTS,
-        stays_half=True,
-        quantizes=False,
+    _definition(
+        capabilities.POINT_DECODER,
+        _point_decoder,
+        lambda own: own.features + own.fine + own.clicks,
+        lambda own: (*own.candidates, own.score),
+        (OBJECTS, POINTS),
+        capabilities.POINTS,
     ),
-    PartDef(
-        name=capabilities.MASK_PROMPT,
-        build=_built(_mask_prompt),
-        inputs=_inputs(lambda own: own.features + own.fine + own.given),
-        outputs=_outputs(lambda own: (own.pointer, own.score)),
-        axes=(OBJECTS,),
-        serves=capabilities.TRACK,
-        stays_half=True,
-        quantizes=False,
+    _definition(
+        capabilities.MASK_PROMPT,
+        _mask_prompt,
+        lambda own: own.features + own.fine + own.given,
+        lambda own: (own.pointer, own.score),
+        (OBJECTS,),
     ),
-    PartDef(
-        name=capabilities.MEMORY_ATTENTION,
-        build=_built(_memory_attention),
-        inputs=_inputs(lambda own: own.features + own.remembered),
-        outputs=_outputs(lambda own: specs_of(own.conditioned)),
-        axes=(OBJECTS, MEMORIES, POINTERS),
-        serves=capabilities.TRACK,
-        stays_half=True,
-        quantizes=False,
+    _definition(
+        capabilities.MEMORY_ATTENTION,
+        _memory_attention,
+        lambda own: own.features + own.remembered,
+        lambda own: specs_of(own.conditioned),
+        (OBJECTS, MEMORIES, POINTERS),
     ),
-    PartDef(
-        name=capabilities.TRACKING_DECODER,
-        build=_built(_tracking_decoder),
-        inputs=_inputs(lambda own: own.conditioned + own.fine),
-        outputs=_outputs(lambda own: (own.logits, own.iou, own.pointer, own.score)),
-        axes=(OBJECTS,),
-        serves=capabilities.TRACK,
-        stays_half=True,
-        quantizes=False,
+    _definition(
+        capabilities.TRACKING_DECODER,
+        _tracking_decoder,
+        lambda own: own.conditioned + own.fine,
+        lambda own: (own.logits, own.iou, own.pointer, own.score),
+        (OBJECTS,),
     ),
-    _encoder_definition(capabilities.MEMORY_ENCODER, _memory_encoder),
-    _encoder_definition(capabilities.MEMORY_ENCODER_TEXT, _memory_encoder_text),
+    *(
+        _definition(
+            name, make, lambda own: own.features + own.masks, lambda own: (own.memory,), (OBJECTS,)
+        )
+        for name, make in (
+            (capabilities.MEMORY_ENCODER, _memory_encoder),
+            (capabilities.MEMORY_ENCODER_TEXT, _memory_encoder_text),
+        )
+    ),
 )
 """Every part of the tracker but ``vision``, which the detector shares. The two memory encoders
 differ in how they enlarge masks, by who asks: points and masks, or text."""
