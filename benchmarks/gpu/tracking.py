@@ -25,7 +25,7 @@ from bundle import through_the_host
 import samforge
 import samforge.runtime.device  # before loading is timed
 from samforge.core.images import RgbImage
-from samforge.measure.following import compare_clicks, compare_tracks
+from samforge.measure.tracker_fidelity import compare_clicks, compare_clips
 from samforge.models.tiny import draw_crossing, draw_scene
 from samforge.runtime import ObjectPrompt, Segmenter
 from samforge.runtime.tracking import PromptAt
@@ -72,7 +72,7 @@ def compare(device: Segmenter, host: Segmenter, results: Results) -> bool:
         frames = [scene.image for scene in clip]
         for side, segmenter in zip(both, (host, device), strict=True):
             side.append(tracks(segmenter, frames, tuple(named)))
-    found = compare_tracks(*both)
+    found = compare_clips(*both)
     results.add("tracks", found.tracks)
     results.add("tracks of the device", found.measured_tracks)
     results.add("smallest temporal IoU with the host's", found.track_iou)

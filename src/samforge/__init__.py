@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from samforge.workflows.mesh_files import compare_mesh_files
     from samforge.workflows.predict import Prompts, predict_files
     from samforge.workflows.verify import verify
-    from samforge.workflows.video import VideoPlan, segment_video_file
+    from samforge.workflows.video import segment_video_file
+    from samforge.workflows.video_plan import VideoPlan
 
 _HOMES = {
     "Bundle": "samforge.core.bundle",
@@ -51,7 +52,7 @@ _HOMES = {
     "SamforgeWarning": "samforge.core.errors",
     "Segmenter": "samforge.runtime",
     "TrackingSettings": "samforge.runtime",
-    "VideoPlan": "samforge.workflows.video",
+    "VideoPlan": "samforge.workflows.video_plan",
     "VideoSession": "samforge.runtime",
     "bench": "samforge.workflows.bench",
     "build": "samforge.pipeline",

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.golden.meta.conftest import EagerSession
 
 from samforge.core.capabilities import TEXT, TRACKER_PARTS
 from samforge.core.images import ImageSpec
@@ -19,6 +18,7 @@ from samforge.measure.clips import ClipFigures, SharedFrames, measure_clip, summ
 from samforge.measure.tracks import compare_tracks
 from samforge.media import read_image
 from samforge.models import tiny
+from samforge.models.eager import EagerSession
 from samforge.models.tiny.crossing import draw_crossing
 from samforge.models.tiny.held_out_clips import SHOWN, labelled_clips
 from samforge.runtime import ObjectPrompt, PhraseTokenizer, Segmenter, segmenter_from_sessions

@@ -17,7 +17,7 @@ from samforge.core.errors import PromptError
 from samforge.core.masks import Masks
 from samforge.runtime import RawDetections, Thresholds, detections_from_raw
 from samforge.runtime.prompts import exemplars_from_boxes
-from samforge.workflows.predict import box_from_text
+from samforge.workflows.pointing import box_from_text
 
 WIDE = (48, 64)
 CLIPPED: dict[str, tuple[list[float], list[float]]] = {

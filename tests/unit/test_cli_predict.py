@@ -22,8 +22,8 @@ from samforge.core.errors import PromptError, SettingError
 from samforge.measure.accuracy import match_masks
 from samforge.models import tiny
 from samforge.workflows.inputs import images_from_paths, stems_for
-from samforge.workflows.predict import box_from_text
-from samforge.workflows.scores import thresholds_from_texts
+from samforge.workflows.pointing import box_from_text
+from samforge.workflows.thresholds import thresholds_from_texts
 
 Capture = pytest.CaptureFixture[str]
 Snapshot = Callable[[Path], dict[str, bytes]]

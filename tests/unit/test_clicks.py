@@ -12,27 +12,24 @@ from typing import Any
 
 import numpy as np
 import pytest
+from benchmarks._eager import eager_segmenter
 from PIL import Image
-from tests.golden.meta.conftest import EagerSession
 from tests.unit.conftest import FAKE_PARTS
 
 import samforge
 from samforge.apps import cli
-from samforge.core.capabilities import TRACK, TRACKER_PARTS
+from samforge.core.capabilities import TRACKER_PARTS
 from samforge.core.detections import Detections
 from samforge.core.errors import PromptError, SettingError
 from samforge.core.session import PartSpec, TensorSpec
-from samforge.media import VideoWriter, read_image
+from samforge.measure.clicking import first_click
+from samforge.media import VideoWriter
 from samforge.models import tiny
-from samforge.models.loading import model_from_name
 from samforge.runtime import (
     ObjectPrompt,
-    PhraseTokenizer,
     PromptAt,
     Segmenter,
-    segmenter_from_sessions,
 )
-from samforge.steps.follow import innermost
 from samforge.workflows.predict import corrected
 
 Capture = pytest.CaptureFixture[str]
@@ -44,13 +41,7 @@ CLIP = tuple(tiny.draw_crossing(1, frames=6, split="demo"))
 @pytest.fixture(scope="module")
 def segmenter(one_thread: None) -> Segmenter:
     """The tiny model with its tracker, its parts as they stand."""
-    model = model_from_name("tiny", tracker=True)
-    text = model.text
-    assert text is not None
-    assert text.tokenizer is not None
-    sessions = {name: EagerSession(model.part(name)) for name in TRACK.parts}
-    tokenizer = PhraseTokenizer(text.tokenizer, text.context, text.eos_id)
-    return segmenter_from_sessions(sessions, model.image, tokenizer, read_image)
+    return eager_segmenter()
 
 
 @pytest.fixture
@@ -106,14 +97,14 @@ def test_what_was_proven(tracked_bundle: samforge.Bundle) -> None:
     assert min(clicks["click_iou"], tracks["track_iou"]) > 0.999
     assert tracks["tracks"] == tracks["measured_tracks"] >= 8
     with samforge.load(tracked_bundle) as loaded:
-        click = ObjectPrompt(points=[innermost(truth(2))])
+        click = ObjectPrompt(points=[first_click(truth(2))])
         assert iou(loaded.predict_objects(SCENE.image, click).masks[0], truth(2)) > 0.85
 
 
 def test_clicks_show_one_object_each(segmenter: Segmenter) -> None:
     encoded = segmenter.encode(SCENE.image)
     numbers = range(1, int(SCENE.instances.max()) + 1)
-    prompts = [ObjectPrompt(points=[innermost(truth(number))]) for number in numbers]
+    prompts = [ObjectPrompt(points=[first_click(truth(number))]) for number in numbers]
     found = segmenter.predict_objects(encoded, prompts)
     assert found.labels == tuple(f"object {number}" for number in numbers)
     ious = [iou(mask, truth(number)) for mask, number in zip(found.masks, numbers, strict=True)]
@@ -126,7 +117,7 @@ def test_clicks_show_one_object_each(segmenter: Segmenter) -> None:
 
 
 def test_three_candidates_are_in_order(segmenter: Segmenter) -> None:
-    prompts = [ObjectPrompt(points=[innermost(truth(number))]) for number in (1, 2)]
+    prompts = [ObjectPrompt(points=[first_click(truth(number))]) for number in (1, 2)]
     found = segmenter.predict_objects(SCENE.image, prompts, candidates=True)
     assert found.labels == ("object 1",) * 3 + ("object 2",) * 3
     for row in (0, 3):
@@ -142,9 +133,9 @@ def test_boxes_and_refinement(segmenter: Segmenter) -> None:
     box = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
     by_box = segmenter.predict_objects(encoded, ObjectPrompt(box_xyxy=box))
     assert iou(by_box.masks[0], mask) > 0.85
-    first = segmenter.predict_objects(encoded, ObjectPrompt(points=[innermost(mask)]))
+    first = segmenter.predict_objects(encoded, ObjectPrompt(points=[first_click(mask)]))
     again = segmenter.predict_objects(
-        encoded, ObjectPrompt(points=[innermost(mask)]), earlier=first
+        encoded, ObjectPrompt(points=[first_click(mask)]), earlier=first
     )
     assert iou(again.masks[0], mask) > 0.8
 
@@ -159,12 +150,12 @@ def test_a_phrase_then_a_click(segmenter: Segmenter) -> None:
         masks=both[None],  # type: ignore[arg-type]  # packed by the constructor
         boxes_xyxy=np.float32([[0, 0, 224, 224]]),
     )
-    prompt = ObjectPrompt(points=[innermost(truth(1)), innermost(truth(2))], labels=[1, 0])
+    prompt = ObjectPrompt(points=[first_click(truth(1)), first_click(truth(2))], labels=[1, 0])
     one = corrected(segmenter, encoded, joined, prompt)
     assert one.labels == joined.labels
     assert iou(one.masks[0], truth(1)) > 0.85
     assert iou(both, truth(1)) < 0.8
-    untouched = corrected(segmenter, encoded, found, ObjectPrompt(points=[innermost(truth(4))]))
+    untouched = corrected(segmenter, encoded, found, ObjectPrompt(points=[first_click(truth(4))]))
     changed = [
         row
         for row in range(len(found))
@@ -213,7 +204,7 @@ def test_objects_keep_their_ids(segmenter: Segmenter) -> None:
     first = CLIP[0]
     seen = [n for n in range(1, int(first.instances.max()) + 1) if (first.instances == n).any()][:2]
     prompts = [
-        PromptAt(frame=0, prompt=ObjectPrompt(points=[innermost(first.instances == number)]))
+        PromptAt(frame=0, prompt=ObjectPrompt(points=[first_click(first.instances == number)]))
         for number in seen
     ]
     shown = list(segmenter.track_video(frames, prompts=prompts))
@@ -235,7 +226,7 @@ def predict(bundle: samforge.Bundle, *words: object) -> int:
 def test_clicks_on_the_command_line(
     bundle: samforge.Bundle, image: Path, tmp_path: Path, capsys: Capture
 ) -> None:
-    x, y = innermost(truth(2))
+    x, y = first_click(truth(2))
     out = tmp_path / "out"
     assert predict(bundle, image, "--point", f"{x},{y}", "--out", out, "--json") == 0
     report = json.loads(capsys.readouterr().out)
@@ -336,14 +327,20 @@ def test_tracks_of_a_video(
 def test_an_object_of_a_video_by_a_click(
     bundle: samforge.Bundle, clip: Path, tmp_path: Path, capsys: Capture
 ) -> None:
-    x, y = innermost(CLIP[2].instances == 1)
+    x, y = first_click(CLIP[2].instances == 1)
     out, lines = tmp_path / "out.mp4", tmp_path / "lines.jsonl"
-    words = ("--point", f"{x},{y}", "--at", 2, "--tracks", lines)
+    coco = tmp_path / "coco.json"
+    words = ("--point", f"{x},{y}", "--at", 2, "--tracks", lines, "--coco", coco)
     assert follow(bundle, clip, "--out", out, *words) == 0
     assert "1 object was followed" in capsys.readouterr().out
     frames = [json.loads(line)["objects"] for line in lines.read_text().splitlines()]
     assert [len(objects) for objects in frames] == [0, 0, 1, 1, 1, 1]
     assert {one["id"] for objects in frames for one in objects} == {0}
+    written = json.loads(coco.read_text())
+    assert [one["name"] for one in written["categories"]] == ["object 1"]
+    assert [(one["image_id"], one["track_id"]) for one in written["annotations"]] == [
+        (number, 0) for number in (3, 4, 5, 6)
+    ]
 
 
 @pytest.mark.parametrize(

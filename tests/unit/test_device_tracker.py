@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from samforge.core.session import Array, TensorFormat, Tensors, checked_tensors
+from samforge.core.session import TensorFormat
 from samforge.media import read_image
 from samforge.models import tiny
+from samforge.models.eager import EagerSession
 from samforge.models.loading import model_from_name
-from samforge.models.part import Part
 from samforge.runtime import ObjectPrompt, PhraseTokenizer, Segmenter
 from samforge.runtime.device import DeviceExecutor
 from samforge.runtime.device.tracker import DeviceTrackerParts
@@ -25,22 +25,14 @@ from samforge.runtime.tracking.host_parts import HostTrackerParts
 CLIP = tuple(tiny.draw_crossing(3, frames=4, split="demo"))
 
 
-class Eager:
-    """A part behind the door of a session, and of a device session on the processor."""
+class OnDevice(EagerSession):
+    """The same on tensors of a device, which is the processor."""
 
-    runtime, processor, device, captures = "torch", "CPU", "cpu", False
+    device, captures = "cpu", False
 
-    def __init__(self, part: Part) -> None:
-        self.part, self.spec = part, part.spec
-        self.formats = {one.name: TensorFormat(dtype=one.dtype) for one in part.spec.inputs}
-
-    def close(self) -> None:
-        pass
-
-    def run(self, tensors: Tensors) -> dict[str, Array]:
-        given = checked_tensors(self.spec, tensors)
-        found = self.part({name: torch.from_numpy(array) for name, array in given.items()})
-        return {name: tensor.numpy() for name, tensor in found.items()}
+    @property
+    def formats(self) -> dict[str, TensorFormat]:
+        return {one.name: TensorFormat(dtype=one.dtype) for one in self.spec.inputs}
 
     def run_on_device(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return dict(self.part(tensors))
@@ -51,7 +43,7 @@ def both(one_thread: None) -> tuple[Segmenter, Segmenter]:
     """The tiny model with its tracker, on the host and on a device."""
     model = model_from_name("tiny", tracker=True)
     names = [name for name in model.default_parts if name != "detector_boxes"]
-    sessions = {name: Eager(model.part(name)) for name in names}
+    sessions = {name: OnDevice(model.part(name)) for name in names}
     text = model.text
     assert text is not None
     assert text.tokenizer is not None

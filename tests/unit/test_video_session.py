@@ -13,12 +13,12 @@ from samforge.core.errors import FidelityError, InputError, PromptError, Setting
 from samforge.runtime.tracking import (
     META,
     TRANSFORMERS,
-    HostTrackerParts,
     ObjectPrompt,
     PromptAt,
     TrackingSettings,
     VideoFrame,
     VideoSession,
+    facts_from_sessions,
     track_video,
 )
 
@@ -566,7 +566,7 @@ def test_parts_that_take_few_pointers_get_the_newest(most: int | None) -> None:
 
 def test_tracking_needs_its_parts() -> None:
     with pytest.raises(SettingError, match=r"point_decoder, mask_prompt, .* are missing"):
-        HostTrackerParts({}, encode=abs, detect=abs, image_size=224, digest="")
+        facts_from_sessions({}, image_size=224, digest="")
 
 
 def test_rules_beyond_the_parts_are_refused() -> None:

@@ -187,8 +187,9 @@ class Detections:
         Returns:
             One dictionary a detection: ``image_id``, ``category_id``, ``category_name``,
             ``segmentation`` (RLE: ``size`` is height, width; ``counts`` is text), ``bbox`` (left,
-            top, width, height, pixels), ``area`` (pixels), ``score``, ``iscrowd`` 0. A data set
-            made of several images has to add its own ``id``. The format:
+            top, width, height, pixels), ``area`` (pixels), ``score``, ``iscrowd`` 0, and
+            ``track_id`` of objects of a video. A data set made of several images has to add its
+            own ``id``. The format:
             https://cocodataset.org/#format-results.
 
         Raises:
@@ -212,6 +213,7 @@ class Detections:
                 "score": float(self.scores[i]),
                 "iscrowd": 0,
             }
+            | ({} if self.ids is None else {"track_id": int(self.ids[i])})
             for i, (label, (left, top, right, bottom)) in enumerate(
                 zip(self.labels, self.boxes_xyxy.tolist(), strict=True)
             )

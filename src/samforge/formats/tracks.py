@@ -8,7 +8,6 @@ kept in memory: some hundred bytes for an object and frame.
 from __future__ import annotations
 
 import json
-import secrets
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any, Protocol
 
 from samforge.core.detections import Detections
 from samforge.core.errors import SettingError
-from samforge.core.files import output_errors
+from samforge.formats._growing import GrowingFile
 
 JSON_LINES, MOT, YOUTUBE_VIS = ".jsonl", ".txt", ".json"
 TRACK_SUFFIXES = (JSON_LINES, MOT, YOUTUBE_VIS)
@@ -25,10 +24,6 @@ TRACK_SUFFIXES = (JSON_LINES, MOT, YOUTUBE_VIS)
 
 class _Form(Protocol):
     """One kind of file."""
-
-    def begin(self) -> str:
-        """What comes first."""
-        ...
 
     def frame(self, index: int, seconds: Fraction, found: Detections) -> str:
         """What a frame adds."""
@@ -64,11 +59,7 @@ class TrackWriter:
                 f"Tracks are written as {JSON_LINES} (JSON lines), {MOT} (MOTChallenge) or "
                 f"{YOUTUBE_VIS} (YouTube-VIS), got {path.name}."
             )
-        self._path, self._form = path, forms[suffix](video)
-        self._temporary = path.absolute().with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-        with output_errors(path):
-            self._file = self._temporary.open("x", encoding="utf-8")
-            self._file.write(self._form.begin())
+        self._form, self._file = forms[suffix](video), GrowingFile(path)
 
     def add(self, index: int, seconds: Fraction, found: Detections) -> None:
         """Append a frame.
@@ -84,8 +75,7 @@ class TrackWriter:
         """
         if found.ids is None:
             raise SettingError("Tracks are of objects with ids, and these detections have none.")
-        with output_errors(self._path):
-            self._file.write(self._form.frame(index, seconds, found))
+        self._file.write(self._form.frame(index, seconds, found))
 
     def finish(self) -> Path:
         """Finish the file and put it under its name.
@@ -93,30 +83,19 @@ class TrackWriter:
         Raises:
             OutputError: The disk is full.
         """
-        with output_errors(self._path):
-            self._file.write(self._form.end())
-            self._file.close()
-            self._temporary.replace(self._path)
-        return self._path
+        self._file.write(self._form.end())
+        return self._file.finish()
 
     def discard(self) -> None:
         """Give up: nothing is left behind."""
-        self._temporary.unlink(missing_ok=True)
-        try:
-            self._file.close()
-        except OSError:
-            return  # what could not be written belonged to a file that is gone
+        self._file.discard()
 
 
 class JsonLines:
     """One line a frame: number, seconds, size, and its objects with ids and runs."""
 
     def __init__(self, video: Path) -> None:
-        self._video = video
-
-    def begin(self) -> str:
-        """Nothing: every line is a frame."""
-        return ""
+        """Lines name no video."""
 
     def frame(self, index: int, seconds: Fraction, found: Detections) -> str:
         """A line."""
@@ -152,11 +131,7 @@ class Mot:
     """
 
     def __init__(self, video: Path) -> None:
-        self._video = video
-
-    def begin(self) -> str:
-        """Nothing: there is no head."""
-        return ""
+        """Lines name no video."""
 
     def frame(self, index: int, seconds: Fraction, found: Detections) -> str:  # noqa: ARG002
         """A line for each object."""
@@ -184,10 +159,6 @@ class YoutubeVis:
         self._size: tuple[int, int] = (0, 0)
         self._categories: dict[str, int] = {}
         self._tracks: dict[int, dict[str, Any]] = {}
-
-    def begin(self) -> str:
-        """Nothing yet: a track is whole at the end."""
-        return ""
 
     def frame(self, index: int, seconds: Fraction, found: Detections) -> str:  # noqa: ARG002
         """Remember the objects."""

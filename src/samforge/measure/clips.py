@@ -18,11 +18,12 @@ from samforge.measure.identities import (
 from samforge.measure.overlaps import Frame, frame_overlaps
 from samforge.measure.regions import ObjectScore, object_scores
 from samforge.runtime.tracking import ObjectPrompt, PromptAt, track_video
+from samforge.runtime.tracking.around import AroundParts
 
 if TYPE_CHECKING:
     from samforge.core.labelled import LabelledClip
     from samforge.runtime import EncodedImage, Segmenter
-    from samforge.runtime.tracking import FoundInFrame, TrackerFacts, TrackerParts
+    from samforge.runtime.tracking import TrackerParts
 
 CLICKS = 3
 """On each object of a first frame."""
@@ -153,44 +154,7 @@ def summed_clips(clips: Iterable[ClipFigures]) -> ClipFigures:
     )
 
 
-class _PassedOn:
-    """:class:`TrackerParts` over others."""
-
-    def __init__(self, parts: TrackerParts) -> None:
-        self._parts = parts
-
-    @property
-    def facts(self) -> TrackerFacts:
-        return self._parts.facts
-
-    def encode(self, image: Any) -> EncodedImage:
-        return self._parts.encode(image)
-
-    def detect(
-        self, encoded: EncodedImage, phrases: tuple[str, ...], thresholds: Sequence[float]
-    ) -> FoundInFrame:
-        return self._parts.detect(encoded, phrases, thresholds)
-
-    def run(self, part: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        return self._parts.run(part, inputs)
-
-    def to_host(self, array: Any) -> Any:
-        return self._parts.to_host(array)
-
-    def keep(self, memory: Any) -> list[Any]:
-        return self._parts.keep(memory)
-
-    def recall(self, kept: Sequence[Sequence[Any]]) -> Any:
-        return self._parts.recall(kept)
-
-    def saved(self, kept: Any) -> Any:
-        return self._parts.saved(kept)
-
-    def restored(self, array: Any) -> Any:
-        return self._parts.restored(array)
-
-
-class SharedFrames(_PassedOn):
+class SharedFrames(AroundParts):
     """Parts that encode each frame of a clip once, for several sessions.
 
     Images are told apart by where they lie in memory: keep them as long as this.
@@ -207,7 +171,7 @@ class SharedFrames(_PassedOn):
         return self._encoded[id(image)]
 
 
-class EmptiedMemory(_PassedOn):
+class EmptiedMemory(AroundParts):
     """Parts to which memories and pointers are zeros: what a tracker does that remembers nothing.
 
     Without this control a detector, or a mask that stays where it was, may pass for memory.

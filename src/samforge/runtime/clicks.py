@@ -20,21 +20,17 @@ from samforge.core.masks import Masks
 from samforge.core.reference import META
 from samforge.runtime._resize import crop_above
 from samforge.runtime.postprocess import mask_limit, refuse_nan, sigmoid
+from samforge.runtime.prompts import PADDING
+from samforge.runtime.tracking.calls import FED
 from samforge.runtime.tracking.masks import without_holes
-from samforge.runtime.tracking.parts import TrackerFacts, TrackerParts
+from samforge.runtime.tracking.parts import FRAME_FEATURES, TrackerFacts, TrackerParts
 from samforge.runtime.tracking.prompts import ObjectPrompt, points_of
 from samforge.runtime.tracking.resize import resampled
 
-PADDING = -10
-"""Label of a place that has no part in anything."""
-FED = np.float32(32)
-"""Logits of an earlier mask are fed back within this range."""
 GIVEN = np.float32(10)
 """Logit of a mask that is given, as in Meta's session of a video."""
 HOLE_AREA, HOLE_LOGIT = 256, np.float32(10)
 """Holes of up to so many cells are filled before a mask is enlarged, as Meta's predictor does."""
-CANDIDATES = 3
-"""Masks that a doubtful prompt can mean."""
 
 Floats = npt.NDArray[np.float32]
 
@@ -80,7 +76,7 @@ def clicked(  # noqa: PLR0913  # all of a question
         rows = slice(start, start + parts.facts.most_objects)
         asked = prompts[rows]
         inputs = _inputs(asked, size_hw, parts.facts, None if earlier is None else earlier[rows])
-        maps = {name: features[name] for name in ("tracker_features", "high_res_0", "high_res_1")}
+        maps = {name: features[name] for name in FRAME_FEATURES}
         out = parts.run(POINT_DECODER, maps | inputs)
         logits, ious = parts.to_host(out["mask_logits"]), parts.to_host(out["iou"])
         for row, one in enumerate(asked):

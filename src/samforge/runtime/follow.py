@@ -16,10 +16,10 @@ from samforge.core.timing import Timings
 from samforge.runtime.prefetch import Prefetcher
 from samforge.runtime.segmenter import Segmenter
 from samforge.runtime.stream import AnyFrame, SegmentedFrame, pixels_of, timed_frames
+from samforge.runtime.tracking.around import TimedParts
 from samforge.runtime.tracking.drawn import VideoFrame
 from samforge.runtime.tracking.session import VideoSession
 from samforge.runtime.tracking.settings import TrackingSettings
-from samforge.runtime.tracking.timed import TimedParts
 from samforge.runtime.tracking.video import PromptAt, check_reached, stepped
 
 

@@ -23,7 +23,7 @@ from samforge.runtime.preprocess import image_bchw_from_rgb
 from samforge.runtime.question import Question
 from samforge.runtime.text_cache import TextEncoder
 from samforge.runtime.tokenize import PhraseTokenizer
-from samforge.runtime.tracking.host_parts import HostTrackerParts
+from samforge.runtime.tracking.host_parts import HostTrackerParts, facts_from_sessions
 from samforge.runtime.tracking.parts import FoundInFrame, FoundOfPhrase, found_in_frame
 
 _MOST_IMAGES = 8
@@ -142,14 +142,18 @@ class HostExecutor:
 
     def tracker(self, needs: Sequence[str], digest: str) -> HostTrackerParts:
         """What runs the tracker's parts."""
-        return HostTrackerParts(
+        facts = facts_from_sessions(
             self._sessions,
-            encode=lambda image: self.encode(self.take(image, own=False, timings=None), None),
-            detect=self._look,
+            needs,
             image_size=self._image.size,
             digest=digest,
             reference=self._reference,
-            needs=needs,
+        )
+        return HostTrackerParts(
+            self._sessions,
+            facts,
+            encode=lambda image: self.encode(self.take(image, own=False, timings=None), None),
+            detect=self._look,
         )
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ from samforge.core.boxes import rounding_px
 from samforge.core.errors import PromptError
 
 PADDING = -10
-"""Label of a box that is there only to fill the row."""
+"""Label of a box, or of a point, that is there only to fill the row."""
 VISUAL = "visual"
 """The phrase SAM 3 was trained with when boxes alone say what to find."""
 

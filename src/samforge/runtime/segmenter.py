@@ -11,9 +11,10 @@ import numpy.typing as npt
 
 from samforge.core.capabilities import BOXES, POINTS, TRACKER_PARTS
 from samforge.core.detections import Detections
-from samforge.core.errors import InputError, OutOfMemory, PromptError, SettingError, ShapeError
+from samforge.core.errors import PromptError, SettingError, ShapeError
 from samforge.core.images import ImageSource
 from samforge.core.timing import Timings
+from samforge.runtime.batches import batched, numbered, pipelined
 from samforge.runtime.clicks import clicked
 from samforge.runtime.encoded import EncodedImage, Ready, TakenImage
 from samforge.runtime.executor import Executor
@@ -189,7 +190,7 @@ class Segmenter:
                     f"Boxes go with one image, got a list of {len(image)}. "
                     "Call predict for each image."
                 )
-            return list(self._pipelined(self._batches(image, timings), question, timings))
+            return self._listed(image, question, timings)
         ready = self._ready(image, timings)
         if boxes_xyxy is not None:
             question = Question(
@@ -436,68 +437,27 @@ class Segmenter:
             )
         return image
 
-    def _batches(self, images: Sequence[Any], timings: Timings | None) -> Iterator[list[Ready]]:
-        """Neighbours that go in one call: as many as pay, all of them encoded or none."""
-        group: list[Ready] = []
-        for index, image in enumerate(images):
-            try:
-                ready = self._ready(image, timings)
-            except InputError as error:
-                raise type(error)(f"Image {index} of the list: {error}") from error
-            kind = isinstance(ready, EncodedImage)
-            full = len(group) == self._executor.most_images
-            if group and (full or isinstance(group[0], EncodedImage) != kind):
-                yield group
-                group = []
-            group.append(ready)
-        if group:
-            yield group
-
-    def _pipelined(
-        self, groups: Iterable[list[Ready]], question: Question, timings: Timings | None
-    ) -> Iterator[Detections]:
-        """Start each group before the last one's results are waited for, where that helps."""
-        running: Any = None
+    def _while_open(self, groups: Iterable[list[Ready]]) -> Iterator[list[Ready]]:
         for group in groups:
             self._require_open()
-            before, running = (
-                running,
-                self._executor.start(group, question, timings, alone=not self._executor.overlaps),
-            )
-            if before is not None:
-                yield from self._executor.finish(before)
-            if not self._executor.overlaps:
-                yield from self._executor.finish(running)
-                running = None
-        if running is not None:
-            yield from self._executor.finish(running)
+            yield group
+
+    def _listed(
+        self, images: Sequence[Any], question: Question, timings: Timings | None
+    ) -> list[Detections]:
+        ready = numbered(images, lambda image: self._ready(image, timings), "list")
+        groups = self._while_open(batched(ready, self._executor.most_images))
+        return list(pipelined(self._executor, groups, question, timings))
 
     def _streamed(
         self, images: Iterable[ImageSource], question: Question, batch: int
     ) -> Iterator[Detections]:
-        groups = _groups(self._taken(images), batch)
+        own = not isinstance(images, (list, tuple))
+        take = self._executor.take
+        taken = numbered(images, lambda image: take(image, own=own, timings=None), "stream")
+        groups = batched(taken, batch)
         if self._executor.overlaps:
-            yield from self._pipelined(groups, question, None)
+            yield from pipelined(self._executor, self._while_open(groups), question, None)
             return
         with Prefetcher(groups, ahead=1, name="read") as ahead:
-            yield from self._pipelined(ahead, question, None)
-
-    def _taken(self, images: Iterable[ImageSource]) -> Iterator[Ready]:
-        """Take each image over before the next is asked for: it may come in the same memory."""
-        own = not isinstance(images, (list, tuple))
-        for index, image in enumerate(images):
-            try:
-                yield self._executor.take(image, own=own, timings=None)
-            except (InputError, OutOfMemory) as error:
-                raise type(error)(f"Image {index} of the stream: {error}") from error
-
-
-def _groups(images: Iterable[Ready], size: int) -> Iterator[list[Ready]]:
-    group: list[Ready] = []
-    for image in images:
-        group.append(image)
-        if len(group) == size:
-            yield group
-            group = []
-    if group:
-        yield group
+            yield from pipelined(self._executor, self._while_open(ahead), question, None)

@@ -9,7 +9,6 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from samforge.backends import backend_from_name
 from samforge.core.capabilities import TRACK
@@ -18,8 +17,9 @@ from samforge.core.errors import FidelityError
 from samforge.core.files import atomic_write_json
 from samforge.core.images import RgbImage
 from samforge.measure import limit_of
-from samforge.measure.following import compare_clicks, compare_tracks
+from samforge.measure.clicking import first_click
 from samforge.measure.gates import within
+from samforge.measure.tracker_fidelity import compare_clicks, compare_clips
 from samforge.models import tiny
 from samforge.runtime import ObjectPrompt, Segmenter
 from samforge.runtime.tracking import PromptAt
@@ -27,7 +27,7 @@ from samforge.steps.calibrate import float_sessions, segmenter_of
 from samforge.steps.context import SMALL_IMAGE, BuildContext, StepOutput
 from samforge.steps.images import verification_images
 from samforge.steps.phrases import knows_scenes
-from samforge.steps.rounds import Sessions, built_sessions
+from samforge.steps.rounds import Sessions, built_sessions, takes_weak_evidence
 
 REPORT = "report/tracking.json"
 """The figures; written before the gates are asked."""
@@ -44,9 +44,11 @@ MOST_FOLLOWED = 3
 PAN = 0.75
 """Side of the window that moves over a picture, where no clips can be drawn, as a share."""
 RANDOM = "Weights are random: what is clicked on and followed has no meaning and was not compared."
+LEAST = {"clicks": 8, "tracks": 4}
+"""Least evidence: a figure of less says nothing."""
 NOT_RUN = (
-    "Clicks and tracks were not compared: there is no device here that can run the bundle. Run "
-    "samforge verify where it will be used."
+    "Clicks and tracks were not compared: there is no device here that can run the bundle, and "
+    "samforge verify asks about phrases and boxes alone."
 )
 
 
@@ -92,10 +94,11 @@ def follow_bundle(context: BuildContext) -> StepOutput:
     figures: dict[str, Any] = {"clicks": asdict(clicks)}
     measured = {"click_iou": clicks.click_iou}
     if questions.clips:
-        tracks = compare_tracks(wanted.followed, found.followed)
+        tracks = compare_clips(wanted.followed, found.followed)
         figures["tracks"] = asdict(tracks)
         measured["track_iou"] = tracks.track_iou
     atomic_write_json(context.path(REPORT), figures)
+    notes = _weak(context, figures)
     gates = {}
     for gate, value in measured.items():
         limit = limit_of(gate, context.recipe.precision, context.recipe.gates)
@@ -105,7 +108,29 @@ def follow_bundle(context: BuildContext) -> StepOutput:
                 f"{limit:g} ({_in_words(figures)}). Nothing was published."
             )
         gates[gate] = limit
-    return StepOutput(outputs=(REPORT,), figures=tuple(figures.values()), gates=gates)
+    return StepOutput(outputs=(REPORT,), figures=tuple(figures.values()), gates=gates, notes=notes)
+
+
+def _weak(context: BuildContext, figures: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
+    """A note where there is little evidence and the recipe takes it.
+
+    Raises:
+        FidelityError: There is, and it does not.
+    """
+    lacking = [
+        f"{figures[name][name]} {name} of {least}"
+        for name, least in LEAST.items()
+        if name in figures and figures[name][name] < least
+    ]
+    if not lacking:
+        return ()
+    told = f"Weak evidence for clicks and tracks: {', '.join(lacking)} at least."
+    if takes_weak_evidence(context):
+        return (told,)
+    raise FidelityError(
+        f"{told} Nothing was published. Give more pictures (--calibration, --samples) with what "
+        "the phrases name; --weak-evidence publishes all the same and says so in the bundle."
+    )
 
 
 def _in_words(figures: Mapping[str, Mapping[str, Any]]) -> str:
@@ -177,18 +202,8 @@ def _clicks_on(
     places = [(width / 2, height / 2)]
     if phrases:
         found = segmenter.predict(rgb, text=list(phrases), max_detections=most)
-        places = [innermost(mask) for mask in found.masks if mask.any()] or places
+        places = [first_click(mask) for mask in found.masks if mask.any()] or places
     return tuple(ObjectPrompt(points=[place]) for place in places)
-
-
-def innermost(mask: npt.NDArray[np.bool_]) -> tuple[float, float]:
-    """X and y of the pixel that is farthest from the edge of a mask, where people click."""
-    from scipy import ndimage
-
-    inside = np.pad(mask, 1)
-    depth = ndimage.distance_transform_edt(inside)
-    row, column = np.unravel_index(int(depth.argmax()), inside.shape)
-    return float(column) - 0.5, float(row) - 0.5
 
 
 def _clips(context: BuildContext) -> Iterator[tuple[tuple[RgbImage, ...], tuple[str, ...]]]:

@@ -50,7 +50,13 @@ from samforge.steps.images import (
 )
 from samforge.steps.phrases import knows_scenes, more_phrases, tokenizer_of
 from samforge.steps.pictures import FOLDER, Answers, write_pictures
-from samforge.steps.rounds import Both, Sessions, ask_both, built_sessions
+from samforge.steps.rounds import (
+    Both,
+    Sessions,
+    ask_both,
+    built_sessions,
+    takes_weak_evidence,
+)
 
 REPORT = "report/verification.json"
 """What was compared, and the figures; written before the gates are asked."""
@@ -290,9 +296,7 @@ def check_verified(context: BuildContext, verified: Verified) -> tuple[str, ...]
         FidelityError: A gate does not hold, or nobody can tell.
     """
     precision, gates = context.recipe.precision, context.recipe.gates
-    if precision == "fp32" and context.recipe.calibration.source is None:
-        # Tensors were compared already, and a model of another field finds nothing in drawn scenes.
-        gates = replace(gates, weak_evidence=True)
+    gates = replace(gates, weak_evidence=takes_weak_evidence(context))
     odd = failed_odd(verified.odd, precision, gates)
     return check_verdict(verified.verdict, precision, gates, also=odd)
 

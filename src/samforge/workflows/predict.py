@@ -22,14 +22,12 @@ from samforge.formats import coco_dataset
 from samforge.media import read_image, write_png
 from samforge.runtime import EncodedImage, ObjectPrompt, Segmenter, Thresholds
 from samforge.workflows.inputs import COCO_SUFFIX, OVERLAY_SUFFIX, stems_for
-from samforge.workflows.scores import scores_of
+from samforge.workflows.pointing import Box, Pointing
+from samforge.workflows.thresholds import scores_of
 from samforge.workflows.watching import Done, unseen
 
 READABLE_PX = 640
 """Overlays of smaller images are enlarged to about this side, so that the tags are readable."""
-
-Box = tuple[float, float, float, float]
-Point = tuple[float, float]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,13 +40,9 @@ class Prompts:
     """Exemplar boxes, pixels."""
     box_labels: tuple[int, ...] = ()
     """1 (find this) or 0 (leave this out) for each box."""
-    points_xy: tuple[Point, ...] = ()
-    """Clicks, pixels: on the one object to segment or, beside phrases or exemplar boxes, on the one
-    of what they find that is corrected."""
-    point_labels: tuple[int, ...] = ()
-    """1 (on the object) or 0 (beside it) for each click."""
-    object_boxes_xyxy: tuple[Box, ...] = ()
-    """Boxes around objects to segment, pixels: an object each."""
+    pointing: Pointing = Pointing()  # noqa: RUF009  # frozen
+    """Objects to segment or, beside phrases or exemplar boxes, clicks on the one of what they find
+    that is corrected."""
     candidates: bool = False
     """Whether clicks give three masks of an object, best first."""
     thresholds: Thresholds
@@ -71,33 +65,19 @@ class Prompts:
         """Whether phrases or exemplar boxes are looked for."""
         return bool(self.text or self.boxes_xyxy)
 
-    @property
-    def clicks(self) -> bool:
-        """Whether objects are shown by clicks or boxes of their own."""
-        return bool(self.points_xy or self.object_boxes_xyxy)
-
     def __post_init__(self) -> None:
-        if not self.finds and not self.clicks:
+        if not self.finds and not self.pointing:
             raise PromptError(
                 "There is nothing to find. Give --text 'red circle', --box 'x1,y1,x2,y2' or "
                 "--point 'x,y'."
             )
-        if self.finds and (self.object_boxes_xyxy or self.candidates):
+        if self.finds and (self.pointing.boxes_xyxy or self.candidates):
             raise PromptError(
                 "With --text or --box, points correct what was found; --object-box and "
                 "--candidates are for objects that nothing else finds. Leave one of them out."
             )
-        if self.points_xy and len(self.object_boxes_xyxy) > 1:
-            raise PromptError(
-                f"Points belong to one object, and there are {len(self.object_boxes_xyxy)} object "
-                "boxes. Run predict once for each object, or leave the points out."
-            )
-        shown = self.finds or self.object_boxes_xyxy or 1 in self.point_labels
-        if self.points_xy and not shown:
-            raise PromptError(
-                "All points say what is not the object. Add --point 'x,y' on it, or an "
-                "--object-box around it."
-            )
+        if not self.finds:
+            self.pointing.objects()  # refuses what shows none
         if self.boxes_xyxy and len(set(self.text)) > 1:
             raise PromptError(
                 f"Boxes go with one phrase, got {len(self.text)}: {', '.join(self.text)}. "
@@ -161,37 +141,6 @@ class Predictions:
     """Sum of the stages."""
 
 
-def box_from_text(text: str) -> Box:
-    """Read a box as the command line takes it: ``10,20,90,120``.
-
-    Raises:
-        PromptError: It is not four numbers.
-    """
-    try:
-        left, top, right, bottom = (float(word) for word in text.split(","))
-    except ValueError as error:
-        raise PromptError(
-            f"A box is four numbers, left,top,right,bottom in pixels, got {text!r}. "
-            "Write it like --box 10,20,90,120."
-        ) from error
-    return left, top, right, bottom
-
-
-def point_from_text(text: str) -> Point:
-    """Read a point as the command line takes it: ``10,20``.
-
-    Raises:
-        PromptError: It is not two numbers.
-    """
-    try:
-        x, y = (float(word) for word in text.split(","))
-    except ValueError as error:
-        raise PromptError(
-            f"A point is two numbers, x,y in pixels, got {text!r}. Write it like --point 10,20."
-        ) from error
-    return x, y
-
-
 def failure_from(path: Path, error: Exception) -> Failure:
     """Keep what went wrong with one image for later."""
     told = error_of_item(error)
@@ -251,10 +200,11 @@ def _predict_file(
     found = _found(segmenter, rgb, prompts, timings)
     with timings.stage("save"):
         picture = overlay_of(rgb, found, prompts.boxes_xyxy, prompts.box_labels)
-        if prompts.clicks:
-            boxes = prompts.object_boxes_xyxy
+        if prompts.pointing:
+            shown = prompts.pointing
             picture = draw_clicks(
-                picture, prompts.points_xy, prompts.point_labels, boxes, size_hw=found.size_hw
+                *(picture, shown.points_xy, shown.point_labels, shown.boxes_xyxy),
+                size_hw=found.size_hw,
             )
         picture_path = write_png(base.with_name(base.name + OVERLAY_SUFFIX), picture)
         coco_path = base.with_name(base.name + COCO_SUFFIX)
@@ -273,13 +223,13 @@ def _found(segmenter: Segmenter, rgb: RgbImage, prompts: Prompts, timings: Timin
     """What phrases and exemplars find, corrected by clicks; or what clicks show."""
     inner = Timings()
     image: RgbImage | EncodedImage = rgb
-    if prompts.clicks:  # asked twice or more: encoded once
+    if prompts.pointing:  # asked twice or more: encoded once
         image = segmenter.encode(rgb, timings=inner)
     if not prompts.finds:
         with timings.stage("clicks"):
             found = segmenter.predict_objects(
                 image,
-                _objects(prompts),
+                prompts.pointing.objects(),
                 candidates=prompts.candidates,
                 mask_threshold=prompts.thresholds.mask,
             )
@@ -294,13 +244,15 @@ def _found(segmenter: Segmenter, rgb: RgbImage, prompts: Prompts, timings: Timin
             max_detections=prompts.thresholds.max_detections,
             timings=inner,
         )
-        if prompts.clicks:
+        if prompts.pointing:
             with timings.stage("clicks"):
                 found = corrected(
                     segmenter,
                     image,
                     found,
-                    ObjectPrompt(points=prompts.points_xy, labels=prompts.point_labels),
+                    ObjectPrompt(
+                        points=prompts.pointing.points_xy, labels=prompts.pointing.point_labels
+                    ),
                     mask_threshold=prompts.thresholds.mask,
                 )
     for stage in inner.stages():
@@ -308,13 +260,6 @@ def _found(segmenter: Segmenter, rgb: RgbImage, prompts: Prompts, timings: Timin
         calls = 0 if stage.stage == "decode" else stage.calls
         timings.add(stage.stage, stage.milliseconds, stage.processor, calls)
     return found
-
-
-def _objects(prompts: Prompts) -> list[ObjectPrompt]:
-    if not prompts.points_xy:
-        return [ObjectPrompt(box_xyxy=box) for box in prompts.object_boxes_xyxy]
-    (box,) = prompts.object_boxes_xyxy or (None,)
-    return [ObjectPrompt(points=prompts.points_xy, labels=prompts.point_labels, box_xyxy=box)]
 
 
 def corrected(

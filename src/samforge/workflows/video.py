@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 from array import array
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -16,11 +15,11 @@ from samforge.draw import draw_readout, overlay
 from samforge.formats import CocoStream, TrackWriter
 from samforge.measure import StageLatency, latency_from_samples
 from samforge.media import VideoFrame, VideoInfo, VideoReader, VideoWriter
-from samforge.runtime import SegmentedFrame, Segmenter, Thresholds, follow_video, segment_video
+from samforge.runtime import SegmentedFrame, Segmenter, follow_video, segment_video
 from samforge.runtime.prefetch import Prefetcher
-from samforge.runtime.tracking import PromptAt, TrackingSettings, rules_from_reference
+from samforge.runtime.tracking import rules_from_reference
 from samforge.workflows.interrupts import interrupts_held
-from samforge.workflows.scores import scores_of
+from samforge.workflows.video_plan import VideoPlan
 from samforge.workflows.watching import Done, unseen
 
 PACE_FRAMES = 15
@@ -29,49 +28,6 @@ PACE_FRAMES = 15
 _AROUND = ("decode", "draw", "encode")  # stages that are not the model's
 
 Shot = SegmentedFrame[VideoFrame]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class VideoPlan:
-    """What to make of which video."""
-
-    video: Path
-    """The video to read."""
-    out: Path
-    """The video to write."""
-    coco: Path | None = None
-    """The COCO file to write, if any."""
-    tracks: tuple[Path, ...] = ()
-    """Files of tracks to write: see :class:`samforge.formats.TrackWriter`."""
-    text: tuple[str, ...] = ()
-    """Phrases, each looked for by itself."""
-    prompts: tuple[PromptAt, ...] = ()
-    """Objects that are shown on a frame, counted over those that are kept; they are followed."""
-    follows: bool = False
-    """Whether objects are followed and keep their ids; else each frame stands for itself."""
-    tracking: TrackingSettings = field(default_factory=TrackingSettings)
-    """How objects are followed."""
-    thresholds: Thresholds
-    """What counts as found."""
-    own_thresholds: Mapping[str, float] = field(default_factory=dict)
-    """Phrases that detections have to score above another number for."""
-    every: int = 1
-    """Every Nth frame is kept, the others are left out."""
-    max_frames: int | None = None
-    """Most frames to segment."""
-    title: str = ""
-    """First words of the readout: ``onnxruntime int8``."""
-
-    def scores(self) -> tuple[float, ...]:
-        """What detections of each phrase score above."""
-        return scores_of(self.text, self.own_thresholds, self.thresholds.score)
-
-    def expected(self, info: VideoInfo) -> int | None:
-        """Frames that will come out, as far as the file says."""
-        if info.frames is None:
-            return self.max_frames
-        count = -(-info.frames // self.every)
-        return count if self.max_frames is None else min(count, self.max_frames)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -180,7 +136,7 @@ def segment_video_file(
 def _stream(
     segmenter: Segmenter, frames: Iterator[VideoFrame], plan: VideoPlan
 ) -> Prefetcher[Shot]:
-    if not plan.follows:
+    if not plan.follows(segmenter.parts):
         return segment_video(
             segmenter,
             frames,
@@ -210,8 +166,14 @@ class Recording:
             OutputError: The file cannot be written.
         """
         self._plan, self._info = plan, info
-        self._coco = CocoStream(plan.coco, plan.video, plan.text) if plan.coco else None
-        self._tracks = tuple(TrackWriter(path, plan.video) for path in plan.tracks)
+        self._coco = CocoStream(plan.coco, plan.video, plan.labels) if plan.coco else None
+        self._tracks: list[TrackWriter] = []
+        try:
+            for path in plan.tracks:
+                self._tracks.append(TrackWriter(path, plan.video))
+        except BaseException:
+            self._discard()
+            raise
         self._pace = Pace()
         self.writer: VideoWriter | None = None
         """Writes the video, from the first frame on."""
@@ -247,7 +209,7 @@ class Recording:
             self._coco.finish()
         for tracks in self._tracks:
             tracks.finish()
-        self._coco, self._tracks = None, ()
+        self._coco, self._tracks = None, []
 
     def __enter__(self) -> Self:
         return self
@@ -262,6 +224,10 @@ class Recording:
             return
         if self.writer is not None:
             self.writer.discard()
+        self._discard()
+
+    def _discard(self) -> None:
+        """Give the files beside the video up."""
         if self._coco is not None:
             self._coco.discard()
         for tracks in self._tracks:

@@ -15,9 +15,8 @@ from tests.golden.meta.tracker_session import Parts, arrays_of_tracker
 from tools import meta_weights
 
 from samforge.core.images import ImageSpec
-from samforge.core.session import Array, PartSpec, Tensors, checked_tensors
 from samforge.media import read_image
-from samforge.models.part import Part
+from samforge.models.eager import EagerSession
 from samforge.runtime import PhraseTokenizer, Segmenter, segmenter_from_sessions
 from samforge.runtime.tracking import TRACKING_PARTS
 
@@ -182,30 +181,6 @@ def tracker(
 def tracker_sessions(tracker: Parts) -> dict[str, EagerSession]:
     """What a video session runs, by name."""
     return {name: EagerSession(tracker(name)) for name in TRACKING_PARTS}
-
-
-class EagerSession:
-    """A part as it stands, behind the door of a session."""
-
-    runtime = "eager"
-    processor = "CPU"
-
-    def __init__(self, part: Part) -> None:
-        self.part = part
-
-    @property
-    def spec(self) -> PartSpec:
-        return self.part.spec
-
-    def run(self, tensors: Tensors) -> dict[str, Array]:
-        import torch
-
-        inputs = checked_tensors(self.spec, tensors)
-        results = self.part({name: torch.from_numpy(array) for name, array in inputs.items()})
-        return {name: result.numpy() for name, result in results.items()}
-
-    def close(self) -> None:
-        pass
 
 
 @pytest.fixture(scope="session")

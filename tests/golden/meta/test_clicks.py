@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.golden.meta.arrays import Arrays
-from tests.golden.meta.conftest import EagerSession
 from tests.golden.meta.tracker_session import IMAGE, VIDEO_HW, Parts, maps_of
 
 from samforge.core.detections import Detections
+from samforge.models.eager import EagerSession
 from samforge.runtime import ObjectPrompt
 from samforge.runtime.clicks import clicked
-from samforge.runtime.tracking.host_parts import HostTrackerParts
+from samforge.runtime.tracking.host_parts import HostTrackerParts, facts_from_sessions
 
 CASES = ("point", "box", "box_and_point", "refined", "two_boxes")
 """Meta's names; ``point_single`` and ``mask_only`` are forms that predict_objects does not ask."""
@@ -23,13 +23,12 @@ CASES = ("point", "box", "box_and_point", "refined", "two_boxes")
 @pytest.fixture(scope="module")
 def ask(tracker: Parts) -> Callable[..., Detections]:
     """Ask about the first frame of the tracker's arrays."""
+    sessions = {"point_decoder": EagerSession(tracker("point_decoder"))}
     parts = HostTrackerParts(
-        {"point_decoder": EagerSession(tracker("point_decoder"))},
+        sessions,
+        facts_from_sessions(sessions, ("point_decoder",), image_size=IMAGE, digest=""),
         encode=lambda _: pytest.fail("nothing is encoded"),
         detect=lambda *_: pytest.fail("nothing is detected"),
-        image_size=IMAGE,
-        digest="",
-        needs=("point_decoder",),
     )
     features = {name: tensor.numpy() for name, tensor in maps_of(tracker, 0).items()}
     return lambda prompts, **more: clicked(parts, features, prompts, VIDEO_HW, **more)

@@ -17,7 +17,12 @@ from samforge.core.session import Session
 from samforge.models.part import Part
 from samforge.models.sam3.tracker.mask_decoder import NO_OBJECT
 from samforge.runtime import EncodedImage
-from samforge.runtime.tracking import Attended, FoundInFrame, HostTrackerParts
+from samforge.runtime.tracking import (
+    Attended,
+    FoundInFrame,
+    HostTrackerParts,
+    facts_from_sessions,
+)
 
 Parts: TypeAlias = Callable[[str], Part]
 """Name of a part of the tracker -> part."""
@@ -155,10 +160,9 @@ class Recorder(HostTrackerParts):
     ) -> None:
         super().__init__(
             sessions,
+            facts_from_sessions(sessions, image_size=IMAGE, digest="golden"),
             encode=self._made_up,
             detect=self._found,
-            image_size=IMAGE,
-            digest="golden",
             rounds=rounds,
         )
         self.parts, self.first = parts, first

@@ -8,6 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import samforge
+from samforge.apps.cli.finding import (
+    MaskThresholdOption,
+    NegativePointOption,
+    TextOption,
+    ThresholdForOption,
+    ThresholdOption,
+)
 from samforge.apps.cli.output import (
     JsonOption,
     print_json,
@@ -41,10 +48,7 @@ def predict(  # noqa: PLR0913  every argument is an option that a user types
     ],
     *,
     out: Annotated[Path, typer.Option("--out", help="Folder for overlays and COCO files.")],
-    text: Annotated[
-        list[str] | None,
-        typer.Option("--text", help="What to find: 'red circle'. Repeat it for several phrases."),
-    ] = None,
+    text: TextOption = None,
     box: Annotated[
         list[str] | None,
         typer.Option("--box", help="Find what is like this: left,top,right,bottom. Repeat it."),
@@ -61,10 +65,7 @@ def predict(  # noqa: PLR0913  every argument is an option that a user types
             "Repeat it.",
         ),
     ] = None,
-    negative_point: Annotated[
-        list[str] | None,
-        typer.Option("--negative-point", help="A place x,y beside that object. Repeat it."),
-    ] = None,
+    negative_point: NegativePointOption = None,
     object_box: Annotated[
         list[str] | None,
         typer.Option(
@@ -75,20 +76,9 @@ def predict(  # noqa: PLR0913  every argument is an option that a user types
     candidates: Annotated[
         bool, typer.Option("--candidates", help="Give three masks of a clicked object, best first.")
     ] = False,
-    threshold: Annotated[
-        float, typer.Option("--threshold", help="Keep what scores above this, 0 to 1.")
-    ] = 0.5,
-    threshold_for: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--threshold-for",
-            metavar="PHRASE=NUMBER",
-            help="The same for one phrase: 'red circle=0.4'. Repeat it.",
-        ),
-    ] = None,
-    mask_threshold: Annotated[
-        float, typer.Option("--mask-threshold", help="Mask the pixels above this, 0 to 1.")
-    ] = 0.5,
+    threshold: ThresholdOption = 0.5,
+    threshold_for: ThresholdForOption = None,
+    mask_threshold: MaskThresholdOption = 0.5,
     max_detections: Annotated[
         int | None,
         typer.Option(
@@ -119,18 +109,16 @@ def predict(  # noqa: PLR0913  every argument is an option that a user types
 
     from samforge.core.own_folder import require_outside_bundles
     from samforge.runtime import Thresholds
-    from samforge.workflows.predict import Prompts, box_from_text, failure_from, point_from_text
-    from samforge.workflows.scores import thresholds_from_texts
+    from samforge.workflows.pointing import box_from_text, pointing_from_texts
+    from samforge.workflows.predict import Prompts, failure_from
+    from samforge.workflows.thresholds import thresholds_from_texts
 
     positive, negative = box or [], negative_box or []
-    on, beside = point or [], negative_point or []
     prompts = Prompts(
         text=tuple(text or ()),
         boxes_xyxy=tuple(box_from_text(one) for one in (*positive, *negative)),
         box_labels=(1,) * len(positive) + (0,) * len(negative),
-        points_xy=tuple(point_from_text(one) for one in (*on, *beside)),
-        point_labels=(1,) * len(on) + (0,) * len(beside),
-        object_boxes_xyxy=tuple(box_from_text(one) for one in object_box or ()),
+        pointing=pointing_from_texts(point, negative_point, object_box),
         candidates=candidates,
         thresholds=Thresholds(score=threshold, mask=mask_threshold, max_detections=max_detections),
         own_thresholds=thresholds_from_texts(threshold_for or (), text or ()),

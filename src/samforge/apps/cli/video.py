@@ -8,6 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import samforge
+from samforge.apps.cli.finding import (
+    MaskThresholdOption,
+    NegativePointOption,
+    TextOption,
+    ThresholdForOption,
+    ThresholdOption,
+)
 from samforge.apps.cli.output import (
     JsonOption,
     print_json,
@@ -23,8 +30,8 @@ from samforge.core.files import writable_folder
 from samforge.workflows.interrupts import termination_interrupts
 
 if TYPE_CHECKING:
-    from samforge.runtime import PromptAt
-    from samforge.workflows.video import VideoPlan, VideoResult
+    from samforge.workflows.video import VideoResult
+    from samforge.workflows.video_plan import VideoPlan
 
 MOST_NAMED = 10
 """Frames that failed are named one by one up to here; --json names all."""
@@ -37,24 +44,10 @@ def video(  # noqa: PLR0913  every argument is an option that a user types
     source: Annotated[Path, typer.Argument(metavar="VIDEO", help="Video file to segment.")],
     *,
     out: Annotated[Path, typer.Option("--out", help="Video file to write: .mp4, .m4v or .mov.")],
-    text: Annotated[
-        list[str] | None,
-        typer.Option("--text", help="What to find: 'red circle'. Repeat it for several phrases."),
-    ] = None,
-    threshold: Annotated[
-        float, typer.Option("--threshold", help="Keep what scores above this, 0 to 1.")
-    ] = 0.5,
-    threshold_for: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--threshold-for",
-            metavar="PHRASE=NUMBER",
-            help="The same for one phrase: 'red circle=0.4'. Repeat it.",
-        ),
-    ] = None,
-    mask_threshold: Annotated[
-        float, typer.Option("--mask-threshold", help="Mask the pixels above this, 0 to 1.")
-    ] = 0.5,
+    text: TextOption = None,
+    threshold: ThresholdOption = 0.5,
+    threshold_for: ThresholdForOption = None,
+    mask_threshold: MaskThresholdOption = 0.5,
     max_detections: Annotated[
         int | None,
         typer.Option(
@@ -99,10 +92,7 @@ def video(  # noqa: PLR0913  every argument is an option that a user types
         list[str] | None,
         typer.Option("--point", help="Follow the object at x,y of the first frame. Repeat it."),
     ] = None,
-    negative_point: Annotated[
-        list[str] | None,
-        typer.Option("--negative-point", help="A place x,y beside that object. Repeat it."),
-    ] = None,
+    negative_point: NegativePointOption = None,
     object_box: Annotated[
         list[str] | None,
         typer.Option(
@@ -144,26 +134,29 @@ def video(  # noqa: PLR0913  every argument is an option that a user types
     done so far.
     """
     from samforge.runtime import Thresholds, TrackingSettings
-    from samforge.workflows.scores import thresholds_from_texts
-    from samforge.workflows.video import VideoPlan
+    from samforge.workflows.pointing import pointing_from_texts
+    from samforge.workflows.thresholds import thresholds_from_texts
+    from samforge.workflows.video_plan import VideoPlan, shown_at
 
-    prompts = _prompts(point or [], negative_point or [], object_box or [], at)
+    pointing = pointing_from_texts(point, negative_point, object_box)
     plan = VideoPlan(
         video=source,
         out=out.absolute(),
         coco=coco.absolute() if coco is not None else None,
         tracks=tuple(path.absolute() for path in tracks or ()),
-        text=_phrases(text, optional=bool(prompts)),
-        prompts=prompts,
+        text=_phrases(text),
+        prompts=shown_at(pointing, at) if pointing else (),
+        track=track,
         tracking=TrackingSettings(detect_every=detect_every, most_objects=max_objects),
         thresholds=Thresholds(score=threshold, mask=mask_threshold, max_detections=max_detections),
         own_thresholds=thresholds_from_texts(threshold_for or (), text or ()),
         every=every,
         max_frames=max_frames,
     )
+    plan.require_asked()
     _check_files(plan, overwrite=overwrite)
     opened = samforge.open_bundle(bundle, digest=digest)
-    plan = _followed(plan, opened, track)
+    plan.follows(opened.manifest.parts)  # refuses what does not go together before it is loaded
     result = _run(opened, plan, device=device, threads=threads, as_json=as_json)
     if as_json and not result.interrupted:
         _print_json(opened, plan, result)
@@ -179,93 +172,10 @@ def video(  # noqa: PLR0913  every argument is an option that a user types
         raise typer.Exit(result.failures[0].exit_code)
 
 
-def _prompts(
-    on: list[str], beside: list[str], boxes: list[str], frame: int
-) -> tuple[PromptAt, ...]:
-    """Objects that are shown: one by points and at most one box, or one by each box."""
-    from samforge.runtime import ObjectPrompt, PromptAt
-    from samforge.workflows.predict import box_from_text, point_from_text
-
-    corners = [box_from_text(one) for one in boxes]
-    if not on and not beside:
-        return tuple(
-            PromptAt(frame=frame, prompt=ObjectPrompt(box_xyxy=box), label=f"object {number}")
-            for number, box in enumerate(corners, 1)
-        )
-    if len(corners) > 1:
-        raise PromptError(
-            f"Points belong to one object, and there are {len(corners)} object boxes. Leave the "
-            "points out, or give one box."
-        )
-    if not on and not corners:
-        raise PromptError(
-            "All points say what is not the object. Add --point 'x,y' on it, or an --object-box "
-            "around it."
-        )
-    prompt = ObjectPrompt(
-        points=[point_from_text(one) for one in (*on, *beside)],
-        labels=[1] * len(on) + [0] * len(beside),
-        box_xyxy=corners[0] if corners else None,
-    )
-    return (PromptAt(frame=frame, prompt=prompt, label="object 1"),)
-
-
-def _followed(plan: VideoPlan, bundle: samforge.Bundle, track: bool | None) -> VideoPlan:
-    """Decide whether objects are followed.
-
-    Raises:
-        SettingError: What was asked for needs a tracker, and there is none, or it was declined.
-    """
-    from dataclasses import replace
-
-    from samforge.core.capabilities import TRACK
-    from samforge.runtime import Thresholds
-
-    able = TRACK.among(bundle.manifest.parts)
-    needs = [
-        option
-        for option, given in (
-            ("--track", track is True),
-            ("--tracks", bool(plan.tracks)),
-            ("--point or --object-box", bool(plan.prompts)),
-            ("--detect-every", plan.tracking.detect_every > 1),
-            ("--max-objects", plan.tracking.most_objects is not None),
-        )
-        if given
-    ]
-    if needs and not able:
-        raise SettingError(
-            f"{', '.join(needs)} needs a bundle with a tracker, and {bundle.root} has none. Build "
-            "it with --tracker."
-        )
-    if needs and track is False:
-        raise SettingError(f"{', '.join(needs)} follows objects. Leave --no-track out.")
-    follows = able and track is not False
-    idle = [
-        option
-        for option, given in (
-            ("--threshold-for", bool(plan.own_thresholds)),
-            ("--mask-threshold", plan.thresholds.mask != Thresholds().mask),
-            ("--max-detections", plan.thresholds.max_detections is not None),
-        )
-        if given and follows
-    ]
-    if idle:
-        raise SettingError(
-            f"{', '.join(idle)} is for frames that stand for themselves, and objects are followed "
-            "here. Leave it out (--max-objects limits objects), or add --no-track."
-        )
-    return replace(plan, follows=follows)
-
-
-def _phrases(text: list[str] | None, *, optional: bool) -> tuple[str, ...]:
-    if not text:
-        if optional:
-            return ()
-        raise PromptError("There is nothing to find. Give --text 'red circle', or --point 'x,y'.")
-    if any(not phrase.strip() for phrase in text):
+def _phrases(text: list[str] | None) -> tuple[str, ...]:
+    if any(not phrase.strip() for phrase in text or ()):
         raise PromptError("A phrase is empty. Give words, such as --text 'red circle'.")
-    return tuple(dict.fromkeys(text))
+    return tuple(dict.fromkeys(text or ()))
 
 
 def _check_files(plan: VideoPlan, *, overwrite: bool) -> None:
@@ -333,8 +243,8 @@ def _print_json(bundle: samforge.Bundle, plan: VideoPlan, result: VideoResult) -
         "out": plan.out,
         "coco": plan.coco,
         "tracks": plan.tracks,
-        "follows": plan.follows,
-        "detect_every": plan.tracking.detect_every if plan.follows else 1,
+        "follows": result.ids is not None,
+        "detect_every": plan.tracking.detect_every,
         "frames": result.frames,
         "size_hw": result.size_hw,
         "frame_rate": float(result.info.frame_rate),

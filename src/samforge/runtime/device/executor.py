@@ -33,6 +33,7 @@ from samforge.runtime.encoded import EncodedImage, Ready, TakenImage
 from samforge.runtime.executor import check_sessions, images_in_a_call, phrases_in_a_call
 from samforge.runtime.question import Question, question_from
 from samforge.runtime.tokenize import PhraseTokenizer
+from samforge.runtime.tracking.host_parts import facts_from_sessions
 from samforge.runtime.tracking.parts import FoundInFrame, FoundOfPhrase, found_in_frame
 
 _MOST_IMAGES = 8
@@ -208,15 +209,19 @@ class DeviceExecutor(OfOneProcess):
 
     def tracker(self, needs: Sequence[str], digest: str) -> DeviceTrackerParts:
         """What runs the tracker's parts."""
-        return DeviceTrackerParts(
+        facts = facts_from_sessions(
             self._sessions,
-            here=self._here,
-            encode=lambda image: self.encode(self.take(image, own=False, timings=None), None),
-            detect=self._look,
+            needs,
             image_size=self._image.size,
             digest=digest,
             reference=self._reference,
-            needs=needs,
+        )
+        return DeviceTrackerParts(
+            self._sessions,
+            facts,
+            here=self._here,
+            encode=lambda image: self.encode(self.take(image, own=False, timings=None), None),
+            detect=self._look,
         )
 
     def close(self) -> None:

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from samforge.core.session import DeviceSession
 from samforge.runtime.device.session import placed, run
-from samforge.runtime.tracking.host_parts import PartsOfSessions
-from samforge.runtime.tracking.parts import Array
+from samforge.runtime.tracking.host_parts import Detect, Encode, PartsOfSessions
+from samforge.runtime.tracking.parts import Array, TrackerFacts
 
 Here = Callable[[], AbstractContextManager[None]]
 """Enters the device, one thread at a time."""
@@ -22,15 +22,25 @@ Here = Callable[[], AbstractContextManager[None]]
 class DeviceTrackerParts(PartsOfSessions):
     """Sessions that take tensors where they are, all on one device."""
 
-    def __init__(self, sessions: Mapping[str, DeviceSession], *, here: Here, **more: Any) -> None:
+    def __init__(
+        self,
+        sessions: Mapping[str, DeviceSession],
+        facts: TrackerFacts,
+        *,
+        here: Here,
+        encode: Encode,
+        detect: Detect,
+    ) -> None:
         """Use what runs the parts.
 
         Args:
             sessions: By name.
+            facts: Of these sessions.
             here: Enters their device.
-            more: See :class:`PartsOfSessions`.
+            encode: Takes a frame to its features.
+            detect: Finds phrases in it.
         """
-        super().__init__(sessions, **more)
+        super().__init__(facts, encode=encode, detect=detect)
         self._sessions, self._here = dict(sessions), here
         self._device = next(iter(sessions.values())).device
 

@@ -24,7 +24,7 @@ from samforge.runtime.tracking.constants import (
     rules_from_reference,
 )
 from samforge.runtime.tracking.drawn import VideoFrame
-from samforge.runtime.tracking.host_parts import HostTrackerParts
+from samforge.runtime.tracking.host_parts import HostTrackerParts, facts_from_sessions
 from samforge.runtime.tracking.hot_start import HotStart, hot_start, in_hot_start
 from samforge.runtime.tracking.masks import (
     filled_holes,
@@ -112,6 +112,7 @@ __all__ = [
     "decide",
     "drain",
     "effective_score",
+    "facts_from_sessions",
     "filled_holes",
     "forget",
     "gather",

@@ -30,7 +30,7 @@ from samforge.runtime.tracking.state import Floats
 ABSENT = np.float32(-1024)
 """The logit of an object that is not in the picture, in both references."""
 Item = TypeVar("Item")
-_FED = 32.0
+FED = 32.0
 """An earlier mask is fed to the decoder within this range."""
 
 
@@ -153,7 +153,7 @@ def ask_points(
         FidelityError: The answer holds NaN.
     """
     side = parts.facts.mask_side
-    mask = np.zeros((side, side), np.float32) if earlier is None else earlier.clip(-_FED, _FED)
+    mask = np.zeros((side, side), np.float32) if earlier is None else earlier.clip(-FED, FED)
     out = parts.run(
         POINT_DECODER,
         {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -24,36 +24,17 @@ _MEMORY_SCALE = 4
 
 
 class PartsOfSessions:
-    """What all :class:`TrackerParts` over a dictionary of sessions share."""
+    """What all :class:`TrackerParts` over sessions share."""
 
-    def __init__(  # noqa: PLR0913  # each is a choice of its own
-        self,
-        sessions: Mapping[str, Session],
-        *,
-        encode: Encode,
-        detect: Detect,
-        image_size: int,
-        digest: str,
-        reference: str = META,
-        needs: Sequence[str] = TRACKING_PARTS,
-    ) -> None:
-        """Use what runs the parts.
+    def __init__(self, facts: TrackerFacts, *, encode: Encode, detect: Detect) -> None:
+        """Answer what is no part of the tracker.
 
         Args:
-            sessions: By name, at least those of ``needs``.
+            facts: Of the sessions, from :func:`facts_from_sessions`.
             encode: Takes a frame to its features.
             detect: Finds phrases in it.
-            image_size: Side of the square that frames are squashed to, pixels.
-            digest: Of the bundle.
-            reference: Whose tracker the parts compute.
-            needs: Parts that are going to be run.
-
-        Raises:
-            SettingError: A part is missing.
         """
-        check_parts(sessions, needs)
-        self._encode, self._detect = encode, detect
-        self._facts = facts_from_sessions(sessions, image_size, digest, reference)
+        self._facts, self._encode, self._detect = facts, encode, detect
 
     @property
     def facts(self) -> TrackerFacts:
@@ -75,16 +56,24 @@ class HostTrackerParts(PartsOfSessions):
     """Sessions that take and give arrays of the host."""
 
     def __init__(
-        self, sessions: Mapping[str, Session], *, rounds: bool = True, **more: Any
+        self,
+        sessions: Mapping[str, Session],
+        facts: TrackerFacts,
+        *,
+        encode: Encode,
+        detect: Detect,
+        rounds: bool = True,
     ) -> None:
         """Use what runs the parts.
 
         Args:
             sessions: By name.
+            facts: Of these sessions.
+            encode: Takes a frame to its features.
+            detect: Finds phrases in it.
             rounds: Whether memories are kept as bfloat16, as Meta keeps them, in half the room.
-            more: See :class:`PartsOfSessions`.
         """
-        super().__init__(sessions, **more)
+        super().__init__(facts, encode=encode, detect=detect)
         self._sessions, self._rounds = dict(sessions), rounds
 
     def run(self, part: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -113,20 +102,6 @@ class HostTrackerParts(PartsOfSessions):
         return array
 
 
-def check_parts(sessions: Collection[str], needs: Sequence[str]) -> None:
-    """Make sure that a bundle has parts of the tracker.
-
-    Raises:
-        SettingError: Names those that are missing.
-    """
-    missing = [name for name in needs if name not in sessions]
-    if missing:
-        raise SettingError(
-            f"Clicks and tracking need the parts {', '.join(needs)}; {', '.join(missing)} are "
-            "missing. Build the bundle again with its tracker (--tracker)."
-        )
-
-
 def bfloat16_bits(floats: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
     """Round float32 to bfloat16, to the nearest and of two the even one; NaN stays NaN."""
     bits = np.ascontiguousarray(floats).view(np.uint32)
@@ -142,9 +117,31 @@ def floats_from_bfloat16(bits: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32
 
 
 def facts_from_sessions(
-    sessions: Mapping[str, Session], image_size: int, digest: str, reference: str
+    sessions: Mapping[str, Session],
+    needs: Sequence[str] = TRACKING_PARTS,
+    *,
+    image_size: int,
+    digest: str,
+    reference: str = META,
 ) -> TrackerFacts:
-    """Sizes and limits of the tracker's parts that there are, ``point_decoder`` at least."""
+    """Sizes and limits of the tracker's parts.
+
+    Args:
+        sessions: By name.
+        needs: Parts that are going to be run, ``point_decoder`` among them.
+        image_size: Side of the square that frames are squashed to, pixels.
+        digest: Of the bundle.
+        reference: Whose tracker the parts compute.
+
+    Raises:
+        SettingError: A part that is needed is missing.
+    """
+    missing = [name for name in needs if name not in sessions]
+    if missing:
+        raise SettingError(
+            f"Clicks and tracking need the parts {', '.join(needs)}; {', '.join(missing)} are "
+            "missing. Build the bundle again with its tracker (--tracker)."
+        )
     mask_side = _side(sessions[POINT_DECODER], "mask_input")
     memory_side = mask_side * _MEMORY_SCALE
 

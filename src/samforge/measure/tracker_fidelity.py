@@ -9,7 +9,7 @@ import numpy as np
 
 from samforge.core.detections import Detections
 from samforge.core.errors import ShapeError
-from samforge.measure.tracks import compare_tracks as compare_clip
+from samforge.measure.tracks import compare_tracks
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,7 +81,7 @@ def compare_clicks(
     )
 
 
-def compare_tracks(
+def compare_clips(
     reference: Sequence[Sequence[Detections]], measured: Sequence[Sequence[Detections]]
 ) -> TrackFidelity:
     """Compare runs over the same clips.
@@ -99,7 +99,7 @@ def compare_tracks(
     counts = [0, 0]
     births = ends = 0
     for wanted, found in zip(reference, measured, strict=True):
-        one = compare_clip(wanted, found)
+        one = compare_tracks(wanted, found)
         counts[0] += one.tracks
         counts[1] += len(one.pairs) + len(one.extra)
         best += one.temporal_iou.values()

@@ -1,0 +1,37 @@
+"""A part as it stands, behind the door of a session: no export, no runtime."""
+
+from __future__ import annotations
+
+import torch
+
+from samforge.core.session import Array, PartSpec, Tensors, checked_tensors
+from samforge.models.part import Part
+
+
+class EagerSession:
+    """Runs a part on the processor, as PyTorch runs its module."""
+
+    runtime = "eager"
+    processor = "CPU"
+
+    def __init__(self, part: Part) -> None:
+        """Run this part."""
+        self.part = part
+
+    @property
+    def spec(self) -> PartSpec:
+        """What goes in and comes out."""
+        return self.part.spec
+
+    def run(self, tensors: Tensors) -> dict[str, Array]:
+        """Run the part on arrays of the host.
+
+        Raises:
+            ShapeError: A name, type or shape differs from ``spec``.
+        """
+        inputs = checked_tensors(self.spec, tensors)
+        results = self.part({name: torch.from_numpy(array) for name, array in inputs.items()})
+        return {name: result.numpy() for name, result in results.items()}
+
+    def close(self) -> None:
+        """Nothing is held."""
