@@ -16,6 +16,7 @@ from samforge.core.detections import Detections
 from samforge.core.errors import FidelityError
 from samforge.core.files import atomic_write_json
 from samforge.core.images import RgbImage
+from samforge.core.labelled import LabelledImage
 from samforge.measure import limit_of
 from samforge.measure.clicking import first_click
 from samforge.measure.gates import within
@@ -149,9 +150,8 @@ def _asked_of_reference(context: BuildContext) -> tuple[Questions, Said]:
     count = PICTURES_OF_LARGE if large else PICTURES
     pictures, clicks = [], []
     for image in islice(verification_images(context), count):
-        phrases = [one.text for one in image.questions if one.text and one.boxes_xyxy is None]
         pictures.append(image.image_rgb)
-        clicks.append(_clicks_on(segmenter, image.image_rgb, phrases, MOST_CLICKED))
+        clicks.append(_clicks_on(segmenter, image.image_rgb, _phrases_of(image), MOST_CLICKED))
     clips: list[tuple[RgbImage, ...]] = []
     phrases_of, shown = [], []
     for clip, named in _clips(context) if TRACK.among(context.parts) else ():
@@ -194,6 +194,10 @@ def _said(segmenter: Segmenter, questions: Questions) -> Said:
     return Said(clicked=clicked, followed=followed)
 
 
+def _phrases_of(image: LabelledImage) -> list[str]:
+    return [one.text for one in image.questions if one.text and one.boxes_xyxy is None]
+
+
 def _clicks_on(
     segmenter: Segmenter, rgb: RgbImage, phrases: Sequence[str], most: int
 ) -> tuple[ObjectPrompt, ...]:
@@ -220,8 +224,8 @@ def _clips(context: BuildContext) -> Iterator[tuple[tuple[RgbImage, ...], tuple[
             yield tuple(scene.image for scene in scenes), tuple(named)[:MOST_FOLLOWED]
         return
     for image in islice(verification_images(context), count):
-        phrases = [one.text for one in image.questions if one.text and one.boxes_xyxy is None]
-        yield panned(image.image_rgb, frames), tuple(dict.fromkeys(phrases))[:MOST_FOLLOWED]
+        phrases = tuple(dict.fromkeys(_phrases_of(image)))
+        yield panned(image.image_rgb, frames), phrases[:MOST_FOLLOWED]
 
 
 def panned(rgb: RgbImage, frames: int) -> tuple[RgbImage, ...]:
