@@ -82,7 +82,10 @@ def _mix_above(
     rough = first * (np.float32(1) - weight)
     rough += second * weight
     np.greater(rough, threshold + slack, out=out)
-    rows, columns = np.nonzero((rough > threshold - slack) != out)
+    doubtful = (rough > threshold - slack) != out
+    if not doubtful.any():  # ten times as fast as finding that there are none
+        return
+    rows, columns = np.nonzero(doubtful)
     exact = _mixed(first[rows, columns], second[rows, columns], weight[rows, 0])
     out[rows, columns] = exact > threshold
 

@@ -22,7 +22,7 @@ from samforge.runtime.tracking.objects import SessionState, TrackedObject, Turn,
 from samforge.runtime.tracking.parts import FoundInFrame
 from samforge.runtime.tracking.remembered import remembered_masks, remembered_scores
 from samforge.runtime.tracking.rules import decide
-from samforge.runtime.tracking.seen import Seen, nothing_seen
+from samforge.runtime.tracking.seen import Seen, nothing_seen, taken_rows
 from samforge.runtime.tracking.state import Decisions, Floats, Track, Tracked, TrackingState
 
 
@@ -60,6 +60,8 @@ def advance(turn: Turn, state: SessionState, found: FoundInFrame | None) -> Adva
     decisions, tracking = _decided(turn, state, found, tracked)
     rows = {number: row for row, number in enumerate(state.objects)}
     masks = suppressed_masks(tracked.masks, [rows[number] for number in decisions.suppressed])
+    if masks is not tracked.masks:
+        tracked = Tracked(masks=masks, scores=tracked.scores)
     born = {birth.id: birth.detection for birth in decisions.born}
     tracking_phrases = {track.id: track.phrase for track in tracking.tracks}
     newborn = {
@@ -73,7 +75,7 @@ def advance(turn: Turn, state: SessionState, found: FoundInFrame | None) -> Adva
     }
     known = {**state.objects, **newborn}
     given = _given(turn, decisions, found, born)
-    sights = _Sights(seen=seen, masks=masks, given=given, tracks=state.tracking.tracks)
+    sights = _Sights(seen=seen, tracked=tracked, given=given, tracks=state.tracking.tracks)
     return Advanced(
         decisions=decisions,
         tracking=tracking,
@@ -99,8 +101,8 @@ class _Sights:
 
     seen: Seen
     """What the tracker said of the objects that lived before the frame."""
-    masks: Floats
-    """(N, 4s, 4s), their masks with holes filled, empty where one gives way to another."""
+    tracked: Tracked
+    """N, their masks with holes filled, empty where one gives way to another."""
     given: _Given
     tracks: Sequence[Track]
     """N, before the frame."""
@@ -119,6 +121,8 @@ class _Names:
 
 def _filled(masks: Floats, text: npt.NDArray[np.bool_], area: int) -> Floats:
     """Holes are filled in objects of phrases only: so it is at Meta's."""
+    if text.all():
+        return filled_holes(masks, area)
     filled = masks.copy()
     filled[text] = filled_holes(masks[text], area)
     return filled
@@ -188,14 +192,15 @@ def _memories(
     text = [row for row, track in enumerate(sights.tracks) if known[track.id].by_text]
     phrases = [sights.tracks[row].phrase for row in text]
     # Objects that end on this frame still take their share of the others' masks.
-    masks = remembered_masks(sights.masks[text], phrases, turn.rules, side)
-    scores = remembered_scores(masks, turn.rules, side)
+    own, cells = taken_rows(sights.tracked.masks, text), sights.tracked.cells.taken(text)
+    masks = remembered_masks(own, phrases, turn.rules, side, cells)
+    scores = remembered_scores(masks, turn.rules, side, cells if masks is own else None)
     staying = [at for at, row in enumerate(text) if _stays(sights.tracks[row].id, decisions)]
     tracked = encode_memories(
         turn.parts,
         MEMORY_ENCODER_TEXT,
         turn.features,
-        masks[staying],
+        taken_rows(masks, staying),
         scores[staying],
         np.zeros(len(staying), np.bool_),
     )
@@ -205,7 +210,7 @@ def _memories(
         turn.parts,
         MEMORY_ENCODER,
         turn.features,
-        sights.masks[prompted],
+        taken_rows(sights.tracked.masks, prompted),
         sights.seen.scores[prompted],
         np.zeros(len(prompted), np.bool_),
     )
@@ -249,7 +254,10 @@ def _drawn(turn: Turn, decisions: Decisions, sights: _Sights, names: _Names) -> 
             continue
         one = names.objects[item.id]
         if item.source == "track" or names.found is None:
-            mask, rank = sights.masks[item.row], float(sigmoid(sights.seen.scores[item.row]))
+            mask, rank = (
+                sights.tracked.masks[item.row],
+                float(sigmoid(sights.seen.scores[item.row])),
+            )
         else:
             mask, rank = names.found.masks[item.row], scores[item.id]
             if item.id in born:

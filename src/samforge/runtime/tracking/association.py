@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from samforge.core.errors import ShapeError
+from samforge.runtime.tracking.cells import Cells, Masks, cells_from_masks
 from samforge.runtime.tracking.constants import Rules
-from samforge.runtime.tracking.state import Detected, Floats, Masks, Track, Tracked
+from samforge.runtime.tracking.state import Detected, Floats, Track, Tracked
 
 Rows = npt.NDArray[np.intp]
 
@@ -31,11 +32,11 @@ class Association:
     """Id -> row of the detection that may recondition it."""
 
 
-def mask_ious(first: Masks, second: Masks) -> Floats:
+def mask_ious(first: Masks | Cells, second: Masks | Cells) -> Floats:
     """Intersection over union of every mask of one stack with every mask of another.
 
     Args:
-        first: (N, h, w), logits or booleans; a cell counts where it is above 0.
+        first: (N, h, w), logits or booleans; a cell counts where it is above 0. Or their cells.
         second: (M, h, w).
 
     Returns:
@@ -46,22 +47,19 @@ def mask_ious(first: Masks, second: Masks) -> Floats:
     """
     if not (len(first) and len(second)):
         return np.zeros((len(first), len(second)), np.float32)
-    if first.shape[1:] != second.shape[1:]:
+    one, other = (
+        stack if isinstance(stack, Cells) else cells_from_masks(stack) for stack in (first, second)
+    )
+    if one.size_hw != other.size_hw:
         raise ShapeError(
-            f"Masks of {first.shape[1:]} and {second.shape[1:]} cells cannot be compared. Resize "
+            f"Masks of {one.size_hw} and {other.size_hw} cells cannot be compared. Resize "
             "the logits of one of them first."
         )
-    one, other = _flat(first), _flat(second)
-    # Sums of ones are exact in float32 up to 16.7 million cells, in whatever order they are added.
-    both = one @ other.T
-    either = one.sum(axis=1)[:, None] + other.sum(axis=1)[None] - both
+    both = one.shared_with(other).astype(np.float32)  # exact up to 16.7 million cells
+    areas = one.areas[:, None] + other.areas[None]
+    either = areas.astype(np.float32) - both
     ious: Floats = both / np.maximum(either, np.float32(1))
     return ious
-
-
-def _flat(masks: Masks) -> Floats:
-    cells = masks.shape[1] * masks.shape[2]
-    return (masks > 0).reshape(masks.shape[0], cells).astype(np.float32)
 
 
 def kept_detections(found: Detected, rules: Rules) -> tuple[int, ...]:
@@ -76,9 +74,9 @@ def kept_detections(found: Detected, rules: Rules) -> tuple[int, ...]:
     if rules.nms_iou <= 0:
         return tuple(rows.tolist())
     best_first = rows[np.argsort(-found.scores[rows], kind="stable")]
-    candidates = found.taken(best_first)
-    covers = mask_ious(candidates.masks, candidates.masks) > np.float32(rules.nms_iou)
-    covers &= candidates.phrases[:, None] == candidates.phrases[None]
+    cells, phrases = found.cells.taken(best_first), found.phrases[best_first]
+    covers = mask_ious(cells, cells) > np.float32(rules.nms_iou)
+    covers &= phrases[:, None] == phrases[None]
     alive = np.ones(len(best_first), np.bool_)
     for row in range(len(best_first)):
         if alive[row]:
@@ -120,11 +118,11 @@ def associate(
         return Association(new=everything, matched={}, unmatched=(), empty=(), candidates={})
     ids = np.array([track.id for track in tracks])
     phrases = np.array([track.phrase for track in tracks])
-    ious = mask_ious(found.masks, tracked.masks)
+    ious = mask_ious(found.cells, tracked.cells)
     ious[found.phrases[:, None] != phrases[None]] = 0
     overlaps = ious >= np.float32(rules.match_iou)
     is_new = (found.scores >= np.float32(rules.birth_score)) & ~overlaps.any(axis=1)
-    has_mask = (tracked.masks > 0).any(axis=(1, 2))
+    has_mask = tracked.cells.any
     reached = (ious >= np.float32(rules.track_iou)).any(axis=0)
     sure = (found.scores >= np.float32(rules.recondition_score)) & ~is_new
     sure &= ious.max(axis=1) >= np.float32(rules.recondition_iou)

@@ -31,9 +31,9 @@ def undetected(
     """
     check_frame(state, frame, reverse=reverse)
     suppressed, tracks = suppress_recently_occluded(
-        state.tracks, tracked.masks, frame, frozenset(), rules, reverse=reverse
+        state.tracks, tracked, frame, frozenset(), rules, reverse=reverse
     )
-    there = [bool((mask > 0).any()) for mask in tracked.masks]
+    there = tracked.cells.any.tolist()
     seen = tuple(
         replace(track, last_seen=frame) if is_there else track
         for track, is_there in zip(tracks, there, strict=True)

@@ -239,15 +239,15 @@ def encode_memories(  # the inputs of the part
         N memories, as ``TrackerParts.keep`` gives them.
     """
     kept: list[Any] = []
-    for chunk in _chunks(range(len(masks)), parts.facts.most_objects):
-        rows = list(chunk)
+    for start in range(0, len(masks), parts.facts.most_objects):
+        chunk = slice(start, start + parts.facts.most_objects)
         out = parts.run(
             part,
             {
                 "tracker_features": features["tracker_features"],
-                "mask_logits": masks[rows][:, None].astype(np.float32),
-                "object_score": scores[rows][:, None].astype(np.float32),
-                "from_prompt": from_prompt[rows],
+                "mask_logits": masks[chunk][:, None].astype(np.float32, copy=False),
+                "object_score": scores[chunk][:, None].astype(np.float32),
+                "from_prompt": from_prompt[chunk],
             },
         )
         kept += parts.keep(out["memory"])

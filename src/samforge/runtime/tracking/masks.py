@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from samforge.runtime.tracking.state import Floats, Masks
+from samforge.runtime.tracking.cells import Masks, cells_from_masks
+from samforge.runtime.tracking.state import Floats
 
 SUPPRESSED = np.float32(-10)
 """The logit of what is suppressed: a probability of 0.00005."""
+_NEIGHBOURS = np.ones((3, 3))
 
 
 def filled_holes(masks: Floats, area: int) -> Floats:
@@ -28,12 +31,10 @@ def filled_holes(masks: Floats, area: int) -> Floats:
         (M, h, w), a new array.
     """
     filled = masks.copy()
-    if area <= 0:
-        return filled
-    for mask in filled:
-        mask[_small(mask <= 0, area)] = np.float32(0.1)
-        above = mask > 0
-        mask[_small(above, min(area, int(above.sum()) // 2))] = np.float32(-0.1)
+    for window in _windows(filled, area):
+        window[_small(window <= 0, area)] = np.float32(0.1)
+        above = window > 0
+        window[_small(above, min(area, int(above.sum()) // 2))] = np.float32(-0.1)
     return filled
 
 
@@ -49,17 +50,35 @@ def without_holes(masks: Floats, area: int, logit: np.float32) -> Floats:
         (M, h, w), a new array.
     """
     filled = masks.copy()
-    for mask in filled:
-        mask[_small(mask <= 0, area)] = logit
+    for window in _windows(filled, area):
+        window[_small(window <= 0, area)] = logit
     return filled
+
+
+def _windows(masks: Floats, area: int) -> Iterator[Floats]:
+    """The part of each mask in which components of at most ``area`` cells are found whole.
+
+    Background that reaches beyond a margin wider than ``area`` has more cells than that in it. A
+    mask without cells has one component of background: all of it.
+    """
+    margin = area + 1
+    for mask, box in zip(masks, cells_from_masks(masks).boxes.tolist(), strict=True):
+        left, top, right, bottom = box
+        if right == left:
+            yield mask
+            continue
+        rows = slice(max(0, top - margin), bottom + margin)
+        yield mask[rows, max(0, left - margin) : right + margin]
 
 
 def _small(cells: npt.NDArray[np.bool_], area: int) -> npt.NDArray[np.bool_]:
     """Cells of components of at most ``area`` cells."""
     from scipy import ndimage
 
+    if area <= 0:
+        return np.zeros_like(cells)
     labels: npt.NDArray[np.int32]
-    labels, _ = ndimage.label(cells, structure=np.ones((3, 3)))
+    labels, _ = ndimage.label(cells, structure=_NEIGHBOURS)
     sizes = np.bincount(labels.ravel())
     sizes[0] = area + 1
     small: npt.NDArray[np.bool_] = (sizes <= area)[labels]
@@ -68,8 +87,11 @@ def _small(cells: npt.NDArray[np.bool_], area: int) -> npt.NDArray[np.bool_]:
 
 def suppressed_masks(masks: Floats, rows: npt.ArrayLike) -> Floats:
     """The masks with some of them emptied: every logit of ``rows`` is -10."""
+    emptied = np.asarray(rows, np.intp)
+    if not len(emptied):
+        return masks
     silenced = masks.copy()
-    silenced[np.asarray(rows, np.intp)] = SUPPRESSED
+    silenced[emptied] = SUPPRESSED
     return silenced
 
 
@@ -82,14 +104,16 @@ def without_shrunk(masks: Floats, phrases: npt.ArrayLike, ratio: float) -> Float
         ratio: A share from 0 to 1.
 
     Returns:
-        (M, h, w), a new array, where masks of :func:`shrunk_rows` are clamped to -10; all others
+        (M, h, w), where masks of :func:`shrunk_rows` are clamped to -10; all others
         stay as they are, overlaps included.
     """
     return clamped_rows(masks, shrunk_rows(masks, phrases, ratio))
 
 
 def clamped_rows(masks: Floats, rows: npt.NDArray[np.intp]) -> Floats:
-    """The masks (M, h, w) with those of some rows clamped to -10."""
+    """The masks (M, h, w) with those of some rows clamped to -10; the same array without rows."""
+    if not len(rows):
+        return masks
     kept = masks.copy()
     kept[rows] = np.minimum(kept[rows], SUPPRESSED)
     return kept
@@ -145,4 +169,4 @@ def without_overlaps(masks: Floats, scores: npt.NDArray[Any]) -> Floats:
 
 def scores_from_areas(masks: Masks) -> Floats:
     """Object scores for the memory encoder: 10 where a mask has any cell, -10 where it has none."""
-    return np.where((masks > 0).any(axis=(1, 2)), np.float32(10), np.float32(-10))
+    return np.where(cells_from_masks(masks).any, np.float32(10), np.float32(-10))

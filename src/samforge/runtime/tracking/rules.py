@@ -25,7 +25,6 @@ from samforge.runtime.tracking.state import (
     Decisions,
     Detected,
     Floats,
-    Masks,
     Shown,
     Track,
     Tracked,
@@ -89,7 +88,7 @@ def decide(
         association.candidates, state.tracks, tracked.scores, frame, rules
     )
     suppressed, tracks = suppress_recently_occluded(
-        counted.tracks, tracked.masks, frame, removed, rules, reverse=reverse
+        counted.tracks, tracked, frame, removed, rules, reverse=reverse
     )
     newborn = tuple(_newborn(birth, candidates, frame, rules) for birth in births.born)
     decisions = Decisions(
@@ -208,7 +207,7 @@ def conditioning_tracks(
 
 def suppress_recently_occluded(
     tracks: Sequence[Track],
-    masks: Masks,
+    tracked: Tracked,
     frame: int,
     removed: AbstractSet[int],
     rules: Rules,
@@ -221,7 +220,7 @@ def suppress_recently_occluded(
 
     Args:
         tracks: The living tracks, by ascending id.
-        masks: (M, h, w), their masks.
+        tracked: Their masks.
         frame: Number of the frame.
         removed: Ids that this frame removes.
         rules: The overlap.
@@ -234,8 +233,10 @@ def suppress_recently_occluded(
         return (), tuple(replace(track, last_occluded=None) for track in tracks)
     occlusions = np.array([_last_occlusion(track, removed) for track in tracks], np.int64)
     phrases = np.array([track.phrase for track in tracks], np.int64)
-    yields = _yielding(mask_ious(masks, masks), occlusions, phrases, rules, reverse=reverse)
-    occluded = yields | ~(masks > 0).any(axis=(1, 2))
+    yields = _yielding(
+        mask_ious(tracked.cells, tracked.cells), occlusions, phrases, rules, reverse=reverse
+    )
+    occluded = yields | ~tracked.cells.any
     after = np.where(occluded, frame, occlusions)
     suppressed = tuple(track.id for track, is_so in zip(tracks, yields, strict=True) if is_so)
     changed = zip(tracks, after.tolist(), strict=True)

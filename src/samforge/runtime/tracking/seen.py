@@ -42,6 +42,8 @@ def nothing_seen(side: int) -> Seen:
 def joined_seen(seen: Iterable[Seen]) -> Seen:
     """Objects of one frame from several calls, at least one of them."""
     parts = list(seen)
+    if len(parts) == 1:
+        return parts[0]
     return Seen(
         masks=np.concatenate([one.masks for one in parts]),
         ious=np.concatenate([one.ious for one in parts]),
@@ -50,10 +52,17 @@ def joined_seen(seen: Iterable[Seen]) -> Seen:
     )
 
 
+def taken_rows(masks: Floats, rows: Sequence[int] | npt.NDArray[np.intp]) -> Floats:
+    """Some rows of masks (N, h, w); the same array where they are all of them, in their order."""
+    if len(rows) == len(masks) and np.array_equal(rows, np.arange(len(masks))):
+        return masks
+    return masks[np.asarray(rows, np.intp)]
+
+
 def taken_seen(seen: Seen, rows: npt.NDArray[np.intp]) -> Seen:
     """Some of the objects, in the order of ``rows``."""
     return Seen(
-        masks=seen.masks[rows],
+        masks=taken_rows(seen.masks, rows),
         ious=seen.ious[rows],
         pointers=seen.pointers[rows],
         scores=seen.scores[rows],

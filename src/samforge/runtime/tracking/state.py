@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from functools import cached_property
+from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from samforge.core.errors import FidelityError, SettingError, ShapeError
+from samforge.runtime.tracking.cells import Cells, Masks, cells_from_masks
 
-Masks: TypeAlias = npt.NDArray[Any]
 Floats: TypeAlias = npt.NDArray[np.float32]
 Source: TypeAlias = Literal["track", "detection"]
 Reason: TypeAlias = Literal["unmatched", "duplicate"]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)  # no slots: cells are kept once they are known
 class Detected:
     """What the detector says of one frame: N detections of all phrases.
 
@@ -45,14 +46,21 @@ class Detected:
     def __len__(self) -> int:
         return len(self.scores)
 
+    @cached_property
+    def cells(self) -> Cells:
+        """Where the masks are."""
+        return cells_from_masks(self.masks)
+
     def taken(self, rows: npt.NDArray[np.intp]) -> Detected:
         """The detections of some rows, in the order of ``rows``."""
+        if np.array_equal(rows, np.arange(len(self))):
+            return self
         return Detected(
             masks=self.masks[rows], scores=self.scores[rows], phrases=self.phrases[rows]
         )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)  # no slots, as above
 class Tracked:
     """What the tracker says of one frame: a row for each living track, in the order of its id.
 
@@ -73,6 +81,11 @@ class Tracked:
                 f"{self.masks.shape} and {self.scores.shape}."
             )
         _refuse_nan(self.scores, "tracker")
+
+    @cached_property
+    def cells(self) -> Cells:
+        """Where the masks are."""
+        return cells_from_masks(self.masks)
 
 
 def _refuse_nan(scores: Floats, whose: str) -> None:
