@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from samforge.core.errors import ShapeError
 from samforge.core.session import TensorFormat
 from samforge.media import read_image
 from samforge.models import tiny
 from samforge.models.eager import EagerSession
 from samforge.models.loading import model_from_name
-from samforge.runtime import ObjectPrompt, PhraseTokenizer, Segmenter
+from samforge.runtime import EncodedImage, ObjectPrompt, PhraseTokenizer, Segmenter, follow_video
 from samforge.runtime.device import DeviceExecutor
 from samforge.runtime.device.tracker import DeviceTrackerParts
 from samforge.runtime.host import HostExecutor
@@ -111,3 +112,42 @@ def test_a_session_goes_on_where_it_was_saved(
     memory = next(iter(session.banks.values()))
     assert isinstance(session, VideoSession)
     assert memory.size_bytes > 0
+
+
+class Turned:
+    """A frame that cannot be encoded: its pixels are of another size."""
+
+    image_rgb = np.zeros((30, 40, 3), np.uint8)
+
+
+def test_a_stream_encodes_the_next_frame_on_a_device(both: tuple[Segmenter, Segmenter]) -> None:
+    pictures = [scene.image for scene in CLIP]
+    phrase = f"{CLIP[0].colours[0]} {CLIP[0].shapes[0]}"
+    for segmenter in both:
+        wanted = [frame.detections for frame in segmenter.track_video(pictures, text=phrase)]
+        found = [one.detections for one in follow_video(segmenter, pictures, text=phrase)]
+        assert len(found) == len(wanted) == len(CLIP)
+        assert sum(len(one) for one in found) > 0
+        for one, other in zip(found, wanted, strict=True):
+            assert one.ids is not None
+            assert one.ids.tolist() == other.ids.tolist()
+            assert np.array_equal(one.masks.dense(), other.masks.dense())
+        # One frame that fails leaves the others as they are.
+        broken: list[Any] = [*pictures[:2], Turned(), *pictures[2:]]
+        kept = list(follow_video(segmenter, broken, text=phrase, isolate=True))
+        assert [one.problem is not None for one in kept] == [False, False, True, False, False]
+        assert isinstance(kept[2].problem, ShapeError)
+
+
+def test_encoded_images_of_other_parts_are_refused(both: tuple[Segmenter, Segmenter]) -> None:
+    host, _ = both
+    encoded = host.encode(CLIP[0].image)
+    session = host.track(text="circle")
+    assert session.step(encoded) == []
+    other = EncodedImage(features=encoded.features, size_hw=encoded.size_hw, image_size=28)
+    with pytest.raises(ShapeError, match=r"encoded at 224 px.*encoded at 28 px"):
+        host.track(text="circle").step(other)
+    bare = {name: value for name, value in encoded.features.items() if name.startswith("fpn")}
+    with pytest.raises(ShapeError, match="Encode it with the segmenter that tracks"):
+        session.step(EncodedImage(features=bare, size_hw=encoded.size_hw, image_size=224))
+    assert session.index == 0

@@ -1,14 +1,19 @@
-"""Follows objects through a stream of frames: the next ones are read while one is tracked."""
+"""Follows objects through a stream of frames: the next ones are read while one is tracked.
+
+On a device the next frame is encoded, too, while the host decides about one.
+"""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Generic
+from typing import Any, Generic, TypeAlias
 
 import numpy as np
 
+from samforge.core.capabilities import VISION
 from samforge.core.detections import Detections
 from samforge.core.errors import PromptError, SamforgeError
 from samforge.core.native import error_of_item
@@ -30,6 +35,20 @@ class _Waiting(Generic[AnyFrame]):
     frame: AnyFrame
     timings: Timings
     problem: SamforgeError | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Ready(Generic[AnyFrame]):
+    """A frame that the session takes next."""
+
+    frame: AnyFrame
+    timings: Timings
+    image: Any
+    """Its pixels, or what the vision part made of them."""
+    problem: SamforgeError | None = None
+
+
+_Closing: TypeAlias = Generator[_Ready[AnyFrame], None, None] | Prefetcher[_Ready[AnyFrame]]
 
 
 def follow_video(  # noqa: PLR0913  # each is a choice of its own
@@ -72,31 +91,59 @@ def follow_video(  # noqa: PLR0913  # each is a choice of its own
     for one in prompts:
         by_frame.setdefault(one.frame, []).append(one)
     read = Prefetcher(timed_frames(frames), ahead=ahead, name="read")
-    followed = _followed(session, parts, read, by_frame, isolate=isolate)
+    ready: _Closing[AnyFrame] = _ready(segmenter, read, isolate=isolate)
+    if segmenter.overlaps:
+        ready = Prefetcher(ready, ahead=1, name="encode")
+    followed = _followed(session, parts, ready, by_frame, isolate=isolate)
     return Prefetcher(followed, ahead=ahead, name="track")
+
+
+def _ready(
+    segmenter: Segmenter, read: Prefetcher[tuple[AnyFrame, Timings]], *, isolate: bool
+) -> Generator[_Ready[AnyFrame], None, None]:
+    """Frames as the session takes them: encoded, where a device can do so on its own."""
+    with read:
+        for frame, timings in read:
+            if not segmenter.overlaps:
+                yield _Ready(frame=frame, timings=timings, image=pixels_of(frame))
+                continue
+            try:
+                # Its own timings would wait for the device.
+                with timings.stage(VISION, segmenter.processor):
+                    encoded = segmenter.encode(pixels_of(frame))
+            except Exception as error:
+                if not isolate:
+                    raise
+                problem = error_of_item(error)
+                yield _Ready(frame=frame, timings=timings, image=None, problem=problem)
+            else:
+                yield _Ready(frame=frame, timings=timings, image=encoded)
 
 
 def _followed(
     session: VideoSession,
     parts: TimedParts,
-    read: Prefetcher[tuple[AnyFrame, Timings]],
+    ready: _Closing[AnyFrame],
     prompts: Mapping[int, Sequence[PromptAt]],
     *,
     isolate: bool,
 ) -> Iterator[SegmentedFrame[AnyFrame]]:
     waiting: deque[tuple[int, _Waiting[AnyFrame]]] = deque()
-    with read:
-        for number, (frame, timings) in enumerate(read):
-            parts.timings = timings
-            shot = _Waiting(frame=frame, timings=timings)
+    with closing(ready):
+        for number, one in enumerate(ready):
+            parts.timings = one.timings
+            shot = _Waiting(frame=one.frame, timings=one.timings)
             waiting.append((number, shot))
             left: list[VideoFrame] = []
-            try:
-                left = stepped(session, number, pixels_of(frame), prompts)
-            except Exception as error:
-                if not isolate:
-                    raise
-                shot.problem = error_of_item(error)
+            if one.problem is not None:
+                shot.problem = one.problem
+            else:
+                try:
+                    left = stepped(session, number, one.image, prompts)
+                except Exception as error:
+                    if not isolate:
+                        raise
+                    shot.problem = error_of_item(error)
             yield from _leaving(waiting, left)
     yield from _leaving(waiting, session.finish())
     yield from _leaving(waiting, ())

@@ -119,6 +119,25 @@ def found_in_frame(found: Sequence[FoundOfPhrase]) -> FoundInFrame:
     )
 
 
+def encoded_by(parts: TrackerParts, image: Any) -> EncodedImage:
+    """Encode an image, unless these parts did already.
+
+    Raises:
+        ImageError: The image cannot be read.
+        ShapeError: It was encoded for another size, or by a bundle without a tracker.
+    """
+    if not isinstance(image, EncodedImage):
+        return parts.encode(image)
+    missing = [name for name in FRAME_FEATURES if name not in image.features]
+    if missing or image.image_size != parts.facts.image_size:
+        raise ShapeError(
+            f"This bundle follows objects on images encoded at {parts.facts.image_size} px with "
+            f"{', '.join(FRAME_FEATURES)}; this one was encoded at {image.image_size} px with "
+            f"{', '.join(image.features)}. Encode it with the segmenter that tracks."
+        )
+    return image
+
+
 class TrackerParts(Protocol):
     """Runs the parts of one bundle for a video session.
 

@@ -26,7 +26,7 @@ from samforge.runtime.tracking.earlier import read_again
 from samforge.runtime.tracking.newest import Newest, settled, without
 from samforge.runtime.tracking.objects import SessionState, Turn, turned_state, without_objects
 from samforge.runtime.tracking.output import drain, held_from_decisions, release, without_ids
-from samforge.runtime.tracking.parts import FoundInFrame, TrackerParts
+from samforge.runtime.tracking.parts import FoundInFrame, TrackerParts, encoded_by
 from samforge.runtime.tracking.prompts import ObjectPrompt
 from samforge.runtime.tracking.session_file import state_from_file, write_state
 from samforge.runtime.tracking.settings import TrackingSettings
@@ -122,7 +122,8 @@ class VideoSession:
         """Take the next frame.
 
         Args:
-            image: Any source of an image, of the size of the first one.
+            image: Any source of an image, of the size of the first one; or what the segmenter's
+                ``encode`` gave of it.
             index: Its number; None counts on. Numbers may be left out, but not come back.
 
         Returns:
@@ -130,7 +131,7 @@ class VideoSession:
 
         Raises:
             ImageError: The image cannot be read.
-            ShapeError: It is of another size.
+            ShapeError: It is of another size, or was encoded by other parts.
             SettingError: The number does not follow, or the session was finished.
             FidelityError: The model's output holds NaN.
         """
@@ -279,7 +280,7 @@ class VideoSession:
         return last - 1 if self._way.reverse else last + 1
 
     def _turn(self, image: Any, index: int) -> Turn:
-        encoded = self._parts.encode(image)
+        encoded = encoded_by(self._parts, image)
         size_hw = self._state.size_hw
         if size_hw is not None and encoded.size_hw != size_hw:
             raise ShapeError(
