@@ -49,6 +49,8 @@ class Order:
     """Axes that are constants: ``batch=1,prompts=1``."""
     tuned: bool = False
     """Whether Inductor tunes its pointwise kernels."""
+    tracker: bool = False
+    """Whether the checkpoint comes with its tracker: ``vision`` gives its maps then."""
 
     @property
     def name(self) -> str:
@@ -58,17 +60,20 @@ class Order:
         words += [str(self.size)] if self.size else []
         words += [self.fixed.replace("=", "").replace(",", "-")] if self.fixed else []
         words += ["tuned"] if self.tuned else []
+        words += ["tracker"] if self.tracker else []
         return "_".join(words)
 
 
-def family_checkpoint(family: str, model: str, size: int | None, reference: str = META) -> Any:
+def family_checkpoint(
+    family: str, model: str, size: int | None, reference: str = META, *, tracker: bool = False
+) -> Any:
     """The checkpoint of a family, with random weights where it is not the tiny model."""
     if family == "sam3":
         from samforge.models.sam3.loading import checkpoint_from_name
 
         random = model != "tiny"
         return checkpoint_from_name(
-            model, reference=reference, image_size=size, random_weights=random
+            model, reference=reference, image_size=size, random_weights=random, tracker=tracker
         )
     from samforge.models.loading import model_from_name
 
@@ -91,7 +96,8 @@ def family_spec(family: str, checkpoint: Any, name: str) -> PartSpec:
     from importlib import import_module
 
     parts = import_module(f"samforge.models.{family}.parts")
-    return cast(PartSpec, parts.part_spec(checkpoint.config, name, checkpoint.reference))
+    tracker = getattr(checkpoint, "tracker", None)
+    return cast(PartSpec, parts.part_spec(checkpoint.config, name, checkpoint.reference, tracker))
 
 
 def family_inputs(checkpoint: Any, spec: PartSpec, sizes: dict[str, int], seed: int) -> Any:
@@ -102,7 +108,7 @@ def family_inputs(checkpoint: Any, spec: PartSpec, sizes: dict[str, int], seed: 
     from samforge.models.sam3.parts import part_inputs
 
     return example_inputs(
-        part_inputs(checkpoint.config, spec.name, checkpoint.reference),
+        part_inputs(checkpoint.config, spec.name, checkpoint.reference, checkpoint.tracker),
         sizes,
         vocabulary=checkpoint.config.text_config.vocab_size,
         eos_id=checkpoint.eos_id,
@@ -120,7 +126,9 @@ def lowered_part(order: Order, device: str) -> tuple[Any, PartSpec, dict[str, fl
         seconds[name] = round(time.perf_counter() - start, 1)
         start = time.perf_counter()
 
-    checkpoint = family_checkpoint(order.family, order.model, order.size, order.reference)
+    checkpoint = family_checkpoint(
+        order.family, order.model, order.size, order.reference, tracker=order.tracker
+    )
     part = family_part(order.family, checkpoint, order.part)
     lap("load")
     inputs = family_inputs(checkpoint, part.spec, dict(TRACED_SIZES), 0)
@@ -262,7 +270,9 @@ class SizedPart(OnDevice):
 
 def session(order: Order, folder: Path) -> InductorSession:
     """Load a package that was built."""
-    checkpoint = family_checkpoint(order.family, order.model, order.size, order.reference)
+    checkpoint = family_checkpoint(
+        order.family, order.model, order.size, order.reference, tracker=order.tracker
+    )
     spec = family_spec(order.family, checkpoint, order.part)
     return InductorSession(folder / f"{order.name}.aoti.pt2", spec)
 

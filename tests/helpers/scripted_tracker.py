@@ -14,6 +14,7 @@ import numpy as np
 
 from samforge.runtime import EncodedImage
 from samforge.runtime.tracking import FoundInFrame, TrackerFacts
+from samforge.runtime.tracking.given import given_logits, masks_to_give
 
 SIDE, SCALE = 16, 4
 """Cells along the edge of masks, and how much finer masks are that are given."""
@@ -118,6 +119,10 @@ class ScriptedParts:
 
     def to_host(self, array: Any) -> Any:
         return array
+
+    def give(self, logits: Any, size_hw: tuple[int, int]) -> tuple[Any, Any]:
+        given = masks_to_give(logits, self.facts)
+        return given, given_logits(given, self.facts, size_hw)
 
     def keep(self, memory: Any) -> list[Any]:
         return [Kept(int(one[0, 0]) if one[0, 0] == one[0, 0] else NOBODY) for one in memory]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from samforge.core.errors import ShapeError
 from samforge.core.session import TensorFormat
@@ -151,3 +153,21 @@ def test_encoded_images_of_other_parts_are_refused(both: tuple[Segmenter, Segmen
     with pytest.raises(ShapeError, match="Encode it with the segmenter that tracks"):
         session.step(EncodedImage(features=bare, size_hw=encoded.size_hw, image_size=224))
     assert session.index == 0
+
+
+@pytest.mark.parametrize("reference", ["meta", "transformers"])
+def test_masks_are_given_as_on_the_host(both: tuple[Segmenter, Segmenter], reference: str) -> None:
+    parts = [one.tracker_parts() for one in both]
+    for one in parts:
+        side = 4 * one.facts.mask_side if reference == "meta" else one.facts.image_size
+        one._facts = replace(one.facts, reference=reference, prompt_side=side)  # type: ignore[attr-defined]
+    cells = np.random.default_rng(0).normal(size=(11, 64, 64)).astype(np.float32)
+    logits = np.stack([smooth(one) for one in cells])
+    (given, answer), (placed, other) = (one.give(logits, (90, 130)) for one in parts)
+    assert given.shape == (11, side, side)
+    assert np.abs(given - placed.numpy()).max() < 1e-6
+    assert np.allclose(answer, other, atol=2e-3 if reference == "meta" else 1e-4)
+
+
+def smooth(cells: np.ndarray) -> np.ndarray:
+    return ndimage.gaussian_filter(cells, 3).astype(np.float32) * 20

@@ -6,10 +6,9 @@ On a device the next frame is encoded, too, while the host decides about one.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeAlias
+from typing import Any, Generic
 
 import numpy as np
 
@@ -35,20 +34,6 @@ class _Waiting(Generic[AnyFrame]):
     frame: AnyFrame
     timings: Timings
     problem: SamforgeError | None = None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class _Ready(Generic[AnyFrame]):
-    """A frame that the session takes next."""
-
-    frame: AnyFrame
-    timings: Timings
-    image: Any
-    """Its pixels, or what the vision part made of them."""
-    problem: SamforgeError | None = None
-
-
-_Closing: TypeAlias = Generator[_Ready[AnyFrame], None, None] | Prefetcher[_Ready[AnyFrame]]
 
 
 def follow_video(  # noqa: PLR0913  # each is a choice of its own
@@ -91,59 +76,74 @@ def follow_video(  # noqa: PLR0913  # each is a choice of its own
     for one in prompts:
         by_frame.setdefault(one.frame, []).append(one)
     read = Prefetcher(timed_frames(frames), ahead=ahead, name="read")
-    ready: _Closing[AnyFrame] = _ready(segmenter, read, isolate=isolate)
-    if segmenter.overlaps:
-        ready = Prefetcher(ready, ahead=1, name="encode")
-    followed = _followed(session, parts, ready, by_frame, isolate=isolate)
+    followed = _followed(session, _Reading(segmenter, read), parts, by_frame, isolate=isolate)
     return Prefetcher(followed, ahead=ahead, name="track")
 
 
-def _ready(
-    segmenter: Segmenter, read: Prefetcher[tuple[AnyFrame, Timings]], *, isolate: bool
-) -> Generator[_Ready[AnyFrame], None, None]:
-    """Frames as the session takes them: encoded, where a device can do so on its own."""
-    with read:
-        for frame, timings in read:
-            if not segmenter.overlaps:
-                yield _Ready(frame=frame, timings=timings, image=pixels_of(frame))
-                continue
-            try:
-                # Its own timings would wait for the device.
-                with timings.stage(VISION, segmenter.processor):
-                    encoded = segmenter.encode(pixels_of(frame))
-            except Exception as error:
-                if not isolate:
-                    raise
-                problem = error_of_item(error)
-                yield _Ready(frame=frame, timings=timings, image=None, problem=problem)
-            else:
-                yield _Ready(frame=frame, timings=timings, image=encoded)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Read(Generic[AnyFrame]):
+    """A frame that the session takes next."""
+
+    frame: AnyFrame
+    timings: Timings
+    image: Any
+    """Its pixels, or what the vision part made of them."""
+
+
+class _Reading(Generic[AnyFrame]):
+    """Frames in order; a device encodes one that is there already while the host is at work."""
+
+    def __init__(self, segmenter: Segmenter, read: Prefetcher[tuple[AnyFrame, Timings]]) -> None:
+        self.read = read
+        self._segmenter = segmenter
+        self._next: _Read[AnyFrame] | None = None
+
+    def __iter__(self) -> Iterator[_Read[AnyFrame]]:
+        while True:
+            taken, self._next = self._next, None
+            if taken is None:
+                try:
+                    frame, timings = next(self.read)
+                except StopIteration:
+                    return
+                taken = _Read(frame=frame, timings=timings, image=pixels_of(frame))
+            yield taken
+
+    def begin_next(self) -> None:
+        """Encode the next frame, if it is there and a device would do it by itself."""
+        if not self._segmenter.overlaps or self._next is not None or not self.read.has_next():
+            return
+        frame, timings = next(self.read)
+        image: Any = pixels_of(frame)
+        try:
+            with timings.stage(VISION, self._segmenter.processor):
+                image = self._segmenter.encode(image)
+        except SamforgeError:
+            pass  # it is raised in its turn, when the session encodes it
+        self._next = _Read(frame=frame, timings=timings, image=image)
 
 
 def _followed(
     session: VideoSession,
+    reading: _Reading[AnyFrame],
     parts: TimedParts,
-    ready: _Closing[AnyFrame],
     prompts: Mapping[int, Sequence[PromptAt]],
     *,
     isolate: bool,
 ) -> Iterator[SegmentedFrame[AnyFrame]]:
     waiting: deque[tuple[int, _Waiting[AnyFrame]]] = deque()
-    with closing(ready):
-        for number, one in enumerate(ready):
+    with reading.read:
+        for number, one in enumerate(reading):
             parts.timings = one.timings
             shot = _Waiting(frame=one.frame, timings=one.timings)
             waiting.append((number, shot))
             left: list[VideoFrame] = []
-            if one.problem is not None:
-                shot.problem = one.problem
-            else:
-                try:
-                    left = stepped(session, number, one.image, prompts)
-                except Exception as error:
-                    if not isolate:
-                        raise
-                    shot.problem = error_of_item(error)
+            try:
+                left = stepped(session, number, one.image, prompts, reading.begin_next)
+            except Exception as error:
+                if not isolate:
+                    raise
+                shot.problem = error_of_item(error)
             yield from _leaving(waiting, left)
     yield from _leaving(waiting, session.finish())
     yield from _leaving(waiting, ())

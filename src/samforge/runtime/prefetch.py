@@ -50,6 +50,10 @@ class Prefetcher(Iterator[Item], Generic[Item]):
         """The next item, as soon as it is there."""
         return self._line.take()
 
+    def has_next(self) -> bool:
+        """Whether an item waits, so that ``next`` gives it at once."""
+        return self._line.waits()
+
     @property
     def most_waiting(self) -> int:
         """Most items that have waited at one time."""
@@ -103,6 +107,11 @@ class _Line(Generic[Item]):
             self.most = max(self.most, len(self._items))
             self._changed.notify_all()
             return True
+
+    def waits(self) -> bool:
+        """Whether there is an item to take."""
+        with self._changed:
+            return bool(self._items)
 
     def take(self) -> Item:
         """Remove the first item; what ended the line is raised once it is empty."""

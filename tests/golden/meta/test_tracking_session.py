@@ -10,6 +10,7 @@ from tests.golden.meta.tracking import StoryFrame, story
 
 from samforge.runtime import EncodedImage
 from samforge.runtime.tracking import FoundInFrame, TrackerFacts, VideoSession
+from samforge.runtime.tracking.given import given_logits, masks_to_give
 
 SIDE, FINE = 64, 256
 
@@ -52,6 +53,10 @@ class StoryParts:
 
     def to_host(self, array: Any) -> Any:
         return array
+
+    def give(self, logits: Any, size_hw: tuple[int, int]) -> tuple[Any, Any]:
+        given = masks_to_give(logits, self.facts)
+        return given, given_logits(given, self.facts, size_hw)
 
     def keep(self, memory: Any) -> list[Any]:
         return list(memory)

@@ -13,6 +13,7 @@ from torch import Tensor
 from samforge.core.boxes import clipped_boxes
 from samforge.core.detections import Detections, best_positions
 from samforge.core.masks import Masks
+from samforge.runtime.device.transfer import to_host
 from samforge.runtime.postprocess import Thresholds, refuse_nan
 from samforge.runtime.tracking.parts import FoundOfPhrase
 
@@ -63,7 +64,7 @@ def looked(
     Raises:
         FidelityError: A score is NaN.
     """
-    found = found_from_summary(outputs["summary"].cpu())
+    found = found_from_summary(to_host(outputs["summary"]))
     given = []
     for number, phrase in enumerate(phrases):
         scores = found.scores[0, number]
@@ -74,7 +75,7 @@ def looked(
         given.append(
             FoundOfPhrase(
                 phrase=phrase,
-                masks=chosen.float().cpu().numpy(),
+                masks=to_host(chosen.float()).numpy(),
                 scores=scores[rows],
                 boxes=found.boxes[0, number][rows],
                 best_score=float(scores.max()),

@@ -8,13 +8,20 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from samforge.core.reference import META
 from samforge.core.session import DeviceSession
 from samforge.runtime.device.session import placed, run
+from samforge.runtime.device.transfer import to_device, to_host
+from samforge.runtime.tracking.given import FAR, NEAR
 from samforge.runtime.tracking.host_parts import Detect, Encode, PartsOfSessions
 from samforge.runtime.tracking.parts import Array, TrackerFacts
+from samforge.runtime.tracking.state import Floats
 
+_AT_ONCE = 8
+"""Masks enlarged in one go: at 1080p they take 66 MB, and as much again for each pass."""
 Here = Callable[[], AbstractContextManager[None]]
 """Enters the device, one thread at a time."""
 
@@ -48,18 +55,27 @@ class DeviceTrackerParts(PartsOfSessions):
         """Run a part; arrays of the host go up, tensors stay where they are."""
         session = self._sessions[part]
         with self._here():
-            tensors = {
-                name: value if isinstance(value, Tensor) else torch.from_numpy(value)
-                for name, value in inputs.items()
-            }
+            tensors = {name: self._up(value) for name, value in inputs.items()}
             return dict(run(session, placed(session, tensors)))
 
     def to_host(self, array: Any) -> Array:
         """Bring a tensor to the host; numbers of fewer bits become float32."""
         with self._here():
-            array = array.float() if array.is_floating_point() else array
-            host: Array = array.cpu().numpy()
-            return host
+            return to_host(array.float() if array.is_floating_point() else array).numpy()
+
+    def give(self, logits: Floats, size_hw: tuple[int, int]) -> tuple[Any, Floats]:
+        """Take masks of detections as masks that are given to the tracker."""
+        with self._here():
+            chunks = torch.split(self._up(logits), _AT_ONCE)
+            given = [_given(chunk, self.facts) for chunk in chunks]
+            answers = [_answers(chunk, self.facts, size_hw) for chunk in given]
+            return torch.cat(given), to_host(torch.cat(answers)).numpy()
+
+    def _up(self, value: Any) -> Tensor:
+        """Bring an array to the device, where it is not yet there."""
+        if isinstance(value, Tensor):
+            return value
+        return to_device(torch.from_numpy(value), torch.device(self._device))
 
     def keep(self, memory: Any) -> list[Any]:
         """Split memories (N, L, C) into those of single objects, as bfloat16."""
@@ -82,3 +98,28 @@ class DeviceTrackerParts(PartsOfSessions):
         with self._here():
             bits = torch.from_numpy(np.ascontiguousarray(array).view(np.int16))
             return bits.to(self._device).view(torch.bfloat16)
+
+
+def _given(logits: Tensor, facts: TrackerFacts) -> Tensor:
+    """``masks_to_give`` of given.py."""
+    size = (facts.prompt_side, facts.prompt_side)
+    if facts.reference == META:
+        return (_resized(logits, size) > 0).float()
+    return _resized((logits >= 0.5).float(), size)
+
+
+def _answers(masks: Tensor, facts: TrackerFacts, size_hw: tuple[int, int]) -> Tensor:
+    """``given_logits`` of given.py."""
+    size = (facts.mask_side, facts.mask_side)
+    if facts.reference != META:
+        near = float(NEAR)
+        return _resized(masks * 2 * near - near, size, antialias=True)
+    at_frame = masks if masks.shape[1:] == size_hw else _resized(masks, size_hw, antialias=True)
+    return _resized(torch.where(at_frame > 0.5, float(FAR), -float(FAR)), size, antialias=True)
+
+
+def _resized(masks: Tensor, size_hw: tuple[int, int], *, antialias: bool = False) -> Tensor:
+    """Resize masks (N, h, w) as the network's own resizes do."""
+    return F.interpolate(
+        masks[:, None], size_hw, mode="bilinear", align_corners=False, antialias=antialias
+    )[:, 0]

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+_STAGED = 64 << 10  # bytes: less travels with the command
 _PIECES = 4  # the processor fills one piece of the pinned buffer while the last one is on its way
 
 
@@ -86,6 +87,25 @@ def host_tensor(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
     torch keeps freed pinned blocks for the next call, so nothing is paid for fresh pages.
     """
     return torch.empty(shape, dtype=dtype, pin_memory=device.type == "cuda")
+
+
+def to_host(tensor: Tensor) -> Tensor:
+    """Copy a tensor to the host, and wait for it."""
+    if tensor.device.type != "cuda":
+        return tensor.cpu()
+    host = host_tensor(tuple(tensor.shape), tensor.dtype, tensor.device)
+    host.copy_(tensor, non_blocking=True)
+    torch.cuda.current_stream(tensor.device).synchronize()
+    return host
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor of the host to a device; it may change as soon as the call returns."""
+    if device.type != "cuda" or tensor.nbytes < _STAGED:
+        return tensor.to(device)
+    # The copy out of pageable memory would wait for all that was launched before.
+    host = host_tensor(tuple(tensor.shape), tensor.dtype, device)
+    return host.copy_(tensor).to(device, non_blocking=True)
 
 
 def _writable(array: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

@@ -16,7 +16,6 @@ from samforge.runtime.tracking.bank import Memory, remember
 from samforge.runtime.tracking.between import undetected
 from samforge.runtime.tracking.calls import ask_masks, encode_memories, follow
 from samforge.runtime.tracking.drawn import Drawn, DrawnObject, drawn_mask
-from samforge.runtime.tracking.given import given_logits, masks_to_give
 from samforge.runtime.tracking.masks import filled_holes, suppressed_masks
 from samforge.runtime.tracking.objects import SessionState, TrackedObject, Turn, group_scores
 from samforge.runtime.tracking.parts import FoundInFrame
@@ -55,6 +54,7 @@ def advance(turn: Turn, state: SessionState, found: FoundInFrame | None) -> Adva
     """
     banks = {number: one.bank for number, one in state.objects.items()}
     seen = follow(turn.parts, turn.features, banks, turn.frame, turn.way)
+    turn.meanwhile()
     text = np.array([one.by_text for one in state.objects.values()], np.bool_)
     tracked = Tracked(masks=_filled(seen.masks, text, turn.rules.hole_area), scores=seen.scores)
     decisions, tracking = _decided(turn, state, found, tracked)
@@ -150,9 +150,8 @@ def _given(
     rows = {**born, **corrected}
     if found is None or not rows:
         return _Given(seen=nothing_seen(turn.parts.facts.mask_side), rows={})
-    facts = turn.parts.facts
-    given = masks_to_give(found.masks[list(rows.values())], facts)
-    logits = given_logits(given, facts, turn.encoded.size_hw)
+    logits = taken_rows(found.masks, list(rows.values()))
+    given, logits = turn.parts.give(logits, turn.encoded.size_hw)
     seen = ask_masks(turn.parts, turn.features, given, logits)
     return _Given(seen=seen, rows={number: row for row, number in enumerate(rows)})
 

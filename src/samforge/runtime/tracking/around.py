@@ -9,6 +9,7 @@ from samforge.core.capabilities import DETECTOR, VISION
 from samforge.core.timing import Timings
 from samforge.runtime.encoded import EncodedImage
 from samforge.runtime.tracking.parts import Array, FoundInFrame, TrackerFacts, TrackerParts
+from samforge.runtime.tracking.state import Floats
 
 TRACKER = "tracker"
 """Stage of all parts of the tracker together, with what comes to the host."""
@@ -43,6 +44,10 @@ class AroundParts:
     def to_host(self, array: Any) -> Array:
         """Bring an output to the host."""
         return self._parts.to_host(array)
+
+    def give(self, logits: Floats, size_hw: tuple[int, int]) -> tuple[Any, Floats]:
+        """Take masks of detections as masks that are given to the tracker."""
+        return self._parts.give(logits, size_hw)
 
     def keep(self, memory: Any) -> list[Any]:
         """Split memories into those of single objects."""

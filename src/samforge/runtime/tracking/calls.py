@@ -178,23 +178,22 @@ def ask_points(
     return seen
 
 
-def ask_masks(
-    parts: TrackerParts, features: Mapping[str, Any], given: Floats, masks: Floats
-) -> Seen:
+def ask_masks(parts: TrackerParts, features: Mapping[str, Any], given: Any, masks: Floats) -> Seen:
     """Make pointers of objects whose masks are given.
 
     Args:
         parts: What runs the tracker.
         features: Of the frame.
-        given: (N, S, S), 0 to 1, at the side that part ``mask_prompt`` takes.
+        given: (N, S, S), 0 to 1, at the side that part ``mask_prompt`` takes; where the parts run,
+            or on the host.
         masks: (N, 4s, 4s), the same as logits: they are given back as they are.
 
     Raises:
         FidelityError: A pointer holds NaN.
     """
     pointers, scores = [], []
-    for rows in _chunks(range(len(given)), parts.facts.most_objects):
-        chunk = given[list(rows)][:, None].astype(np.float32)
+    for start in range(0, len(given), parts.facts.most_objects):
+        chunk = given[start : start + parts.facts.most_objects, None]
         out = parts.run(
             MASK_PROMPT,
             {

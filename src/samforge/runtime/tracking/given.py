@@ -9,9 +9,9 @@ from samforge.runtime.tracking.parts import TrackerFacts
 from samforge.runtime.tracking.resize import enlarged, resampled
 from samforge.runtime.tracking.state import Floats
 
-_FAR = np.float32(1024)
+FAR = np.float32(1024)
 """Logit of a mask that is given, in Meta's code."""
-_NEAR = np.float32(10)
+NEAR = np.float32(10)
 """The same in transformers'."""
 
 
@@ -47,5 +47,5 @@ def given_logits(masks: Floats, facts: TrackerFacts, size_hw: tuple[int, int]) -
     size = (facts.mask_side, facts.mask_side)
     if facts.reference == META:
         at_frame = masks if masks.shape[1:] == size_hw else resampled(masks, size_hw)
-        return resampled(np.where(at_frame > 0.5, _FAR, -_FAR), size)
-    return resampled(masks * 2 * _NEAR - _NEAR, size)
+        return resampled(np.where(at_frame > 0.5, FAR, -FAR), size)
+    return resampled(masks * 2 * NEAR - NEAR, size)

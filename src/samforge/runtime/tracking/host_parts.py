@@ -14,7 +14,9 @@ from samforge.core.errors import SettingError
 from samforge.core.reference import META
 from samforge.core.session import Session, fixed_axis, largest_of
 from samforge.runtime.encoded import EncodedImage
+from samforge.runtime.tracking.given import given_logits, masks_to_give
 from samforge.runtime.tracking.parts import TRACKING_PARTS, Array, FoundInFrame, TrackerFacts
+from samforge.runtime.tracking.state import Floats
 
 Encode: TypeAlias = Callable[[Any], EncodedImage]
 Detect: TypeAlias = Callable[[EncodedImage, tuple[str, ...], Sequence[float]], FoundInFrame]
@@ -83,6 +85,11 @@ class HostTrackerParts(PartsOfSessions):
     def to_host(self, array: Any) -> Array:
         """They are there."""
         return np.asarray(array)
+
+    def give(self, logits: Floats, size_hw: tuple[int, int]) -> tuple[Any, Floats]:
+        """Take masks of detections as masks that are given to the tracker."""
+        given = masks_to_give(logits, self.facts)
+        return given, given_logits(given, self.facts, size_hw)
 
     def keep(self, memory: Any) -> list[Any]:
         """Split memories (N, L, C) into those of single objects, as bits of bfloat16 if rounded."""

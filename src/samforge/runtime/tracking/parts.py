@@ -198,6 +198,19 @@ class TrackerParts(Protocol):
         """Bring an output of :meth:`run` to the host, in the type of the part's specification."""
         ...
 
+    def give(self, logits: Floats, size_hw: tuple[int, int]) -> tuple[Any, Floats]:
+        """Take masks of detections as masks that are given to the tracker.
+
+        Args:
+            logits: (N, 4s, 4s).
+            size_hw: Height and width of the frame, pixels.
+
+        Returns:
+            What :func:`samforge.runtime.tracking.given.masks_to_give` makes of them, (N, S, S), for
+            :meth:`run`, and what ``given_logits`` makes of that, (N, 4s, 4s).
+        """
+        ...
+
     def keep(self, memory: Any) -> list[Any]:
         """Split the ``memory`` (N, L, C) of a memory encoder into N memories of single objects.
 

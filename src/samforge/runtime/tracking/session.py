@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -118,13 +118,21 @@ class VideoSession:
         """Bytes that objects remember, wherever they are kept."""
         return sum(bank.size_bytes for bank in self.banks.values())
 
-    def step(self, image: Any, index: int | None = None) -> list[VideoFrame]:
+    def step(
+        self,
+        image: Any,
+        index: int | None = None,
+        *,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> list[VideoFrame]:
         """Take the next frame.
 
         Args:
             image: Any source of an image, of the size of the first one; or what the segmenter's
                 ``encode`` gave of it.
             index: Its number; None counts on. Numbers may be left out, but not come back.
+            meanwhile: Called while the host begins to decide: what it gives a device to do, such as
+                encoding the next frame, runs beside that. What it raises ends the step.
 
         Returns:
             The frames that leave, in order: none or one, and more when the delay becomes shorter.
@@ -138,6 +146,8 @@ class VideoSession:
         self._require_open()
         state = settled(self._state, self._now)
         turn = self._turn(image, self._next_index() if index is None else index)
+        if meanwhile is not None:
+            turn = replace(turn, meanwhile=meanwhile)
         found = self._found(turn, state)
         advanced = advance(turn, state, found)
         decisions = advanced.decisions

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -147,14 +147,18 @@ def _passed(
 
 
 def stepped(
-    session: VideoSession, number: int, image: Any, prompts: Mapping[int, Sequence[PromptAt]]
+    session: VideoSession,
+    number: int,
+    image: Any,
+    prompts: Mapping[int, Sequence[PromptAt]],
+    meanwhile: Callable[[], None] | None = None,
 ) -> list[VideoFrame]:
     """Take a frame, and show the session the objects that are prompted on it.
 
     Returns:
         The frames that leave.
     """
-    left = session.step(image, number)
+    left = session.step(image, number, meanwhile=meanwhile)
     for one in prompts.get(number, ()):
         answer = session.add(one.prompt, label=one.label)
         if left and left[-1].index == number:  # it did not wait, and shows the object now
