@@ -21,6 +21,7 @@ from _conditions import conditions
 from _discs import SIZE_HW, discs, found_discs
 
 from samforge.runtime.encoded import EncodedImage
+from samforge.runtime.tracking.drawn import drawn_masks
 from samforge.runtime.tracking.parts import FoundInFrame, TrackerFacts
 from samforge.runtime.tracking.session import VideoSession
 from samforge.runtime.tracking.settings import TrackingSettings
@@ -34,8 +35,8 @@ WARM_UP = 3
 class Discs:
     """Answers of a network that follows discs: ``TrackerParts`` without any work."""
 
-    def __init__(self, count: int) -> None:
-        self.masks = discs(count, SIDE)
+    def __init__(self, count: int, *, on_device: bool = False) -> None:
+        self.masks, self.on_device, self.drawn = discs(count, SIDE), on_device, None
         self.facts = TrackerFacts(
             image_size=1008, mask_side=SIDE, prompt_side=4 * SIDE, memory_side=4 * SIDE, digest=""
         )
@@ -73,6 +74,12 @@ class Discs:
         """They are there."""
         return array
 
+    def draw(self, logits: Any, cells: Any, size_hw: tuple[int, int]) -> Any:  # noqa: ARG002
+        """At the frame's size, by the host, as a bundle for a processor does."""
+        if self.drawn is None or not self.on_device:
+            self.drawn = drawn_masks(logits, size_hw)
+        return self.drawn
+
     def give(self, logits: Any, size_hw: tuple[int, int]) -> tuple[Any, Any]:  # noqa: ARG002
         """As they are: on a device this is done there."""
         return logits, logits
@@ -94,9 +101,11 @@ class Discs:
         return array
 
 
-def frame_ms(count: int, frames: int) -> dict[str, float]:
-    """Times of a frame with so many objects, milliseconds."""
-    session = VideoSession(Discs(count), text=PHRASE, settings=TrackingSettings(delay=0))
+def frame_ms(count: int, frames: int, *, on_device: bool = False) -> dict[str, float]:
+    """Times of a frame with so many objects, milliseconds; a device draws masks by itself."""
+    session = VideoSession(
+        Discs(count, on_device=on_device), text=PHRASE, settings=TrackingSettings(delay=0)
+    )
     times = []
     for _ in range(WARM_UP + frames):
         begin = time.perf_counter()

@@ -192,6 +192,10 @@ class DiscParts:
         self._in("detector", lambda: self.parts.detect(encoded, phrases, asked))
         return found_discs(self.masks, PHRASE)
 
+    def draw(self, logits: Any, cells: Any, size_hw: tuple[int, int]) -> Any:
+        """As it is."""
+        return self._in("drawing", lambda: self.parts.draw(logits, cells, size_hw))
+
     def give(self, logits: Any, size_hw: tuple[int, int]) -> Any:
         """As it is."""
         return self._in("correction", lambda: self.parts.give(logits, size_hw))
@@ -294,7 +298,7 @@ def video(segmenter: Segmenter, count: int, results: Results) -> None:
         seen = kernels(partial(stepped, step, begin), 1)
         results.add(f"{words}, kernels of 4 frames", seen)
         results.add(f"{words}, ms of all kernels a frame", sum(one["ms"] for one in seen) / 4)
-    results.add(f"{words}, ms a frame of the host alone", frame_ms(count, 12))
+    results.add(f"{words}, ms a frame of the host alone", frame_ms(count, 12, on_device=True))
 
 
 def stepped(step: Callable[[int], float], begin: int) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from samforge.runtime import EncodedImage
 from samforge.runtime.tracking import FoundInFrame, TrackerFacts
+from samforge.runtime.tracking.drawn import drawn_masks
 from samforge.runtime.tracking.given import given_logits, masks_to_give
 
 SIDE, SCALE = 16, 4
@@ -119,6 +120,9 @@ class ScriptedParts:
 
     def to_host(self, array: Any) -> Any:
         return array
+
+    def draw(self, logits: Any, cells: Any, size_hw: tuple[int, int]) -> Any:
+        return drawn_masks(logits, size_hw)
 
     def give(self, logits: Any, size_hw: tuple[int, int]) -> tuple[Any, Any]:
         given = masks_to_give(logits, self.facts)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from samforge.core.errors import ShapeError
+from samforge.core.errors import FidelityError, ShapeError
 from samforge.core.session import TensorFormat
 from samforge.media import read_image
 from samforge.models import tiny
@@ -23,6 +23,7 @@ from samforge.runtime.device import DeviceExecutor
 from samforge.runtime.device.tracker import DeviceTrackerParts
 from samforge.runtime.host import HostExecutor
 from samforge.runtime.tracking import VideoSession
+from samforge.runtime.tracking.cells import cells_from_masks
 from samforge.runtime.tracking.host_parts import HostTrackerParts
 
 CLIP = tuple(tiny.draw_crossing(3, frames=4, split="demo"))
@@ -171,3 +172,19 @@ def test_masks_are_given_as_on_the_host(both: tuple[Segmenter, Segmenter], refer
 
 def smooth(cells: np.ndarray) -> np.ndarray:
     return ndimage.gaussian_filter(cells, 3).astype(np.float32) * 20
+
+
+def test_masks_are_drawn_as_on_the_host(both: tuple[Segmenter, Segmenter]) -> None:
+    noise = np.random.default_rng(1).normal(size=(5, 64, 64)).astype(np.float32)
+    logits = np.stack([*(smooth(one) for one in noise), np.full((64, 64), -3, np.float32)])
+    logits[4] -= 4  # small crops
+    host, device = (
+        one.tracker_parts().draw(logits, cells_from_masks(logits), (90, 131)) for one in both
+    )
+    assert host == device
+    assert host.areas[5] == 0
+    assert host.areas[:5].all()
+    logits[2, 3, 3] = np.inf
+    for one in both:
+        with pytest.raises(FidelityError, match="infinity or NaN"):
+            one.tracker_parts().draw(logits, cells_from_masks(logits), (90, 131))

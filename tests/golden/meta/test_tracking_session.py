@@ -10,6 +10,7 @@ from tests.golden.meta.tracking import StoryFrame, story
 
 from samforge.runtime import EncodedImage
 from samforge.runtime.tracking import FoundInFrame, TrackerFacts, VideoSession
+from samforge.runtime.tracking.drawn import drawn_masks
 from samforge.runtime.tracking.given import given_logits, masks_to_give
 
 SIDE, FINE = 64, 256
@@ -53,6 +54,9 @@ class StoryParts:
 
     def to_host(self, array: Any) -> Any:
         return array
+
+    def draw(self, logits: Any, cells: Any, size_hw: tuple[int, int]) -> Any:
+        return drawn_masks(logits, size_hw)
 
     def give(self, logits: Any, size_hw: tuple[int, int]) -> tuple[Any, Any]:
         given = masks_to_give(logits, self.facts)

@@ -11,10 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from samforge.core.masks import Masks
 from samforge.core.reference import META
 from samforge.core.session import DeviceSession
+from samforge.runtime.device.masks import masks_to_host
+from samforge.runtime.device.places import places_from_reach
+from samforge.runtime.device.reach import NOTHING
 from samforge.runtime.device.session import placed, run
 from samforge.runtime.device.transfer import to_device, to_host
+from samforge.runtime.postprocess import MaskLimit
+from samforge.runtime.tracking.cells import Cells
+from samforge.runtime.tracking.drawn import require_finite
 from samforge.runtime.tracking.given import FAR, NEAR
 from samforge.runtime.tracking.host_parts import Detect, Encode, PartsOfSessions
 from samforge.runtime.tracking.parts import Array, TrackerFacts
@@ -22,6 +29,7 @@ from samforge.runtime.tracking.state import Floats
 
 _AT_ONCE = 8
 """Masks enlarged in one go: at 1080p they take 66 MB, and as much again for each pass."""
+_INSIDE = MaskLimit(value=0.0, of_probabilities=False)
 Here = Callable[[], AbstractContextManager[None]]
 """Enters the device, one thread at a time."""
 
@@ -62,6 +70,20 @@ class DeviceTrackerParts(PartsOfSessions):
         """Bring a tensor to the host; numbers of fewer bits become float32."""
         with self._here():
             return to_host(array.float() if array.is_floating_point() else array).numpy()
+
+    def draw(self, logits: Floats, cells: Cells, size_hw: tuple[int, int]) -> Masks:
+        """Bring masks to the frame's size: bits of crops come to the host."""
+        left, top, right, bottom = cells.boxes.T
+        reach = np.stack([-top, bottom - 1, -left, right - 1], axis=1).astype(np.int32)
+        reach[~cells.any] = NOTHING
+        index = np.stack([np.zeros(len(cells), np.intp), np.arange(len(cells))], axis=1)
+        places = places_from_reach(index, reach, cells.size_hw, size_hw)
+        with self._here():
+            above = self._up(logits)
+            require_finite(bool(above.isfinite().all()))
+            bits = masks_to_host(above[None], places, _INSIDE)
+            bits.wait()
+            return bits.masks(places)
 
     def give(self, logits: Floats, size_hw: tuple[int, int]) -> tuple[Any, Floats]:
         """Take masks of detections as masks that are given to the tracker."""

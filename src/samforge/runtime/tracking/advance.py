@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,19 +10,28 @@ import numpy as np
 import numpy.typing as npt
 
 from samforge.core.capabilities import MEMORY_ENCODER, MEMORY_ENCODER_TEXT
+from samforge.core.masks import Masks
 from samforge.core.reference import META
 from samforge.runtime.postprocess import sigmoid
 from samforge.runtime.tracking.bank import Memory, remember
 from samforge.runtime.tracking.between import undetected
 from samforge.runtime.tracking.calls import ask_masks, encode_memories, follow
-from samforge.runtime.tracking.drawn import Drawn, DrawnObject, drawn_mask
+from samforge.runtime.tracking.cells import cells_from_masks
+from samforge.runtime.tracking.drawn import Drawn, DrawnObject
 from samforge.runtime.tracking.masks import filled_holes, suppressed_masks
 from samforge.runtime.tracking.objects import SessionState, TrackedObject, Turn, group_scores
 from samforge.runtime.tracking.parts import FoundInFrame
 from samforge.runtime.tracking.remembered import remembered_masks, remembered_scores
 from samforge.runtime.tracking.rules import decide
 from samforge.runtime.tracking.seen import Seen, nothing_seen, taken_rows
-from samforge.runtime.tracking.state import Decisions, Floats, Track, Tracked, TrackingState
+from samforge.runtime.tracking.state import (
+    Decisions,
+    Floats,
+    Shown,
+    Track,
+    Tracked,
+    TrackingState,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -120,7 +129,7 @@ class _Names:
 
 
 def _filled(masks: Floats, text: npt.NDArray[np.bool_], area: int) -> Floats:
-    """Holes are filled in objects of phrases only: so it is at Meta's."""
+    """Holes are filled in some masks only, those of phrases: so it is at Meta's."""
     if text.all():
         return filled_holes(masks, area)
     filled = masks.copy()
@@ -247,27 +256,22 @@ def _stays(number: int, decisions: Decisions) -> bool:
 def _drawn(turn: Turn, decisions: Decisions, sights: _Sights, names: _Names) -> Drawn:
     scores = {track.id: track.score for track in names.tracks}
     born = {birth.id for birth in decisions.born}
+    living = [item for item in decisions.shown if item.id in scores]  # others ended on this frame
+    masks = _masks_at_frame(turn, living, sights, names.found, born)
+    phrases = {track.id: track.phrase for track in names.tracks}
     objects = {}
-    for item in decisions.shown:
-        if item.id not in scores:  # it ended on this frame
-            continue
+    for item in living:
         one = names.objects[item.id]
-        if item.source == "track" or names.found is None:
-            mask, rank = (
-                sights.tracked.masks[item.row],
-                float(sigmoid(sights.seen.scores[item.row])),
-            )
+        if _of_track(item, names.found):
+            rank = float(sigmoid(sights.seen.scores[item.row]))
         else:
-            mask, rank = names.found.masks[item.row], scores[item.id]
-            if item.id in born:
-                mask = filled_holes(mask[None], turn.rules.hole_area)[0]
-        phrase = next(track.phrase for track in names.tracks if track.id == item.id)
+            rank = scores[item.id]
         objects[item.id] = DrawnObject(
             label=one.label,
-            phrase=phrase,
+            phrase=phrases[item.id],
             score=scores[item.id] if one.by_text else rank,
             rank=rank,
-            masks=drawn_mask(mask, turn.encoded.size_hw),
+            masks=masks[item.id],
         )
     return Drawn(
         size_hw=turn.encoded.size_hw,
@@ -277,3 +281,32 @@ def _drawn(turn: Turn, decisions: Decisions, sights: _Sights, names: _Names) -> 
         removed=tuple(sorted(decisions.removed_ids)),
         best_scores=dict(names.found.best_scores) if names.found is not None else {},
     )
+
+
+def _of_track(item: Shown, found: FoundInFrame | None) -> bool:
+    return item.source == "track" or found is None
+
+
+def _masks_at_frame(
+    turn: Turn,
+    living: Sequence[Shown],
+    sights: _Sights,
+    found: FoundInFrame | None,
+    born: Collection[int],
+) -> dict[int, Masks]:
+    """The mask of each object by id, in one call for those of tracks and one for detections."""
+    size_hw = turn.encoded.size_hw
+    masks: dict[int, Masks] = {}
+    own = [item for item in living if _of_track(item, found)]
+    if own:
+        rows, tracked = [item.row for item in own], sights.tracked
+        drawn = turn.parts.draw(taken_rows(tracked.masks, rows), tracked.cells.taken(rows), size_hw)
+        masks |= {item.id: drawn[at : at + 1] for at, item in enumerate(own)}
+    others = [item for item in living if not _of_track(item, found)]
+    if others and found is not None:
+        logits = found.masks[[item.row for item in others]]
+        fills = np.array([item.id in born for item in others])
+        logits = _filled(logits, fills, turn.rules.hole_area)
+        drawn = turn.parts.draw(logits, cells_from_masks(logits), size_hw)
+        masks |= {item.id: drawn[at : at + 1] for at, item in enumerate(others)}
+    return masks

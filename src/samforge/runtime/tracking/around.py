@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from samforge.core.capabilities import DETECTOR, VISION
+from samforge.core.masks import Masks
 from samforge.core.timing import Timings
 from samforge.runtime.encoded import EncodedImage
+from samforge.runtime.tracking.cells import Cells
 from samforge.runtime.tracking.parts import Array, FoundInFrame, TrackerFacts, TrackerParts
 from samforge.runtime.tracking.state import Floats
 
@@ -44,6 +46,10 @@ class AroundParts:
     def to_host(self, array: Any) -> Array:
         """Bring an output to the host."""
         return self._parts.to_host(array)
+
+    def draw(self, logits: Floats, cells: Cells, size_hw: tuple[int, int]) -> Masks:
+        """Bring masks to the frame's size."""
+        return self._parts.draw(logits, cells, size_hw)
 
     def give(self, logits: Floats, size_hw: tuple[int, int]) -> tuple[Any, Floats]:
         """Take masks of detections as masks that are given to the tracker."""

@@ -10,8 +10,9 @@ import numpy as np
 from samforge.core.detections import Detections
 from samforge.core.errors import FidelityError
 from samforge.core.masks import Masks
-from samforge.core.runs import Crop
+from samforge.core.packed_crop import PackedCrop
 from samforge.runtime._resize import crop_above
+from samforge.runtime.tracking.cells import boxes_meeting
 from samforge.runtime.tracking.output import Held
 from samforge.runtime.tracking.state import Floats, Shown
 
@@ -70,18 +71,27 @@ class Drawn:
     """Best score of each phrase."""
 
 
-def drawn_mask(logits: Floats, size_hw: tuple[int, int]) -> Masks:
-    """One mask (4s, 4s) of logits at the frame's size.
+def drawn_masks(logits: Floats, size_hw: tuple[int, int]) -> Masks:
+    """Masks (N, 4s, 4s) of logits at the frame's size.
 
     Raises:
-        FidelityError: It is not finite.
+        FidelityError: One is not finite.
     """
-    if not np.isfinite(logits).all():
+    require_finite(bool(np.isfinite(logits).all()))
+    return Masks.from_crops((crop_above(one, np.float32(0), size_hw) for one in logits), size_hw)
+
+
+def require_finite(finite: bool) -> None:
+    """Stop where masks are not finite.
+
+    Raises:
+        FidelityError: They are not.
+    """
+    if not finite:
         raise FidelityError(
             "A mask holds infinity or NaN: this artifact does not compute what the model does. Run "
             "samforge compare on the bundle, or build it with --precision fp32."
         )
-    return Masks.from_crops([crop_above(logits, np.float32(0), size_hw)], size_hw)
 
 
 def with_object(held: Held, number: int, drawn: DrawnObject) -> Held:
@@ -102,11 +112,11 @@ def frame_from_held(held: Held, only: Iterable[int] | None = None) -> VideoFrame
     """
     drawn: Drawn = held.payload
     ids = [item.id for item in held.shown if item.id in drawn.objects]
-    crops = _exclusive({number: drawn.objects[number] for number in ids})
-    seen = [number for number, (crop, _) in crops.items() if crop.any()]
+    packed = _exclusive({number: drawn.objects[number] for number in ids})
+    seen = [number for number, one in packed.items() if one.bits.any()]
     if only is not None:
         seen = [number for number in seen if number in set(only)]
-    masks = Masks.from_crops((crops[number] for number in seen), drawn.size_hw)
+    masks = Masks(size_hw=drawn.size_hw, packed=tuple(packed[number] for number in seen))
     objects = [drawn.objects[number] for number in seen]
     detections = Detections(
         masks=masks,
@@ -127,23 +137,34 @@ def frame_from_held(held: Held, only: Iterable[int] | None = None) -> VideoFrame
     )
 
 
-def _exclusive(
-    objects: Mapping[int, DrawnObject],
-) -> dict[int, tuple[Crop, tuple[int, int]]]:
-    """The crop of each object; within a phrase each pixel belongs to the highest rank alone."""
-    crops = {number: one.masks.crop(0) for number, one in objects.items()}
+def _exclusive(objects: Mapping[int, DrawnObject]) -> dict[int, PackedCrop]:
+    """The mask of each object; within a phrase each pixel belongs to the highest rank alone."""
+    masks = {number: _packed(one.masks) for number, one in objects.items()}
     phrases: dict[int, list[int]] = {}
     for number, one in objects.items():
         phrases.setdefault(one.phrase, []).append(number)
     for phrase, ids in phrases.items():
-        if phrase < 0 or len(ids) < 2:
+        meeting = _meeting({number: masks[number] for number in ids}) if phrase >= 0 else []
+        if not meeting:
             continue
-        size_hw = objects[ids[0]].masks.size_hw
-        taken = np.zeros(size_hw, np.bool_)
+        taken = np.zeros(objects[ids[0]].masks.size_hw, np.bool_)
         # The sort is stable: of equal ranks the lower id.
-        for number in sorted(ids, key=lambda one: -objects[one].rank):
-            crop, (top, left) = crops[number]
+        for number in sorted(meeting, key=lambda one: -objects[one].rank):
+            crop, (top, left) = objects[number].masks.crop(0)
             window = taken[top : top + crop.shape[0], left : left + crop.shape[1]]
-            crops[number] = crop & ~window, (top, left)
+            masks[number] = PackedCrop.from_crop(crop & ~window, (top, left))
             window |= crop
-    return crops
+    return masks
+
+
+def _packed(masks: Masks) -> PackedCrop:
+    (one,) = masks.packed
+    return one if isinstance(one, PackedCrop) else one.inflated()
+
+
+def _meeting(masks: Mapping[int, PackedCrop]) -> list[int]:
+    """Objects whose crops meet another's: the pixels of all others are their own."""
+    extents = np.array([one.extent for one in masks.values()])
+    meets = boxes_meeting(extents, extents) & ~np.eye(len(masks), dtype=np.bool_)
+    numbers = list(masks)
+    return [numbers[row] for row in np.flatnonzero(np.logical_or.reduce(meets, axis=1)).tolist()]

@@ -13,7 +13,7 @@ from samforge.core.errors import PromptError, SettingError
 from samforge.runtime.postprocess import sigmoid
 from samforge.runtime.tracking.bank import Memory, MemoryBank, remember
 from samforge.runtime.tracking.calls import encode_memories, follow
-from samforge.runtime.tracking.drawn import DrawnObject, drawn_mask
+from samforge.runtime.tracking.drawn import DrawnObject, drawn_masks
 from samforge.runtime.tracking.masks import filled_holes
 from samforge.runtime.tracking.memory import effective_score
 from samforge.runtime.tracking.objects import TrackedObject, Turn
@@ -89,7 +89,7 @@ def drawn_object(
         phrase=track.phrase,
         score=track.score if one.by_text else rank,
         rank=rank,
-        masks=drawn_mask(seen.masks[0], size_hw),
+        masks=drawn_masks(seen.masks[:1], size_hw),
     )
 
 

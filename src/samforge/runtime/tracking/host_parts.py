@@ -11,9 +11,12 @@ import numpy.typing as npt
 from samforge.core.axes import MEMORIES, MOST_OBJECTS, OBJECTS, POINTERS, POINTS
 from samforge.core.capabilities import POINT_DECODER
 from samforge.core.errors import SettingError
+from samforge.core.masks import Masks
 from samforge.core.reference import META
 from samforge.core.session import Session, fixed_axis, largest_of
 from samforge.runtime.encoded import EncodedImage
+from samforge.runtime.tracking.cells import Cells
+from samforge.runtime.tracking.drawn import drawn_masks
 from samforge.runtime.tracking.given import given_logits, masks_to_give
 from samforge.runtime.tracking.parts import TRACKING_PARTS, Array, FoundInFrame, TrackerFacts
 from samforge.runtime.tracking.state import Floats
@@ -85,6 +88,10 @@ class HostTrackerParts(PartsOfSessions):
     def to_host(self, array: Any) -> Array:
         """They are there."""
         return np.asarray(array)
+
+    def draw(self, logits: Floats, cells: Cells, size_hw: tuple[int, int]) -> Masks:  # noqa: ARG002
+        """Bring masks to the frame's size."""
+        return drawn_masks(logits, size_hw)
 
     def give(self, logits: Floats, size_hw: tuple[int, int]) -> tuple[Any, Floats]:
         """Take masks of detections as masks that are given to the tracker."""

@@ -17,8 +17,10 @@ import numpy.typing as npt
 
 from samforge.core.capabilities import TEXT, TRACK
 from samforge.core.errors import ShapeError
+from samforge.core.masks import Masks
 from samforge.core.reference import META
 from samforge.runtime.encoded import EncodedImage
+from samforge.runtime.tracking.cells import Cells
 from samforge.runtime.tracking.state import Detected, Floats
 
 Array = npt.NDArray[Any]
@@ -196,6 +198,19 @@ class TrackerParts(Protocol):
 
     def to_host(self, array: Any) -> Array:
         """Bring an output of :meth:`run` to the host, in the type of the part's specification."""
+        ...
+
+    def draw(self, logits: Floats, cells: Cells, size_hw: tuple[int, int]) -> Masks:
+        """Bring masks to the frame's size, as :func:`~samforge.runtime.tracking.drawn.drawn_masks`.
+
+        Args:
+            logits: (N, 4s, 4s).
+            cells: Of them.
+            size_hw: Height and width of the frame, pixels.
+
+        Raises:
+            FidelityError: One is not finite.
+        """
         ...
 
     def give(self, logits: Floats, size_hw: tuple[int, int]) -> tuple[Any, Floats]:
