@@ -31,6 +31,10 @@ class VideoFrame:
     removed: tuple[int, ...] = ()
     """Ids that ended on this frame; none of them was on a frame that left before, unless ``delay``
     was lowered."""
+    born: tuple[int, ...] = ()
+    """Ids that a phrase's detection began on this frame; some may be removed before it leaves."""
+    matched: tuple[int, ...] = ()
+    """Ids that a detection of this frame overlaps."""
     revised: bool = False
     """Whether the frame had left before: an earlier frame was prompted. Its detections are then
     those of the objects that were prompted alone."""
@@ -66,6 +70,10 @@ class Drawn:
     """Detections that there was no room for."""
     removed: tuple[int, ...] = ()
     """Ids that ended on the frame."""
+    born: tuple[int, ...] = ()
+    """Ids that began on it."""
+    matched: tuple[int, ...] = ()
+    """Ids that a detection overlaps."""
     best_scores: Mapping[str, float] = field(default_factory=dict)
     """Best score of each phrase."""
 
@@ -123,6 +131,8 @@ def frame_from_held(held: Held, only: Iterable[int] | None = None) -> VideoFrame
         detections=detections,
         detected=drawn.detected,
         removed=drawn.removed,
+        born=drawn.born,
+        matched=drawn.matched,
         revised=only is not None,
     )
 
