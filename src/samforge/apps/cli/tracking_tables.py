@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from samforge.measure.video_accuracy import WayAccuracy
     from samforge.workflows.compare_videos import BundleTracking
 
-GATE_COLUMNS = ("bundle", "asked by", "objects", "J&F", "J", "F", "IDF1", "identity\nswitches")
+GATE_COLUMNS = ("gate", "figure", "from", "to", "limit", "holds")
+"""Of a table of gates."""
+_COLUMNS = ("bundle", "asked by", "objects", "J&F", "J", "F", "IDF1", "identity\nswitches")
 _PAIR_COLUMNS = ("bundle", "pairs", "cgF1", "pmF1", "IL_MCC", "MiB", "ms per\nframe")
 _FIDELITY_COLUMNS = (
     "bundle",
@@ -139,5 +141,7 @@ def _print_fidelity(rows: Sequence[BundleTracking]) -> None:
         tracks,
         numbers=_FIDELITY_COLUMNS[1:],
     )
-    print_table("Decisions of the rules", _DECISION_COLUMNS, decisions, numbers=_DECISION_COLUMNS[2:])
+    print_table(
+        "Decisions of the rules", _DECISION_COLUMNS, decisions, numbers=_DECISION_COLUMNS[2:]
+    )
     print_line("alike: decided by both, of the same object on the same frame.")
