@@ -9,7 +9,7 @@ from pathlib import Path
 from samforge.core.errors import SettingError
 from samforge.core.labelled import LabelledImage, LabelledVideo
 from samforge.core.native import Report
-from samforge.formats import coco_data_from_file
+from samforge.formats import coco_data_from_file, video_data_from_file
 from samforge.models import tiny
 from samforge.models.tiny.crossing import FRAMES
 from samforge.models.tiny.held_out_clips import labelled_videos
@@ -69,7 +69,9 @@ def data_from_text(
     """Find labelled images or videos by name.
 
     Args:
-        text: Name of a source, a colon and what the source wants: ``scenes:1000``.
+        text: Name of a source, a colon and what the source wants: ``scenes:1000``. A file alone,
+            ``FILE.json``, is ``videos:FILE.json`` where a folder of videos is given, and else
+            ``coco:FILE.json``.
         options: What else was said; None takes the defaults.
         report: Takes what of a file is not usable; None raises at the first.
 
@@ -77,11 +79,13 @@ def data_from_text(
         SettingError: There is no such source, or it wants something else.
         ImageError: Pictures that a file names are missing.
     """
+    options = options or DataOptions()
+    if text.lower().endswith(".json") and text.partition(":")[0] not in SOURCES:
+        text = f"{'coco' if options.videos is None else 'videos'}:{text}"
     name, _, argument = text.partition(":")
     if name not in SOURCES:
         known = "; ".join(f"{source.usage}: {source.meaning}" for source in SOURCES.values())
         raise SettingError(f"--data is '{text}', and there is no source '{name}'. Known: {known}.")
-    options = options or DataOptions()
     for option, given, source in (
         ("--images", options.folder, "coco"),
         ("--videos", options.videos, "videos"),
@@ -156,6 +160,28 @@ def _clips(argument: str, options: DataOptions, _: Report | None) -> LabelledVid
     )
 
 
+def _videos(argument: str, options: DataOptions, report: Report | None) -> LabelledVideos:
+    if not argument:
+        raise SettingError(
+            "--data is 'videos:'. Give a file of labelled videos: videos:annotations.json."
+        )
+    data = video_data_from_file(
+        Path(argument),
+        folder=options.videos,
+        seed=options.seed,
+        limit=options.limit,
+        report=report,
+    )
+    return LabelledVideos(
+        name=f"videos:{argument}",
+        count=len(data.asked),
+        frames=data.frames,
+        words=_words(data.phrases),
+        taught=False,
+        videos=lambda: data.videos(report=report),
+    )
+
+
 def _words(phrases: Iterable[str]) -> frozenset[str]:
     return frozenset(word for phrase in phrases for word in phrase.split())
 
@@ -200,5 +226,10 @@ SOURCES: Mapping[str, Source] = {
     ),
     "clips": Source(
         usage="clips:N", meaning="N drawn held-out clips of the tiny model's tracker", read=_clips
+    ),
+    "videos": Source(
+        usage="videos:FILE.json",
+        meaning="labelled videos in YouTube-VIS's, SA-Co/VEval's or COCO-VID's format",
+        read=_videos,
     ),
 }
