@@ -47,6 +47,20 @@ from samforge.runtime.tracking import TRANSFORMERS, Rules, filled_holes
 
 IMAGE = ImageSpec(size=tiny.SIZE)
 FAULTS = frozenset({1, 2, 3, 4})
+FLOOR = 0.98
+"""Temporal IoU of every track, with the faults mended."""
+GROUPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "default": ({}, {}),
+    "lively": (
+        {
+            "recondition_every_nth_frame": 3,
+            "hotstart_unmatch_thresh": 2,
+            "hotstart_dup_thresh": 2,
+        },
+        {"recondition_every": 3, "hot_start_unmatched": 2, "hot_start_duplicates": 2},
+    ),
+}
+"""Settings of transformers and of samforge: with the second more is conditioned and removed."""
 
 
 def rules_with(faults: AbstractSet[int], **changes: Any) -> Rules:

@@ -23,23 +23,21 @@ from typing import Any
 
 import numpy as np
 from _conditions import write_result
+from _stock_video import (
+    FLOOR,
+    GROUPS,
+    rules_with,
+    samforge_frames,
+    stock_frames,
+    stock_video,
+    transformers_segmenter,
+)
+
+from samforge.measure.tracks import compare_tracks
+from samforge.models.tiny.crossing import draw_crossing
 
 CLAIM = "a session with transformers' rules follows what transformers' mended model follows"
-FLOOR = 0.98
-"""Temporal IoU of every track, with the faults mended."""
 PHRASES = ("object",)
-GROUPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "default": ({}, {}),
-    "lively": (
-        {
-            "recondition_every_nth_frame": 3,
-            "hotstart_unmatch_thresh": 2,
-            "hotstart_dup_thresh": 2,
-        },
-        {"recondition_every": 3, "hot_start_unmatched": 2, "hot_start_duplicates": 2},
-    ),
-}
-"""Settings of transformers and of samforge: with the second more is conditioned and removed."""
 MENDED, STOCK = "faults 1 to 4 mended", "as it is"
 ROWS: dict[str, tuple[set[int], set[int]]] = {
     MENDED: (set(), set()),
@@ -54,7 +52,6 @@ ROWS: dict[str, tuple[set[int], set[int]]] = {
 def ours() -> Any:
     """The segmenter of samforge, once a process."""
     import torch
-    from _stock_video import transformers_segmenter
 
     torch.set_num_threads(1)
     return transformers_segmenter()
@@ -62,11 +59,6 @@ def ours() -> Any:
 
 def measured(number: int, frames: int, group: str) -> dict[str, dict[str, Any]]:
     """Every row of one clip."""
-    from _stock_video import rules_with, samforge_frames, stock_frames, stock_video
-
-    from samforge.measure.tracks import compare_tracks
-    from samforge.models.tiny.crossing import draw_crossing
-
     segmenter = ours()
     clip = [scene.image for scene in draw_crossing(number, frames=frames)]
     settings, changes = GROUPS[group]
