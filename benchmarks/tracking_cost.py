@@ -20,7 +20,7 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,8 +103,10 @@ def endless(clip: Sequence[Any]) -> Iterator[Any]:
         yield from clip[-2:0:-1]
 
 
-def memory(parts: TrackerParts, clip: Sequence[Any], frames: int) -> dict[str, Any]:
-    """Resident memory, and what the session remembers, on the way."""
+def memory(
+    parts: TrackerParts, clip: Sequence[Any], frames: int, keep: Callable[[dict[str, Any]], None]
+) -> None:
+    """Resident memory, and what the session remembers, on the way; kept at every mark."""
     session = begun(parts, clip[0], 4, "object")
     marks = sorted({one for one in (EARLY, 1000, 2000, 5000, LATE, frames) if one <= frames})
     rows, start = {}, time.perf_counter()
@@ -120,7 +122,7 @@ def memory(parts: TrackerParts, clip: Sequence[Any], frames: int) -> dict[str, A
                 "seconds": round(time.perf_counter() - start, 1),
             }
             print(f"frame {number}: {rows[str(number)]}", file=sys.stderr)
-    return rows
+            keep(rows)
 
 
 def claims(result: dict[str, Any]) -> dict[str, bool]:
@@ -138,6 +140,12 @@ def claims(result: dict[str, Any]) -> dict[str, bool]:
         growth = rows[last]["resident_mib"] / rows[str(EARLY)]["resident_mib"]
         found[f"memory after {last} frames within 5 % of {EARLY}"] = growth <= GROWTH
     return found
+
+
+def write(path: Path, result: dict[str, Any]) -> None:
+    """Write what was measured, and what holds of it."""
+    result["holds"] = claims(result)
+    path.write_text(json.dumps(result, indent=2) + "\n")
 
 
 def main() -> int:
@@ -161,11 +169,15 @@ def main() -> int:
         result["speed_conditions"] = conditions() | {"threads": threads}
     if options.only != "speed":
         shared = parts if options.vision else SharedFrames(parts)
-        rows = memory(shared, clip, options.frames)
-        result["memory"] = {"vision_every_frame": options.vision, "rows": rows}
         result["memory_conditions"] = conditions() | {"threads": threads}
-    result["holds"] = claims(result)
-    path.write_text(json.dumps(result, indent=2) + "\n")
+
+        def keep(rows: dict[str, Any]) -> None:
+            # A run that is stopped leaves what it measured.
+            result["memory"] = {"vision_every_frame": options.vision, "rows": rows}
+            write(path, result)
+
+        memory(shared, clip, options.frames, keep)
+    write(path, result)
     print(json.dumps(result["holds"], indent=2))
     print(f"-> {path.name}", file=sys.stderr)
     return 0 if all(result["holds"].values()) else 1
