@@ -11,8 +11,7 @@ from samforge.apps.cli.output import mebibytes, print_line, print_note, print_ta
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from samforge.measure.verdict import Judged
-    from samforge.measure.video_accuracy import WayAccuracy
+    from samforge.measure import Judged, WayAccuracy
     from samforge.workflows.compare_videos import BundleTracking
 
 GATE_COLUMNS = ("gate", "figure", "from", "to", "limit", "holds")
