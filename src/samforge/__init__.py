@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     )
     from samforge.workflows.bench import bench
     from samforge.workflows.compare import compare
+    from samforge.workflows.compare_videos import compare_videos
     from samforge.workflows.demo import demo
     from samforge.workflows.environment import environment
     from samforge.workflows.features import feature_pictures
@@ -58,6 +59,7 @@ _HOMES = {
     "build": "samforge.pipeline",
     "compare": "samforge.workflows.compare",
     "compare_mesh_files": "samforge.workflows.mesh_files",
+    "compare_videos": "samforge.workflows.compare_videos",
     "demo": "samforge.workflows.demo",
     "environment": "samforge.workflows.environment",
     "feature_pictures": "samforge.workflows.features",
@@ -94,6 +96,7 @@ __all__ = [
     "build",
     "compare",
     "compare_mesh_files",
+    "compare_videos",
     "demo",
     "environment",
     "feature_pictures",

@@ -28,6 +28,7 @@ NAMES = {
     "build",
     "compare",
     "compare_mesh_files",
+    "compare_videos",
     "demo",
     "environment",
     "feature_pictures",

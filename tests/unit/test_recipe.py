@@ -65,6 +65,8 @@ def test_defaults_build_the_tiny_model_for_onnxruntime() -> None:
             "channel_gain": None,
             "click_iou": None,
             "track_iou": None,
+            "j_and_f_drop": 0.01,
+            "switch_rise": 0.02,
             "weak_evidence": False,
         },
     }

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ import pytest
 
 from samforge.core.capabilities import MEMORY_ATTENTION, POINT_DECODER, TRACK
 from samforge.core.errors import FidelityError
+from samforge.core.manifest import TRACKS_NAME
 from samforge.core.recipe import Gates, Recipe
 from samforge.core.session import Array, Session, Tensors
 from samforge.models.eager import EagerSession
@@ -44,7 +47,7 @@ def ask(
     parts: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Any]:
     """Run the step on few pictures and one short clip, with parts of the bundle changed."""
-    for name, value in {"PICTURES": 3, "CLIPS": 1, "FRAMES": 5}.items():
+    for name, value in {"PICTURES": 3, "CLIPS": 1, "FRAMES": 5, "PROOF_FRAMES": 2}.items():
         monkeypatch.setattr(follow, name, value)
 
     def run(changed: dict[str, Change] | None = None, gates: Gates | None = None) -> Any:
@@ -80,7 +83,21 @@ def test_the_same_parts_answer_the_same(ask: Callable[..., Any], tmp_path: Path)
     assert tracks["births_alike"] == tracks["ends_alike"] == tracks["tracks"]
     assert made.gates == {"click_iou": 0.98, "track_iou": 0.98}
     assert made.notes == ()
-    assert (tmp_path / follow.REPORT).is_file()
+    assert made.outputs == (follow.REPORT, TRACKS_NAME)
+    assert all((tmp_path / name).is_file() for name in made.outputs)
+
+
+def test_a_bundle_for_another_machine_carries_what_it_is_asked_there(
+    ask: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nowhere = SimpleNamespace(version=lambda: None)
+    monkeypatch.setattr(follow, "backend_from_name", lambda _: nowhere)
+    made = ask()
+    assert (made.outputs, made.notes, made.gates) == ((TRACKS_NAME,), (follow.NOT_RUN,), {})
+    table = json.loads((tmp_path / TRACKS_NAME).read_text())
+    assert [len(one["points"]) >= 1 for one in table["clicks"]] == [True, True]
+    (clip,) = table["clips"]
+    assert (clip["frames"], len(clip["by_phrase"]), len(clip["by_click"])) == (2, 2, 2)
 
 
 def test_clicks_that_land_elsewhere_are_stopped(ask: Callable[..., Any], tmp_path: Path) -> None:

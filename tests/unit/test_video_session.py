@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
 from tests.helpers.scripted_tracker import SIZE_HW, ScriptedParts, Thing, picture
 
 from samforge.core.errors import FidelityError, InputError, PromptError, SettingError, ShapeError
+from samforge.media import VideoReader, VideoWriter
+from samforge.runtime import Segmenter
+from samforge.runtime.follow import follow_video
 from samforge.runtime.tracking import (
     META,
     TRANSFORMERS,
@@ -545,6 +551,27 @@ def test_no_object_for_a_thousand_frames() -> None:
     found = run(VideoSession(parts, text="cat"), range(1002))
     assert [len(frame.detections) for frame in found] == [0] * 1000 + [1] * 2
     assert batches(parts, "memory_attention") == [1]
+
+
+def test_a_truncated_video_is_followed_as_far_as_it_goes(tmp_path: Path) -> None:
+    whole = tmp_path / "whole.mp4"
+    with VideoWriter(whole, SIZE_HW) as writer:
+        noise = np.random.default_rng(0)
+        for number in range(40):
+            image = noise.integers(0, 256, (*SIZE_HW, 3), np.uint8)
+            writer.write(image, Fraction(number, 30))
+    content = whole.read_bytes()
+    cut = tmp_path / "cut.mp4"
+    cut.write_bytes(content[: len(content) * 2 // 3])
+    parts = ScriptedParts([CAT, DOG])
+    segmenter = cast(Segmenter, SimpleNamespace(tracker_parts=lambda: parts, processor="script"))
+    with VideoReader(cut) as reader, follow_video(segmenter, reader.frames(), text="cat") as shots:
+        ids = [shot.detections.ids.tolist() for shot in shots]
+    # Those that waited out their hot start came out, too.
+    assert 5 < len(ids) < 40
+    assert ids == [[0]] * len(ids)
+    assert reader.problem is not None
+    assert f"ends after {len(ids)} frames" in reader.problem
 
 
 @pytest.mark.parametrize(

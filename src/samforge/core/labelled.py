@@ -1,13 +1,14 @@
-"""Images with questions whose answers are known: what accuracy is measured on."""
+"""Images and videos with questions whose answers are known: what accuracy is measured on."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from samforge.core.detections import Detections
 from samforge.core.images import RgbImage
 
 
@@ -51,3 +52,29 @@ class LabelledClip:
     """Names all objects that are to be found, and no other."""
     shown: tuple[int, ...]
     """Objects of the first frame that are worth being shown there by a click."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class VideoQuestion:
+    """One phrase and the tracks that answer it."""
+
+    text: str
+    """The phrase."""
+    tracks: tuple[Detections, ...]
+    """What it names on each of T frames, with ids; nothing on any frame where it is absent."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class LabelledVideo:
+    """One video and what is asked of it; its frames are read when they are needed."""
+
+    name: str
+    """Says which one it is: ``clip 17``."""
+    length: int
+    """T, frames."""
+    frames: Callable[[], Iterator[RgbImage]]
+    """Reads the T frames (H, W, 3) in order, anew for every call."""
+    questions: tuple[VideoQuestion, ...]
+    """In the order they are asked; no id belongs to two of them."""
+    shown: tuple[int, ...] = ()
+    """Objects of the first frame that are shown there by a click."""

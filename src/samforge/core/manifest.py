@@ -149,6 +149,8 @@ PROOF_NAME = "verify/proof.npz"
 """Where a bundle for other machines keeps what fp32 makes of its inputs."""
 PICTURES_NAME = "verify/pictures.npz"
 """Where a bundle keeps pictures, and what fp32 finds in them."""
+TRACKS_NAME = "verify/tracks.json"
+"""Where a bundle with a tracker keeps clicks on these pictures, and what fp32 answers."""
 
 FOUND_ALIKE = {"mask_iou", "feature_cosine"}
 """Gates on what the finished parts find or compute."""

@@ -116,6 +116,7 @@ LARGEST_IMAGE = 1 << 14
 SHARES = (
     *("mask_iou", "box_iou", "agreement", "score_shift", "absent_score_shift"),
     *("cgf1_alike", "cgf1_drop", "odd_cosine", "feature_cosine", "click_iou", "track_iou"),
+    "j_and_f_drop",
 )
 """Gates on figures that reach at most 1."""
 COSINES = ("odd_cosine", "feature_cosine")
@@ -166,6 +167,10 @@ class Gates:
     """Smallest mean IoU of the masks that the same clicks give."""
     track_iou: float | None = None
     """Smallest temporal IoU of a track with fp32's."""
+    j_and_f_drop: float = 0.01
+    """Largest loss of J&F against fp32 on labelled videos."""
+    switch_rise: float = 0.02
+    """Largest number of identity switches beyond fp32's there, as a share of them."""
     weak_evidence: bool = False
     """Publish, and say so, where the gates hold and the pictures are too few to be sure of it."""
 

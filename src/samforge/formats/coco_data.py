@@ -124,9 +124,9 @@ def coco_data_from_file(
             # A category of which only a part or a crowd is labelled is neither there nor absent.
             held = {file.phrases[one.category] for one in found}
             held |= {file.phrases[one] for one in image.partial if one in file.phrases}
-            asks |= dict.fromkeys(_drawn(absent - held, len(asks), name, seed), ())
+            asks |= dict.fromkeys(drawn_phrases(absent - held, len(asks), name, seed), ())
         with isolated(report, name):
-            _check_name(name, path)
+            check_name(name, path)
             if asks:
                 pictures[name] = (entries[0][0].size_hw, asks)
     if not pictures and told:
@@ -169,20 +169,25 @@ def _negative(image: CocoImage, file: CocoFile) -> frozenset[str]:
     return frozenset(file.phrases[one] for one in image.negative or () if one in file.phrases)
 
 
-def _drawn(phrases: frozenset[str], present: int, name: str, seed: int) -> list[str]:
-    """Draw as many as are present, at least one: the same for a picture in every run."""
+def drawn_phrases(phrases: frozenset[str], present: int, name: str, seed: int) -> list[str]:
+    """Draw as many as are present, at least one: the same for a picture or video in every run."""
     ordered = sorted(phrases)
     generator = np.random.default_rng((seed, zlib.crc32(name.encode())))
     count = min(len(ordered), max(1, present))
     return [ordered[i] for i in sorted(generator.permutation(len(ordered))[:count])]
 
 
-def _check_name(name: str, path: Path) -> None:
+def check_name(name: str, path: Path, option: str = "--images") -> None:
+    """Make sure that a file that a record names lies in the folder of all.
+
+    Raises:
+        SettingError: It leaves it.
+    """
     pure = PurePosixPath(name)
     if pure.is_absolute() or ".." in pure.parts or "\0" in name:
         raise SettingError(
             f"{path} names the picture {name!r}, which leaves the folder of the pictures. "
-            "Make the names relative to one folder, and give it with --images."
+            f"Make the names relative to one folder, and give it with {option}."
         )
 
 

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from samforge.core.errors import SettingError
 from samforge.core.native import Report, isolated
-from samforge.core.polygons import checked_polygon
+from samforge.formats._records import (
+    ids_from,
+    needed,
+    phrase_from,
+    records,
+    segmentation_from,
+    size_from,
+    table_from_file,
+)
 
 _KEYS = ("images", "annotations", "categories")
 
@@ -72,26 +79,26 @@ def coco_file(path: Path, *, report: Report | None = None) -> CocoFile:
     Raises:
         SettingError: There is no file, it is no COCO data set, or a record is not usable.
     """
-    table = _table(path)
+    table = table_from_file(path, _KEYS)
     images: dict[Any, CocoImage] = {}
     broken: set[Any] = set()  # ids of images that were told already, with all they hold
-    for place, record in _records(table, "images", path, report):
+    for place, record in records(table, "images", path, report):
         with isolated(report, place):
-            identity = _needed(record, "id", place)
+            identity = needed(record, "id", place)
             if identity in images:
                 raise SettingError(f"{place} has the id {identity!r} of an earlier image.")
             broken.add(identity)
             images[identity] = _image(record, place)
             broken.remove(identity)
     phrases: dict[Any, str] = {}
-    for place, record in _records(table, "categories", path, report):
+    for place, record in records(table, "categories", path, report):
         with isolated(report, place):
-            identity = _needed(record, "id", place)
-            phrases[identity] = _phrase(_needed(record, "name", place), f"name of {place}")
+            identity = needed(record, "id", place)
+            phrases[identity] = phrase_from(needed(record, "name", place), f"name of {place}")
     annotations: dict[Any, list[CocoAnnotation]] = {}
-    for place, record in _records(table, "annotations", path, report):
+    for place, record in records(table, "annotations", path, report):
         with isolated(report, place):
-            image = _needed(record, "image_id", place)
+            image = needed(record, "image_id", place)
             if image in broken:
                 continue
             if image not in images:
@@ -112,75 +119,17 @@ def coco_file(path: Path, *, report: Report | None = None) -> CocoFile:
     )
 
 
-def _table(path: Path) -> dict[str, Any]:
-    try:
-        table = json.loads(path.read_bytes())
-    except OSError as error:
-        raise SettingError(
-            f"The COCO file {path} cannot be read: {error.strerror} (looked in {Path.cwd()})."
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise SettingError(f"The COCO file {path} is not valid JSON: {error}.") from error
-    if isinstance(table, list):
-        raise SettingError(
-            f"{path} is a list, as COCO result files are. Give the data set that the results are "
-            f"of: an object with {', '.join(_KEYS)}."
-        )
-    if not isinstance(table, dict) or not set(_KEYS) <= set(table):
-        held = f"the keys {sorted(table)}" if isinstance(table, dict) else repr(table)
-        raise SettingError(
-            f"{path} is no COCO data set: it holds {held:.200}, and {', '.join(_KEYS)} are needed."
-        )
-    return table
-
-
-def _records(
-    table: Mapping[str, Any], key: str, path: Path, report: Report | None
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every record that is an object, with its place."""
-    records = table[key]
-    if not isinstance(records, list):
-        raise SettingError(f"{key} of {path} is a list in COCO, got {records!r:.80}.")
-    for index, record in enumerate(records):
-        place = f"{key}[{index}] of {path}"
-        if isinstance(record, dict):
-            yield place, record
-            continue
-        with isolated(report, place):
-            raise SettingError(f"{place} is an object in COCO, got {record!r:.80}.")
-
-
-def _needed(record: Mapping[str, Any], key: str, place: str) -> Any:
-    if key not in record:
-        raise SettingError(f"{place} has no {key}, only {', '.join(sorted(record)) or 'nothing'}.")
-    value = record[key]
-    if key.endswith("id") and not isinstance(value, (int, str)):
-        raise SettingError(f"{key} of {place} is a number or a text, got {value!r:.80}.")
-    return value
-
-
-def _phrase(value: object, place: str) -> str:
-    phrase = " ".join(value.replace("_", " ").split()) if isinstance(value, str) else ""
-    if not phrase:
-        raise SettingError(f"The {place} is a text that says what to find, got {value!r:.80}.")
-    return phrase
-
-
 def _image(record: Mapping[str, Any], place: str) -> CocoImage:
     names = _names(record, place)
-    size = (record.get("height"), record.get("width"))
-    if any(not isinstance(side, int | None) or (side is not None and side < 1) for side in size):
-        raise SettingError(f"height and width of {place} are pixels, got {size}.")
-    height, width = size
     text = record.get("text_input")
     return CocoImage(
         file_name=names[0],
         other_names=names[1:],
-        size_hw=None if height is None or width is None else (height, width),
-        phrase=None if text is None else _phrase(text, f"text_input of {place}"),
+        size_hw=size_from(record, place),
+        phrase=None if text is None else phrase_from(text, f"text_input of {place}"),
         exhaustive=bool(record.get("is_instance_exhaustive", True)),
-        negative=_ids(record, "neg_category_ids", place),
-        partial=_ids(record, "not_exhaustive_category_ids", place) or (),
+        negative=ids_from(record, "neg_category_ids", place),
+        partial=ids_from(record, "not_exhaustive_category_ids", place) or (),
     )
 
 
@@ -193,26 +142,17 @@ def _names(record: Mapping[str, Any], place: str) -> tuple[str, ...]:
         parts = [part for part in record["coco_url"].split("/") if part]
         if len(parts) >= 3:  # scheme, host and at least a name
             return "/".join(parts[-2:]), parts[-1]
-    name = _needed(record, "file_name", place)
+    name = needed(record, "file_name", place)
     if not isinstance(name, str) or not name:
         raise SettingError(f"file_name of {place} is a text, got {name!r:.80}.")
     return (name,)
 
 
-def _ids(record: Mapping[str, Any], key: str, place: str) -> tuple[Any, ...] | None:
-    ids = record.get(key)
-    if ids is None:
-        return None
-    if not isinstance(ids, list) or not all(isinstance(one, (int, str)) for one in ids):
-        raise SettingError(f"{key} of {place} is a list of category ids, got {ids!r:.80}.")
-    return tuple(ids)
-
-
 def _annotation(record: Mapping[str, Any], place: str, report: Report | None) -> CocoAnnotation:
-    category = _needed(record, "category_id", place)
+    category = needed(record, "category_id", place)
     segmentation = None
     with isolated(report, place):
-        segmentation = _segmentation(record, place)
+        segmentation = segmentation_from(record, place)
     return CocoAnnotation(
         place=place,
         category=category,
@@ -220,29 +160,3 @@ def _annotation(record: Mapping[str, Any], place: str, report: Report | None) ->
         # Without a mask the category is neither there as it should be nor absent: like a crowd.
         crowd=bool(record.get("iscrowd")) or segmentation is None,
     )
-
-
-def _segmentation(record: Mapping[str, Any], place: str) -> Any:
-    segmentation = record.get("segmentation")
-    if not segmentation:
-        raise SettingError(
-            f"{place} has no segmentation, only {', '.join(sorted(record))}. Masks are compared: "
-            "give a data set with polygons or RLE, not with boxes alone."
-        )
-    if isinstance(segmentation, list):
-        for polygon in segmentation:
-            _check_polygon(polygon, place)
-    elif not isinstance(segmentation, dict):
-        raise SettingError(
-            f"segmentation of {place} is an RLE or a list of polygons, got {segmentation!r:.80}."
-        )
-    return segmentation
-
-
-def _check_polygon(polygon: object, place: str) -> None:
-    try:
-        checked_polygon(polygon, "a polygon")
-    except SettingError as error:
-        raise SettingError(
-            f"{place} has a polygon that is no list of x, y, x, y, x, y, …: {polygon!r:.80}."
-        ) from error

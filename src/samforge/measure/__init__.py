@@ -50,7 +50,8 @@ from samforge.measure.proof_pictures import (
     write_proof_pictures,
 )
 from samforge.measure.segmentation import SegmenterAccuracy, measure_segmenter
-from samforge.measure.verdict import Verdict, check_verdict
+from samforge.measure.verdict import Judged, Verdict, check_verdict
+from samforge.measure.video_accuracy import VideoAccuracy, VideoVerdict, WayAccuracy
 from samforge.measure.witness import Witness, finite
 
 __all__ = [
@@ -61,6 +62,7 @@ __all__ = [
     "Budget",
     "CgF1",
     "Deviation",
+    "Judged",
     "Latency",
     "MeshComparison",
     "OddPicture",
@@ -73,6 +75,9 @@ __all__ = [
     "StageLatency",
     "Subject",
     "Verdict",
+    "VideoAccuracy",
+    "VideoVerdict",
+    "WayAccuracy",
     "Witness",
     "check_cgf1",
     "check_predictions",

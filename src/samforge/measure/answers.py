@@ -21,12 +21,14 @@ def table_from_detections(detections: Detections) -> dict[str, Any]:
         "size_hw": list(detections.size_hw),
         "best_scores": dict(detections.best_scores),
         "cut_off": detections.cut_off,
+        "ids": None if detections.ids is None else detections.ids.tolist(),
     }
 
 
 def detections_from_table(table: Mapping[str, Any]) -> Detections:
     """Read what :func:`table_from_detections` wrote."""
     height, width = table["size_hw"]
+    ids = table.get("ids")
     return Detections(
         masks=Masks.from_rle(table["segmentations"], (height, width)),
         boxes_xyxy=np.array(table["boxes_xyxy"], np.float32).reshape(-1, 4),
@@ -35,4 +37,5 @@ def detections_from_table(table: Mapping[str, Any]) -> Detections:
         size_hw=(height, width),
         best_scores=table["best_scores"],
         cut_off=table.get("cut_off", 0),
+        ids=None if ids is None else np.array(ids, np.int64),
     )

@@ -129,7 +129,7 @@ def followed_by_clicks(parts: TrackerParts, clip: LabelledClip) -> Followed | No
     ]
     # The session numbers its objects from 0, in the order of the prompts.
     pairs = {number: place for place, number in enumerate(clip.shown)}
-    return _followed(true, found, pairs=pairs, skip_ends=True)
+    return followed_from_frames(true, found, pairs=pairs, skip_ends=True)
 
 
 def followed_by_text(parts: TrackerParts, clip: LabelledClip) -> Followed:
@@ -139,16 +139,16 @@ def followed_by_text(parts: TrackerParts, clip: LabelledClip) -> Followed:
         Scores of all objects, as the unsupervised task counts them.
     """
     found = [frame.detections for frame in track_video(parts, clip.images_rgb, text=clip.phrase)]
-    return _followed(clip.masks, found, pairs=None, skip_ends=False)
+    return followed_from_frames(clip.masks, found)
 
 
 def summed_clips(clips: Iterable[ClipFigures]) -> ClipFigures:
     """Figures of several clips as one."""
     counted = tuple(clips)
     return ClipFigures(
-        clicked=_summed([one.clicked for one in counted]),
-        emptied=_summed([one.emptied for one in counted]),
-        named=_summed([one.named for one in counted]),
+        clicked=summed_ways([one.clicked for one in counted]),
+        emptied=summed_ways([one.emptied for one in counted]),
+        named=summed_ways([one.named for one in counted]),
         click_iou=tuple(own for one in counted for own in one.click_iou),
         click_iou_raw=tuple(own for one in counted for own in one.click_iou_raw),
     )
@@ -184,13 +184,14 @@ class EmptiedMemory(AroundParts):
         return self._parts.run(part, inputs)
 
 
-def _followed(
+def followed_from_frames(
     true: Sequence[Frame],
     found: Sequence[Frame],
     *,
-    pairs: Mapping[int, int] | None,
-    skip_ends: bool,
+    pairs: Mapping[int, int] | None = None,
+    skip_ends: bool = False,
 ) -> Followed:
+    """Score one run of a clip; the arguments are those of ``object_scores``."""
     counted = frame_overlaps(true, found)
     return Followed(
         objects=object_scores(true, found, pairs=pairs, skip_ends=skip_ends),
@@ -198,7 +199,8 @@ def _followed(
     )
 
 
-def _summed(ways: Sequence[Followed | None]) -> Followed | None:
+def summed_ways(ways: Sequence[Followed | None]) -> Followed | None:
+    """Scores of several runs as one; None where there is none."""
     there = [one for one in ways if one is not None]
     if not there:
         return None

@@ -65,6 +65,8 @@ GATES = {
     ),
     "click_iou": _at_least("mean IoU of the masks of the same clicks", 0.999, 0.995, 0.98),
     "track_iou": _at_least("smallest temporal IoU of a track", 0.999, 0.995, 0.98),
+    "j_and_f_drop": _at_most("loss of J&F by labels", 0.01, 0.01, 0.01),
+    "switch_rise": _at_most("rise of identity switches, as a share", 0.02, 0.02, 0.02),
 }
 """Every gate on what the finished parts find or compute, with the limits of each precision."""
 

@@ -15,9 +15,6 @@ from samforge.core.masks import Masks
 
 Ids: TypeAlias = npt.NDArray[np.int64]
 Counts: TypeAlias = npt.NDArray[np.int64]
-Frame: TypeAlias = Detections | Mapping[int, npt.NDArray[np.bool_]]
-"""One frame of tracks: detections with ids, or a mask (H, W) by id. An id whose mask is empty is
-not on the frame."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -28,6 +25,11 @@ class FrameMasks:
     """(N,), each once; none of their masks is empty."""
     masks: Masks | None
     """N masks; None where a dictionary without an entry does not tell the frame's size."""
+
+
+Frame: TypeAlias = Detections | Mapping[int, npt.NDArray[np.bool_]] | FrameMasks
+"""One frame of tracks: detections with ids, or a mask (H, W) by id. An id whose mask is empty is
+not on the frame."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -65,7 +67,12 @@ def frame_masks(frame: Frame) -> FrameMasks:
         SettingError: Detections have no ids, or the same id twice.
         ShapeError: Masks of a dictionary are not bool (H, W) of one size.
     """
-    if isinstance(frame, Detections):
+    masks: Masks | None
+    if isinstance(frame, FrameMasks):
+        ids, masks = frame.ids, frame.masks
+        if masks is None:
+            return frame
+    elif isinstance(frame, Detections):
         if frame.ids is None:
             raise SettingError("Tracks want detections with ids: those of a video session.")
         ids, masks = frame.ids, frame.masks

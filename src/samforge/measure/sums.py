@@ -138,13 +138,13 @@ def figures_from_sums(sums: Floats) -> dict[str, Floats]:
     one = {name: sums[..., index] for name, index in _PLACE.items()}
     reference, found = _cgf1(sums, "reference"), _cgf1(sums, "found")
     return {
-        "mask_iou": _ratio(one["iou"], one["pairs"]),
-        "agreement": _ratio(2 * one["pairs"], one["reference_objects"] + one["objects"]),
-        "box_iou": _ratio(one["box_iou"], one["pairs"]),
-        "score_shift": _ratio(one["score_shift"], one["pairs"]),
-        "absent_score_shift": _ratio(one["absent_score_shift"], one["absent"]),
-        "logit_shift": _ratio(one["logit_shift"], one["logits"]),
-        "presence_shift": _ratio(one["presence_shift"], one["prompts"]),
+        "mask_iou": ratio(one["iou"], one["pairs"]),
+        "agreement": ratio(2 * one["pairs"], one["reference_objects"] + one["objects"]),
+        "box_iou": ratio(one["box_iou"], one["pairs"]),
+        "score_shift": ratio(one["score_shift"], one["pairs"]),
+        "absent_score_shift": ratio(one["absent_score_shift"], one["absent"]),
+        "logit_shift": ratio(one["logit_shift"], one["logits"]),
+        "presence_shift": ratio(one["presence_shift"], one["prompts"]),
         "cgf1_alike": _cgf1(sums, "alike"),
         "cgf1_drop": reference - found,
     }
@@ -156,17 +156,26 @@ def intervals_from_sums(sums: Floats) -> dict[str, Interval]:
     Args:
         sums: (images, ``COLUMNS``).
     """
-    values = figures_from_sums(sums.sum(0))
+    values, draws = figures_from_sums(sums.sum(0)), figures_from_sums(drawn_again(sums))
+    return {name: interval_from_draws(value, draws[name]) for name, value in values.items()}
+
+
+def drawn_again(sums: Floats) -> Floats:
+    """Sums of images, or of videos, that are drawn again with replacement, (``DRAWS``, columns).
+
+    Args:
+        sums: (images, columns).
+    """
     rng = np.random.default_rng(SEED)
     count = len(sums)
-    drawn = rng.multinomial(count, np.full(count, 1 / count), size=DRAWS) @ sums
-    draws = figures_from_sums(drawn)
-    ends = (50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE))
-    return {
-        name: Interval(value=float(value), low=low, high=high)
-        for name, value in values.items()
-        for low, high in [_ends(draws[name], ends)]
-    }
+    drawn: Floats = rng.multinomial(count, np.full(count, 1 / count), size=DRAWS) @ sums
+    return drawn
+
+
+def interval_from_draws(value: Floats, draws: Floats) -> Interval:
+    """The interval of a figure: ``value`` is of all images, ``draws`` are (``DRAWS``,)."""
+    low, high = _ends(draws, (50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)))
+    return Interval(value=float(value), low=low, high=high)
 
 
 def evidence_from_sums(sums: Floats) -> Evidence:
@@ -231,14 +240,14 @@ def _cgf1(sums: Floats, truth: str) -> Floats:
     )
     there, absent, said = tp + fn, tn + fp, (tp + fp) * (tn + fn)
     # Where all answers are alike and the truth is not, presence is told by chance: 0.
-    mcc = np.where(said > 0, _ratio(tp * tn - fp * fn, np.sqrt(said * there * absent)), 0.0)
-    return _ratio(2 * hits, masks) * np.where(there * absent > 0, mcc, np.nan)
+    mcc = np.where(said > 0, ratio(tp * tn - fp * fn, np.sqrt(said * there * absent)), 0.0)
+    return ratio(2 * hits, masks) * np.where(there * absent > 0, mcc, np.nan)
 
 
-def _ratio(part: Floats, whole: Floats) -> Floats:
-    """NaN where the whole is 0."""
-    ratio: Floats = np.divide(part, whole, out=np.full_like(part, np.nan), where=whole > 0)
-    return ratio
+def ratio(part: Floats, whole: Floats) -> Floats:
+    """One over the other; NaN where the whole is 0."""
+    share: Floats = np.divide(part, whole, out=np.full_like(part, np.nan), where=whole > 0)
+    return share
 
 
 def _ends(draws: Floats, percent: tuple[float, float]) -> tuple[float, float]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from samforge.core.detections import Detections
 from samforge.core.errors import ShapeError
-from samforge.measure.tracks import compare_tracks
+from samforge.measure.tracks import TrackComparison, compare_tracks
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,23 +94,21 @@ def compare_clips(
         ShapeError: The numbers of frames differ, or the sizes of a frame.
         SettingError: Detections have no ids.
     """
-    best: list[float] = []
-    extra: list[float] = []
-    counts = [0, 0]
-    births = ends = 0
-    for wanted, found in zip(reference, measured, strict=True):
-        one = compare_tracks(wanted, found)
-        counts[0] += one.tracks
-        counts[1] += len(one.pairs) + len(one.extra)
-        best += one.temporal_iou.values()
-        extra += [0.0] * len(one.extra)
-        births += one.born_alike
-        ends += one.ended_alike
+    return fidelity_of_tracks(
+        compare_tracks(wanted, found) for wanted, found in zip(reference, measured, strict=True)
+    )
+
+
+def fidelity_of_tracks(clips: Iterable[TrackComparison]) -> TrackFidelity:
+    """Sum up comparisons, one of each clip and way of asking."""
+    counted = tuple(clips)
+    best = [value for one in counted for value in one.temporal_iou.values()]
+    extra = sum(len(one.extra) for one in counted)
     return TrackFidelity(
-        tracks=counts[0],
-        measured_tracks=counts[1],
-        track_iou=float(min([*best, *extra], default=1.0)),
+        tracks=sum(one.tracks for one in counted),
+        measured_tracks=sum(len(one.pairs) for one in counted) + extra,
+        track_iou=float(min([*best, *[0.0] * extra], default=1.0)),
         mean_iou=float(np.mean(best)) if best else 1.0,
-        births_alike=births,
-        ends_alike=ends,
+        births_alike=sum(one.born_alike for one in counted),
+        ends_alike=sum(one.ended_alike for one in counted),
     )

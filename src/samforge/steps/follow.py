@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict
 from itertools import islice
 from typing import Any
 
-import numpy as np
-
 from samforge.backends import backend_from_name
 from samforge.core.capabilities import TRACK
-from samforge.core.detections import Detections
 from samforge.core.errors import FidelityError
 from samforge.core.files import atomic_write_json
 from samforge.core.images import RgbImage
 from samforge.core.labelled import LabelledImage
-from samforge.measure import limit_of
+from samforge.core.manifest import TRACKS_NAME
 from samforge.measure.clicking import first_click
-from samforge.measure.gates import within
-from samforge.measure.tracker_fidelity import compare_clicks, compare_clips
+from samforge.measure.proof_tracks import ProofTracks, write_proof_tracks
+from samforge.measure.tracker_questions import (
+    Questions,
+    ask_tracker,
+    check_tracker,
+    compare_answers,
+    panned,
+)
 from samforge.models import tiny
 from samforge.runtime import ObjectPrompt, Segmenter
 from samforge.runtime.tracking import PromptAt
@@ -28,7 +30,8 @@ from samforge.steps.calibrate import float_sessions, segmenter_of
 from samforge.steps.context import SMALL_IMAGE, BuildContext, StepOutput
 from samforge.steps.images import verification_images
 from samforge.steps.phrases import knows_scenes
-from samforge.steps.rounds import Sessions, built_sessions, takes_weak_evidence
+from samforge.steps.rounds import built_sessions, takes_weak_evidence
+from samforge.steps.verify import proof_images
 
 REPORT = "report/tracking.json"
 """The figures; written before the gates are asked."""
@@ -42,41 +45,15 @@ FRAMES, FRAMES_OF_LARGE = 12, 5
 """Frames of a clip: more than an object remembers, where that takes no hours."""
 MOST_FOLLOWED = 3
 """Objects that are shown on the first frame of a clip."""
-PAN = 0.75
-"""Side of the window that moves over a picture, where no clips can be drawn, as a share."""
+PROOF_FRAMES = 4
+"""Of the clip that a bundle carries: a window that moves over its first picture."""
 RANDOM = "Weights are random: what is clicked on and followed has no meaning and was not compared."
 LEAST = {"clicks": 8, "tracks": 4}
 """Least evidence: a figure of less says nothing."""
 NOT_RUN = (
-    "Clicks and tracks were not compared: there is no device here that can run the bundle, and "
-    "samforge verify asks about phrases and boxes alone."
+    "Clicks and tracks were not compared: there is no device here that can run the bundle. Run "
+    "samforge verify where it will be used."
 )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Questions:
-    """What both sides are asked; the reference says where objects are."""
-
-    pictures: tuple[RgbImage, ...]
-    """Pictures that are clicked on."""
-    clicks: tuple[tuple[ObjectPrompt, ...], ...]
-    """Prompts of each."""
-    clips: tuple[tuple[RgbImage, ...], ...]
-    """Frames of each clip."""
-    shown: tuple[tuple[PromptAt, ...], ...]
-    """Objects that are shown in each."""
-    phrases: tuple[tuple[str, ...], ...]
-    """Phrases that are looked for in each."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Said:
-    """What one side answers."""
-
-    clicked: list[Detections]
-    """Picture by picture."""
-    followed: list[list[Detections]]
-    """Clip by clip, frame by frame: first by phrases, then by prompts."""
 
 
 def follow_bundle(context: BuildContext) -> StepOutput:
@@ -85,31 +62,31 @@ def follow_bundle(context: BuildContext) -> StepOutput:
     Raises:
         FidelityError: Masks or tracks differ by more than a gate allows; the figures are kept.
     """
-    if backend_from_name(context.runtime).version() is None:
-        return StepOutput(outputs=(), figures=(), notes=(NOT_RUN,))
     if context.recipe.random_weights:
         return StepOutput(outputs=(), figures=(), notes=(RANDOM,))
-    questions, wanted = _asked_of_reference(context)
-    found = _answered(context, partial(built_sessions, context), questions)
-    clicks = compare_clicks(wanted.clicked, found.clicked)
-    figures: dict[str, Any] = {"clicks": asdict(clicks)}
-    measured = {"click_iou": clicks.click_iou}
-    if questions.clips:
-        tracks = compare_clips(wanted.followed, found.followed)
-        figures["tracks"] = asdict(tracks)
-        measured["track_iou"] = tracks.track_iou
+    floating = segmenter_of(context, float_sessions(context))
+    proof = _proof(context, floating)
+    if backend_from_name(context.runtime).version() is None:
+        floating.close()
+        return StepOutput(outputs=proof, figures=(), notes=(NOT_RUN,))
+    questions = _questions(context, floating)
+    wanted = ask_tracker(floating, questions)
+    floating.close()
+    built = segmenter_of(context, built_sessions(context))
+    fidelity = compare_answers(wanted, ask_tracker(built, questions))
+    built.close()
+    figures: dict[str, Any] = {"clicks": asdict(fidelity.clicks)}
+    if fidelity.tracks is not None:
+        figures["tracks"] = asdict(fidelity.tracks)
     atomic_write_json(context.path(REPORT), figures)
     notes = _weak(context, figures)
-    gates = {}
-    for gate, value in measured.items():
-        limit = limit_of(gate, context.recipe.precision, context.recipe.gates)
-        if not within(gate, value, limit):
-            raise FidelityError(
-                f"{context.recipe.precision} against fp32: {gate} is {value:.4f}, the gate is "
-                f"{limit:g} ({_in_words(figures)}). Nothing was published."
-            )
-        gates[gate] = limit
-    return StepOutput(outputs=(REPORT,), figures=tuple(figures.values()), gates=gates, notes=notes)
+    try:
+        gates = check_tracker(fidelity, context.recipe.precision, context.recipe.gates)
+    except FidelityError as error:
+        raise FidelityError(f"{error} Nothing was published.") from error
+    return StepOutput(
+        outputs=(REPORT, *proof), figures=tuple(figures.values()), gates=dict(gates), notes=notes
+    )
 
 
 def _weak(context: BuildContext, figures: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
@@ -134,64 +111,51 @@ def _weak(context: BuildContext, figures: Mapping[str, Mapping[str, Any]]) -> tu
     )
 
 
-def _in_words(figures: Mapping[str, Mapping[str, Any]]) -> str:
-    words = [f"{figures['clicks']['clicks']} clicks"]
-    if "tracks" in figures:
-        tracks = figures["tracks"]
-        words.append(f"{tracks['tracks']} tracks, {tracks['measured_tracks']} of the bundle")
-    return ", ".join(words)
-
-
-def _asked_of_reference(context: BuildContext) -> tuple[Questions, Said]:
-    """Let fp32 find objects, ask about them, and answer."""
-    sessions = float_sessions(context)
-    segmenter = segmenter_of(context, sessions)
+def _questions(context: BuildContext, floating: Segmenter) -> Questions:
+    """Let fp32 find objects, and ask about them."""
     large = context.model.image.size > SMALL_IMAGE
     count = PICTURES_OF_LARGE if large else PICTURES
     pictures, clicks = [], []
     for image in islice(verification_images(context), count):
         pictures.append(image.image_rgb)
-        clicks.append(_clicks_on(segmenter, image.image_rgb, _phrases_of(image), MOST_CLICKED))
-    clips: list[tuple[RgbImage, ...]] = []
-    phrases_of, shown = [], []
-    for clip, named in _clips(context) if TRACK.among(context.parts) else ():
-        clips.append(clip)
-        phrases_of.append(named)
-        prompts = _clicks_on(segmenter, clip[0], named, MOST_FOLLOWED)
-        shown.append(tuple(PromptAt(frame=0, prompt=one) for one in prompts))
-    questions = Questions(
+        clicks.append(_clicks_on(floating, image.image_rgb, _phrases_of(image), MOST_CLICKED))
+    clips = tuple(_clips(context)) if TRACK.among(context.parts) else ()
+    return Questions(
         pictures=tuple(pictures),
         clicks=tuple(clicks),
-        clips=tuple(clips),
-        shown=tuple(shown),
-        phrases=tuple(phrases_of),
+        clips=tuple(clip for clip, _ in clips),
+        shown=tuple(_shown(floating, clip, phrases) for clip, phrases in clips),
+        phrases=tuple(phrases for _, phrases in clips),
     )
-    said = _said(segmenter, questions)
-    segmenter.close()
-    return questions, said
 
 
-def _answered(context: BuildContext, load: Sessions, questions: Questions) -> Said:
-    segmenter = segmenter_of(context, load())
-    said = _said(segmenter, questions)
-    segmenter.close()
-    return said
+def _proof(context: BuildContext, floating: Segmenter) -> tuple[str, ...]:
+    """Keep clicks and a walk through one of the bundle's pictures: any machine can be asked."""
+    images = proof_images(context)
+    phrases = [_phrases_of(image) for image in images]
+    pictures = tuple(image.image_rgb for image in images)
+    clips = (panned(pictures[0], PROOF_FRAMES),) if TRACK.among(context.parts) else ()
+    named = tuple(tuple(own)[:1] for own in phrases[: len(clips)])
+    questions = Questions(
+        pictures=pictures,
+        clicks=tuple(
+            _clicks_on(floating, picture, own, MOST_CLICKED)
+            for picture, own in zip(pictures, phrases, strict=True)
+        ),
+        clips=clips,
+        shown=tuple(_shown(floating, *one) for one in zip(clips, named, strict=True)),
+        phrases=named,
+    )
+    said = ask_tracker(floating, questions)
+    write_proof_tracks(context.path(TRACKS_NAME), ProofTracks(questions=questions, said=said))
+    return (TRACKS_NAME,)
 
 
-def _said(segmenter: Segmenter, questions: Questions) -> Said:
-    clicked = [
-        segmenter.predict_objects(picture, prompts)
-        for picture, prompts in zip(questions.pictures, questions.clicks, strict=True)
-    ]
-    followed = []
-    for clip, phrases, shown in zip(
-        questions.clips, questions.phrases, questions.shown, strict=True
-    ):
-        by_text = segmenter.track_video(clip, text=phrases)
-        followed.append([frame.detections for frame in by_text])
-        by_click = segmenter.track_video(clip, prompts=shown)
-        followed.append([frame.detections for frame in by_click])
-    return Said(clicked=clicked, followed=followed)
+def _shown(
+    floating: Segmenter, clip: Sequence[RgbImage], phrases: Sequence[str]
+) -> tuple[PromptAt, ...]:
+    prompts = _clicks_on(floating, clip[0], phrases, MOST_FOLLOWED)
+    return tuple(PromptAt(frame=0, prompt=one) for one in prompts)
 
 
 def _phrases_of(image: LabelledImage) -> list[str]:
@@ -226,18 +190,3 @@ def _clips(context: BuildContext) -> Iterator[tuple[tuple[RgbImage, ...], tuple[
     for image in islice(verification_images(context), count):
         phrases = tuple(dict.fromkeys(_phrases_of(image)))
         yield panned(image.image_rgb, frames), phrases[:MOST_FOLLOWED]
-
-
-def panned(rgb: RgbImage, frames: int) -> tuple[RgbImage, ...]:
-    """A window that moves over a picture from one corner to the other: a clip of any picture."""
-    height, width = rgb.shape[:2]
-    down, across = max(1, round(height * PAN)), max(1, round(width * PAN))
-    places = np.linspace(0, 1, frames)
-    return tuple(
-        np.ascontiguousarray(rgb[top : top + down, left : left + across])
-        for top, left in zip(
-            np.rint(places * (height - down)).astype(int).tolist(),
-            np.rint(places * (width - across)).astype(int).tolist(),
-            strict=True,
-        )
-    )

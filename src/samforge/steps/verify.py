@@ -205,7 +205,7 @@ def _proof_pictures(context: BuildContext, floating: Sessions) -> tuple[str, ...
     """Keep what fp32 finds in a few pictures: any machine's segmenter can be asked the same."""
     if context.recipe.random_weights or not TEXT.among(context.parts):
         return ()
-    images = [smaller(image) for image in islice(verification_images(context), PROOF_PICTURES)]
+    images = proof_images(context)
     sessions = floating()
     asking = ask(
         segmenter_of(context, sessions),
@@ -218,6 +218,11 @@ def _proof_pictures(context: BuildContext, floating: Sessions) -> tuple[str, ...
     for session in sessions.values():
         session.close()
     return (PICTURES_NAME,)
+
+
+def proof_images(context: BuildContext) -> list[LabelledImage]:
+    """The pictures that a bundle carries."""
+    return [smaller(image) for image in islice(verification_images(context), PROOF_PICTURES)]
 
 
 def smaller(image: LabelledImage) -> LabelledImage:

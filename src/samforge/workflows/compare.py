@@ -19,7 +19,7 @@ from samforge.measure.gates import require_cgf1, require_objects
 from samforge.measure.segmentation import AccuracyTally, asked_of_both
 from samforge.measure.sums import sums_from_tallies
 from samforge.measure.verdict import ANSWERED, verdict_from_sums
-from samforge.workflows.labelled_data import LabelledData, data_from_text
+from samforge.workflows.labelled_data import LabelledData, LabelledVideos, images_from_text
 from samforge.workflows.vocabulary import known_words
 from samforge.workflows.watching import Done, unseen
 
@@ -71,8 +71,8 @@ def compare(
 
     Args:
         bundles: Folders, or bundles that are open; the first says what is right.
-        data: ``scenes:N``, ``coco:FILE.json``, or what ``data_from_text`` made of one. Gone through
-            once for each bundle.
+        data: ``scenes:N``, ``coco:FILE.json``, or what ``images_from_text`` made of one. Gone
+            through once for each bundle.
         gates: Whether to hold each bundle to the gates of its own recipe: see ``verdict`` of the
             rows, and :func:`failed_gates`.
         device: Where to run, as ``samforge.load`` takes it: ``auto`` runs each bundle on what it
@@ -87,7 +87,7 @@ def compare(
     """
     if not bundles:
         raise SettingError("compare got no bundle. Name at least one.")
-    data = data_from_text(data, report=report) if isinstance(data, str) else data
+    data = images_from_text(data, report=report) if isinstance(data, str) else data
     opened = [one if isinstance(one, Bundle) else open_bundle(one) for one in bundles]
     for bundle in opened:
         require_words(bundle, data)
@@ -232,7 +232,7 @@ def check_gates(bundles: Sequence[Bundle], rows: Sequence[BundleAccuracy]) -> Ga
     failed, notes = [], []
     for bundle, row in zip(bundles[1:], rows[1:], strict=True):
         try:
-            weak = _check(rows[0], row, _gates(bundle))
+            weak = _check(rows[0], row, gates_of(bundle))
         except (FidelityError, SettingError) as error:
             failed.append(f"{row.bundle}: {error}")
         else:
@@ -260,10 +260,11 @@ def _verdict(
     # Without a phrase among the questions nothing is known of cgF1, by whatever truth.
     phrases = any(one.by_phrase for one in measured.answered)
     names = [name for name in ANSWERED if phrases or not name.startswith("cgf1")]
-    return verdict_from_sums(sums, names, precision, _gates(bundle))
+    return verdict_from_sums(sums, names, precision, gates_of(bundle))
 
 
-def _gates(bundle: Bundle) -> Gates:
+def gates_of(bundle: Bundle) -> Gates:
+    """The gates of a bundle's recipe."""
     return Recipe.from_dict({"gates": bundle.manifest.recipe.get("gates", {})}).gates
 
 
@@ -273,7 +274,7 @@ def _drop(reference: BundleAccuracy | None, accuracy: SegmenterAccuracy) -> floa
     return reference.accuracy.cgf1.cgf1 - accuracy.cgf1.cgf1
 
 
-def require_words(bundle: Bundle, data: LabelledData) -> None:
+def require_words(bundle: Bundle, data: LabelledData | LabelledVideos) -> None:
     """Make sure that a bundle's model understands what the data asks.
 
     Raises:

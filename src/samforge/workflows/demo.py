@@ -26,7 +26,7 @@ from samforge.pipeline import build
 from samforge.runtime import Segmenter
 from samforge.steps.run import Progress
 from samforge.workflows.compare import BundleAccuracy, accuracy_of
-from samforge.workflows.labelled_data import data_from_text
+from samforge.workflows.labelled_data import images_from_text
 from samforge.workflows.predict import READABLE_PX, overlay_of
 from samforge.workflows.tracking_demo import Tracking, show_track
 from samforge.workflows.watching import Done, unseen
@@ -132,7 +132,7 @@ def demo(  # noqa: PLR0913  # each is a choice of its own
         showing = show_scenes(segmenter, out, done=done)
         follows = TRACK.among(bundle.manifest.parts)
         tracking = show_track(segmenter, out, done=done) if follows else None
-    measured = accuracy_of(bundle, data_from_text(f"scenes:{EVALUATED}"), done=done)
+    measured = accuracy_of(bundle, images_from_text(f"scenes:{EVALUATED}"), done=done)
     return Demonstration(
         bundle=bundle, reused=reused, showing=showing, measured=measured, tracking=tracking
     )

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from samforge.assembly import load, session_from_bundle
 from samforge.core.bundle import Bundle, open_bundle
-from samforge.core.capabilities import BOXES
+from samforge.core.capabilities import BOXES, POINTS
 from samforge.core.devices import AUTO, checked_device
 from samforge.core.errors import (
     DamagedBundle,
@@ -21,7 +21,13 @@ from samforge.core.errors import (
     SettingError,
 )
 from samforge.core.files import atomic_write_text
-from samforge.core.manifest import MANIFEST_NAME, StepResult, manifest_text, sealed
+from samforge.core.manifest import (
+    MANIFEST_NAME,
+    TRACKS_NAME,
+    StepResult,
+    manifest_text,
+    sealed,
+)
 from samforge.core.native import error_of_item, isolated
 from samforge.core.recipe import Gates
 from samforge.core.session import Session
@@ -36,7 +42,9 @@ from samforge.measure import (
     proof_pictures_from_file,
     proven_tensors,
 )
+from samforge.measure.proof_tracks import check_proof_tracks, proof_tracks_from_file
 from samforge.measure.sums import Evidence
+from samforge.measure.tracker_questions import TrackerFidelity
 
 STEP = "verify here"
 """Name of the record in the manifest."""
@@ -63,7 +71,11 @@ class Verification:
     evidence: Evidence | None
     """What the segmenter was asked; None where the bundle carries no pictures."""
     gates: Mapping[str, tuple[float, float]]
-    """Figure and limit of each gate on what the segmenter found."""
+    """Figure and limit of each gate on what the segmenter found, clicked on and followed."""
+    tracking: TrackerFidelity | None
+    """Clicks and tracks against fp32; None where the bundle has no tracker or carries none."""
+    tracker_unproven: bool
+    """Whether it has a tracker and carries nothing to hold it to, as older ones do."""
     recorded: bool
     """Whether the bundle remembers it; False where its folder cannot be written."""
     digest: str
@@ -75,7 +87,8 @@ def verify(path: str | Path, *, device: str = AUTO, digest: str | None = None) -
 
     Parts run on the tensors that bundles for other machines carry. Then the segmenter that
     ``samforge.load`` gives on this machine is asked about the pictures that every segmenting
-    bundle carries: by its own way, with its resize, its admission and its masks.
+    bundle carries: by its own way, with its resize, its admission and its masks. One with a tracker
+    clicks on objects of these pictures, and follows them through a window that moves over one.
 
     A part that cannot be loaded or run does not end the others: all that fail are named.
 
@@ -106,13 +119,20 @@ def verify(path: str | Path, *, device: str = AUTO, digest: str | None = None) -
     precision = str(manifest.recipe.get("precision", "fp32"))
     gates = _gates(bundle)
     tensors, processor, limit = _parts(bundle, where, precision, gates)
-    verdict, processor = _pictures(bundle, device, precision, gates, processor)
+    answers = _pictures(bundle, device, precision, gates)
+    verdict, processor = answers.verdict, answers.processor or processor
     seconds = round(time.perf_counter() - start, 3)
     judged = verdict.judged if verdict is not None else ()
     held = {one.gate: one.limit for one in judged if not math.isnan(one.interval.value)}
+    held |= answers.limits
     if limit is not None:
         held["feature_cosine"] = limit
-    after = _recorded(bundle, tensors, verdict, processor, seconds, held)
+    figures = [{"part": one.part, **one.fidelity.to_dict()} for one in tensors]
+    figures += answers.figures()
+    after = _recorded(bundle, figures, processor, seconds, held)
+    reached = {one.gate: one.interval.value for one in judged}
+    if answers.tracking is not None:
+        reached |= answers.tracking.measured
     return Verification(
         bundle=bundle.root,
         target=manifest.target,
@@ -122,7 +142,9 @@ def verify(path: str | Path, *, device: str = AUTO, digest: str | None = None) -
         limit=limit,
         tensors=tensors,
         evidence=None if verdict is None else verdict.evidence,
-        gates={one.gate: (one.interval.value, one.limit) for one in judged if one.gate in held},
+        gates={gate: (value, held[gate]) for gate, value in reached.items() if gate in held},
+        tracking=answers.tracking,
+        tracker_unproven=answers.tracking is None and POINTS.among(manifest.parts),
         recorded=after is not None,
         digest=after or bundle.digest,
     )
@@ -150,15 +172,39 @@ def _parts(
     return tensors, processor, _checked(tensors, failed, precision, gates)
 
 
-def _pictures(
-    bundle: Bundle, device: str, precision: str, gates: Gates, processor: str
-) -> tuple[Verdict | None, str]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Answers:
+    """What the segmenter of this machine answered, compared with fp32."""
+
+    verdict: Verdict | None = None
+    tracking: TrackerFidelity | None = None
+    limits: Mapping[str, float] = field(default_factory=dict)
+    """Of the gates on clicks and tracks."""
+    processor: str = ""
+
+    def figures(self) -> list[dict[str, Any]]:
+        """What the manifest keeps."""
+        rows = [] if self.verdict is None else [_figures(self.verdict)]
+        if self.tracking is not None:
+            rows.append(asdict(self.tracking.clicks))
+            rows += [] if self.tracking.tracks is None else [asdict(self.tracking.tracks)]
+        return rows
+
+
+def _pictures(bundle: Bundle, device: str, precision: str, gates: Gates) -> _Answers:
     """Ask the segmenter of this machine, where the bundle carries pictures."""
     if PICTURES_NAME not in bundle.manifest.files:
-        return None, processor
-    bundle.confirm((PICTURES_NAME,))
+        return _Answers()
+    carried = [name for name in (PICTURES_NAME, TRACKS_NAME) if name in bundle.manifest.files]
+    bundle.confirm(carried)
     proof = proof_pictures_from_file(bundle.path(PICTURES_NAME))
-    bundle.confirm((PICTURES_NAME,))
+    tracks = None
+    if TRACKS_NAME in carried:
+        pictures = [image.image_rgb for image in proof.images]
+        tracks = proof_tracks_from_file(bundle.path(TRACKS_NAME), pictures)
+    bundle.confirm(carried)
+    tracking: TrackerFidelity | None = None
+    limits: Mapping[str, float] = {}
     with load(bundle, device=device) as segmenter:
         verdict = check_proof_pictures(
             proof,
@@ -167,7 +213,13 @@ def _pictures(
             precision=precision,
             gates=gates,
         )
-        return verdict, segmenter.processor
+        if tracks is not None:
+            tracking, limits = check_proof_tracks(
+                tracks, segmenter, precision=precision, gates=gates
+            )
+        return _Answers(
+            verdict=verdict, tracking=tracking, limits=limits, processor=segmenter.processor
+        )
 
 
 def _checked(
@@ -214,8 +266,7 @@ def _figures(verdict: Verdict) -> dict[str, Any]:
 
 def _recorded(
     bundle: Bundle,
-    tensors: tuple[ProvenTensor, ...],
-    verdict: Verdict | None,
+    figures: Sequence[Mapping[str, Any]],
     processor: str,
     seconds: float,
     gates: Mapping[str, float],
@@ -233,10 +284,7 @@ def _recorded(
         bytes=0,
         peak_gib=None,
         resumed=False,
-        fidelity=(
-            *({"part": one.part, **one.fidelity.to_dict()} for one in tensors),
-            *(() if verdict is None else (_figures(verdict),)),
-        ),
+        fidelity=tuple(dict(one) for one in figures),
         gates=dict(gates),
         notes=(f"Verified on {processor}.",),
     )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import astuple
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,12 +18,14 @@ from samforge.apps.cli.output import (
 )
 from samforge.apps.cli.places import DeviceOption, DigestsOption, opened_bundles
 from samforge.apps.cli.progress import progress_bar
+from samforge.apps.cli.tracking_tables import GATE_COLUMNS, gate_rows, in_digits, print_tracking
 from samforge.core.errors import FidelityError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from samforge.workflows.compare import BundleAccuracy, GateCheck, LeftOut
+    from samforge.workflows.compare_videos import BundleTracking
 
 _COLUMNS = (
     "bundle",
@@ -49,7 +49,6 @@ _FIDELITY_COLUMNS = (
     "shift if\nabsent",
     "cgF1\ndrop",
 )
-_GATE_COLUMNS = ("gate", "figure", "from", "to", "limit", "holds")
 
 
 def compare(  # noqa: PLR0913, PLR0917  every argument is an option that a user types
@@ -60,7 +59,8 @@ def compare(  # noqa: PLR0913, PLR0917  every argument is an option that a user 
         str,
         typer.Option(
             "--data",
-            help="Labelled data: scenes:N, N drawn held-out scenes, or coco:FILE.json.",
+            help="Labelled data: scenes:N, N drawn held-out scenes; coco:FILE.json; clips:N, "
+            "N drawn held-out clips; videos:FILE.json.",
         ),
     ] = "scenes:1000",
     reference: Annotated[
@@ -79,13 +79,25 @@ def compare(  # noqa: PLR0913, PLR0917  every argument is an option that a user 
             show_default=False,
         ),
     ] = None,
+    videos: Annotated[
+        Path | None,
+        typer.Option(
+            "--videos",
+            help="Folder of the frames of labelled videos. Default: next to the file.",
+            show_default=False,
+        ),
+    ] = None,
     limit: Annotated[
         int | None,
-        typer.Option("--limit", min=1, help="Use the first N images only.", show_default=False),
+        typer.Option(
+            "--limit", min=1, help="Use the first N images or videos only.", show_default=False
+        ),
     ] = None,
     seed: Annotated[
         int,
-        typer.Option("--seed", min=0, help="Number of the first scene; draws absent phrases."),
+        typer.Option(
+            "--seed", min=0, help="Number of the first scene or clip; draws absent phrases."
+        ),
     ] = 0,
     gate: Annotated[
         bool,
@@ -97,28 +109,46 @@ def compare(  # noqa: PLR0913, PLR0917  every argument is an option that a user 
 ) -> None:
     """Measure bundles on labelled data: accuracy, cgF1, and fidelity to the first of them.
 
-    A picture or an annotation that cannot be used is named at the end; the others count.
+    On videos objects are followed by phrases and by clicks: J&F, IDF1, identity switches, and how
+    far tracks and decisions are from those of the first. A picture, a video or an annotation that
+    cannot be used is named at the end; the others count.
     """
     from samforge.workflows.compare import GateCheck, Problems, check_gates, require_reference
     from samforge.workflows.compare import compare as compared
-    from samforge.workflows.labelled_data import DataOptions, data_from_text
+    from samforge.workflows.compare_videos import check_tracking
+    from samforge.workflows.compare_videos import compare_videos as followed
+    from samforge.workflows.labelled_data import DataOptions, LabelledVideos, data_from_text
 
     problems = Problems()
-    options = DataOptions(seed=seed, folder=images, limit=limit)
+    options = DataOptions(seed=seed, folder=images, limit=limit, videos=videos)
     source = data_from_text(data, options, report=problems)
     paths = [*([reference] if reference else []), *(p for p in bundles if p != reference)]
     opened = opened_bundles(paths, digest)
     if gate:
         require_reference(opened)
-    with progress_bar(source.name, source.count * len(opened), as_json=as_json) as done:
-        rows = compared(opened, source, gates=gate, device=device, done=done, report=problems)
-    check = check_gates(opened, rows) if gate else GateCheck(failed=(), notes=())
+    check = GateCheck(failed=(), notes=())
+    rows: Sequence[BundleAccuracy | BundleTracking]
+    if isinstance(source, LabelledVideos):
+        with progress_bar(source.name, source.frames * len(opened), as_json=as_json) as done:
+            rows = tracks = followed(
+                opened, source, gates=gate, device=device, done=done, report=problems
+            )
+        check = check_tracking(opened, tracks) if gate else check
+        if not as_json:
+            print_tracking(tracks, check.notes, title=f"Tracking on {source.name}")
+    else:
+        with progress_bar(source.name, source.count * len(opened), as_json=as_json) as done:
+            rows = found = compared(
+                opened, source, gates=gate, device=device, done=done, report=problems
+            )
+        check = check_gates(opened, found) if gate else check
+        if not as_json:
+            print_accuracy(found, title=f"Accuracy on {source.name}")
+            print_fidelity(found)
+            _print_gates(found, check.notes)
     if as_json:
         _print_json(source.name, seed, rows, check if gate else None, problems.all)
     else:
-        print_accuracy(rows, title=f"Accuracy on {source.name}")
-        print_fidelity(rows)
-        _print_gates(rows, check.notes)
         _print_left_out(problems.all)
     if check.failed and not as_json:
         raise FidelityError("\n".join(check.failed))
@@ -139,7 +169,7 @@ def _print_left_out(left_out: Sequence[LeftOut]) -> None:
 def _print_json(
     data: str,
     seed: int,
-    rows: Sequence[BundleAccuracy],
+    rows: Sequence[BundleAccuracy | BundleTracking],
     check: GateCheck | None,
     left_out: Sequence[LeftOut],
 ) -> None:
@@ -214,30 +244,18 @@ def _print_gates(rows: Sequence[BundleAccuracy], notes: Sequence[str]) -> None:
             continue
         print_table(
             f"Gates of {shown_path(row.bundle)}: {row.verdict.in_words()}",
-            _GATE_COLUMNS,
-            [
-                (
-                    one.gate,
-                    *_in_digits(*(_known(end) for end in astuple(one.interval))),
-                    f"{one.limit:g}",
-                    "yes" if one.held else "no",
-                )
-                for one in row.verdict.judged
-            ],
-            numbers=_GATE_COLUMNS[1:5],
+            GATE_COLUMNS,
+            gate_rows(row.verdict.judged),
+            numbers=GATE_COLUMNS[1:5],
         )
     for note in notes:
         print_note(note)
 
 
-def _known(figure: float) -> float | None:
-    return None if math.isnan(figure) else figure
-
-
 def _figures(row: BundleAccuracy) -> tuple[str | None, ...]:
     text, boxes, cgf1 = row.accuracy.text, row.accuracy.boxes, row.accuracy.cgf1
     by_text = [None] * 3 if text is None else [text.f1, text.mean_iou, text.presence]
-    return _in_digits(
+    return in_digits(
         *by_text, None if boxes is None else boxes.f1, None if cgf1 is None else cgf1.cgf1
     )
 
@@ -246,7 +264,7 @@ def _fidelity(row: BundleAccuracy) -> tuple[str | None, ...]:
     figures = row.accuracy.fidelity
     if figures is None:
         return (None,) * 9
-    return _in_digits(
+    return in_digits(
         figures.mask_iou,
         figures.mask_iou_all,
         figures.box_iou,
@@ -257,10 +275,6 @@ def _fidelity(row: BundleAccuracy) -> tuple[str | None, ...]:
         figures.absent_score_shift,
         row.cgf1_drop,
     )
-
-
-def _in_digits(*figures: float | None) -> tuple[str | None, ...]:
-    return tuple(None if figure is None else f"{figure:.4f}" for figure in figures)
 
 
 def _asked_of_one_kind(row: BundleAccuracy) -> bool:

@@ -24,7 +24,8 @@ def verify(
 ) -> None:
     """Run a bundle here and compare it with what fp32 gave when it was built.
 
-    The segmenter that this machine uses is asked about pictures that the bundle carries. Engines
+    The segmenter that this machine uses is asked about pictures that the bundle carries; with a
+    tracker it clicks on them and follows objects, too. Engines
     are built for GPUs that the builder need not have: every part of those runs on tensors that the
     bundle carries as well. The command fails where anything differs from what fp32 gave.
     """
@@ -45,7 +46,12 @@ def verify(
         )
         print_line(
             f"{found.evidence.questions} questions, {found.evidence.objects} objects that fp32 "
-            "finds."
+            "finds." + (f" {found.tracking.in_words()}." if found.tracking is not None else "")
+        )
+    if found.tracker_unproven:
+        print_note(
+            "Clicks and tracks were not verified: this bundle carries nothing to hold them to. "
+            "Build it again."
         )
     print_line(
         f"Verified on {found.processor} in {found.seconds:.1f} s: every gate holds.", style="green"

@@ -279,6 +279,8 @@ def _drawn(turn: Turn, decisions: Decisions, sights: _Sights, names: _Names) -> 
         detected=names.found is not None,
         dropped=len(decisions.dropped),
         removed=tuple(sorted(decisions.removed_ids)),
+        born=tuple(birth.id for birth in decisions.born),
+        matched=tuple(sorted({one for ids in decisions.matched.values() for one in ids})),
         best_scores=dict(names.found.best_scores) if names.found is not None else {},
     )
 

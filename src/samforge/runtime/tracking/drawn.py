@@ -32,6 +32,10 @@ class VideoFrame:
     removed: tuple[int, ...] = ()
     """Ids that ended on this frame; none of them was on a frame that left before, unless ``delay``
     was lowered."""
+    born: tuple[int, ...] = ()
+    """Ids that a phrase's detection began on this frame; some may be removed before it leaves."""
+    matched: tuple[int, ...] = ()
+    """Ids that a detection of this frame overlaps."""
     revised: bool = False
     """Whether the frame had left before: an earlier frame was prompted. Its detections are then
     those of the objects that were prompted alone."""
@@ -67,6 +71,10 @@ class Drawn:
     """Detections that there was no room for."""
     removed: tuple[int, ...] = ()
     """Ids that ended on the frame."""
+    born: tuple[int, ...] = ()
+    """Ids that began on it."""
+    matched: tuple[int, ...] = ()
+    """Ids that a detection overlaps."""
     best_scores: Mapping[str, float] = field(default_factory=dict)
     """Best score of each phrase."""
 
@@ -133,6 +141,8 @@ def frame_from_held(held: Held, only: Iterable[int] | None = None) -> VideoFrame
         detections=detections,
         detected=drawn.detected,
         removed=drawn.removed,
+        born=drawn.born,
+        matched=drawn.matched,
         revised=only is not None,
     )
 

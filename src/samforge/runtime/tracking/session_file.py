@@ -23,7 +23,7 @@ from samforge.runtime.tracking.parts import TrackerParts
 from samforge.runtime.tracking.settings import TrackingSettings
 from samforge.runtime.tracking.state import Shown, Track, TrackingState
 
-_VERSION = 1
+_VERSION = 2
 
 
 def write_state(
@@ -118,6 +118,8 @@ def _held_table(held: Held) -> dict[str, Any]:
         "detected": drawn.detected,
         "dropped": drawn.dropped,
         "removed": list(drawn.removed),
+        "born": list(drawn.born),
+        "matched": list(drawn.matched),
         "best_scores": dict(drawn.best_scores),
     }
 
@@ -164,6 +166,8 @@ def _held(table: Mapping[str, Any]) -> Held:
         detected=table["detected"],
         dropped=table["dropped"],
         removed=tuple(table["removed"]),
+        born=tuple(table["born"]),
+        matched=tuple(table["matched"]),
         best_scores=table["best_scores"],
     )
     shown = tuple(Shown(**item) for item in table["shown"])
