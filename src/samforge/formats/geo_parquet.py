@@ -41,7 +41,11 @@ class GeoParquetWriter:
         self._bounds: list[float] | None = None
         self._waiting: list[GeoFeature] = []
         with output_errors(path):
-            self._writer = pq.ParquetWriter(self._temporary, self._schema, compression="zstd")
+            # Readers look for what is said of the geometry in the schema. With Arrow's own schema in
+            # the file they would find it there alone, and it has to be known before the first row.
+            self._writer = pq.ParquetWriter(
+                self._temporary, self._schema, compression="zstd", store_schema=False
+            )
 
     def add(self, features: Sequence[GeoFeature]) -> None:
         """Append objects."""

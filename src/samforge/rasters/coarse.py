@@ -21,6 +21,9 @@ from samforge.rasters.pieces import Piece
 from samforge.rasters.resolve import StitchedObject
 from samforge.rasters.stitch import SAME
 
+_BLUR = 2
+"""Pixels of the small picture by which an object may look longer than it is."""
+
 
 @dataclass(kw_only=True, slots=True, eq=False)
 class LargeObject:
@@ -62,6 +65,22 @@ class LargeObject:
 
         return scale(outline_of_crop(self.crop, self.left_top), *self.scale, origin=(0, 0))
 
+    def longest_part(self) -> float:
+        """Longer side of its longest connected part, in pixels of the raster.
+
+        Specks far from each other are no large object.
+        """
+        from scipy import ndimage
+
+        numbers, _ = ndimage.label(self.crop)
+        parts = ndimage.find_objects(numbers)
+        across, down = self.scale
+        sides = [
+            max((rows.stop - rows.start) * down, (columns.stop - columns.start) * across)
+            for rows, columns in parts
+        ]
+        return float(max(sides))
+
     def covers(self, pieces: Iterable[Piece]) -> int:
         """Pixels of pieces that lie in it; where pieces overlap, they count again."""
         return sum(map(self._covers, pieces))
@@ -85,8 +104,9 @@ class LargeObject:
             for both, area in zip(shared, areas, strict=True)
         )
         whole = [not found.cut for found in self.inside]
-        crowd = sum(both for both, one in zip(shared, whole, strict=True) if one)
-        if again or crowd >= SAME * self.area:
+        filled = sum(both for both, one in zip(shared, whole, strict=True) if one)
+        # Two whole objects inside, or one that fills it, are what the small picture runs together.
+        if again or sum(whole) > 1 or filled >= SAME * self.area:
             return False, self.inside
         return True, [found for found, one in zip(self.inside, whole, strict=True) if one]
 
@@ -119,6 +139,7 @@ def large_objects(
         longer_than: Pixels of the raster.
     """
     height, width = small_hw
+    least = longer_than + _BLUR * max(raster_hw[0] / height, raster_hw[1] / width)
     scale = (raster_hw[1] / width, raster_hw[0] / height)
     large = []
     for number, label in enumerate(found.labels):
@@ -133,8 +154,7 @@ def large_objects(
             left_top=(column, row),
             scale=scale,
         )
-        left, top, right, bottom = one.box
-        if max(right - left, bottom - top) > longer_than:
+        if one.longest_part() > least:
             large.append(one)
     return large
 
