@@ -96,6 +96,7 @@ def write_raster(path: Path, bands: npt.NDArray[Any], **profile: Any) -> Path:
         **profile,
     }
     after = settings.pop("after", None)
+    settings = {name: value for name, value in settings.items() if value is not None}
     with rasterio.open(
         path, "w", width=width, height=height, count=count, dtype=bands.dtype, **settings
     ) as file:

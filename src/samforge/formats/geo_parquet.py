@@ -41,8 +41,8 @@ class GeoParquetWriter:
         self._bounds: list[float] | None = None
         self._waiting: list[GeoFeature] = []
         with output_errors(path):
-            # Readers look for what is said of the geometry in the schema. With Arrow's own schema in
-            # the file they would find it there alone, and it has to be known before the first row.
+            # Readers take what is said of the geometry from the schema's notes. With Arrow's own
+            # schema in the file these would have to be known before the first row.
             self._writer = pq.ParquetWriter(
                 self._temporary, self._schema, compression="zstd", store_schema=False
             )
