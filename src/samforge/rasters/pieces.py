@@ -52,8 +52,8 @@ class Piece:
         return {
             "label": self.label,
             "score": self.score,
-            "top": kept.top,
-            "left": kept.left,
+            "top": int(kept.top),
+            "left": int(kept.left),
             "shape": list(kept.shape),
             "data": base64.b85encode(kept.data).decode("ascii"),
         }
