@@ -9,7 +9,9 @@ begin with the window, as a model's do, and it overlooks what shows less than a 
 ``model`` has a bundle of the tiny model: its own errors count, too.
 
 Segmenting runs in a process of its own, whose memory is read. The usual methods - pasting, NMS, no
-joining - get the very same pieces. Fails where the limits do not hold.
+joining - get the very same pieces. Fails where the limits do not hold. With ``--folder`` a run that
+was stopped goes on: ``resumed`` counts windows that were taken over, and ``seconds`` are those of
+the last run.
 """
 
 from __future__ import annotations
@@ -137,7 +139,6 @@ def segmented(kind: str, raster: Path, drawing: Drawing, bundle: Path | None) ->
         text=("object",),
         window=window,
         overlap=overlap,
-        restart=True,
     )
     kept = raster.with_suffix(".ledger")
     grid = plan.grid((drawing.side, drawing.side), segmenter.image_size)
@@ -154,6 +155,7 @@ def segmented(kind: str, raster: Path, drawing: Drawing, bundle: Path | None) ->
     key = plan.key(segmenter.digest, grid)
     return {
         "windows": result.windows,
+        "resumed": result.resumed,
         "failures": len(result.failures),
         "sources": dict(result.sources),
         "seconds": round(time.perf_counter() - start, 1),
@@ -171,7 +173,9 @@ def measured(kind: str, megapixels: int, bundle: Path | None, folder: Path) -> d
         side=side, count=round(density * megapixels), radius=radius, numbered=kind == "seams"
     )
     raster = folder / f"{kind}-{megapixels}.tif"
-    draw(drawing, raster)
+    if not raster.exists():
+        draw(drawing, raster.with_suffix(".part"))
+        raster.with_suffix(".part").rename(raster)
     words = [sys.executable, __file__, kind, *([str(bundle)] if bundle else [])]
     words += ["--side", str(raster), json.dumps([side, drawing.count])]
     run = subprocess.run(words, stdout=subprocess.PIPE, check=True, text=True)
@@ -186,7 +190,6 @@ def measured(kind: str, megapixels: int, bundle: Path | None, folder: Path) -> d
         "paste": pasted(pieces, grid),
         "NMS": suppressed(pieces),
     }
-    raster.unlink()
     return {
         "megapixels": megapixels,
         "shapes": len(truth),
@@ -221,6 +224,7 @@ def main() -> int:
     parser.add_argument("bundle", type=Path, nargs="?")
     parser.add_argument("--megapixels", type=int, nargs="+", default=[100, 400])
     parser.add_argument("--out", type=Path, help="JSON to write")
+    parser.add_argument("--folder", type=Path, help="where rasters and windows are kept")
     parser.add_argument("--side", nargs=2, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if (chosen.kind == "model") != (chosen.bundle is not None):
@@ -231,16 +235,18 @@ def main() -> int:
         drawing = Drawing(side=side, count=count, radius=radius, numbered=chosen.bundle is None)
         print(json.dumps(segmented(chosen.kind, Path(chosen.side[0]), drawing, chosen.bundle)))
         return 0
-    with tempfile.TemporaryDirectory() as folder:
-        rows = [
-            measured(chosen.kind, size, chosen.bundle, Path(folder)) for size in chosen.megapixels
-        ]
-    missed = missed_limits(rows)
-    report = {**conditions(), "kind": chosen.kind, "limits": LIMITS, "rows": rows, "missed": missed}
-    text = json.dumps(report, indent=2)
-    print(text)
-    if chosen.out is not None:
-        chosen.out.write_text(text + "\n", encoding="utf-8")
+    rows: list[dict[str, Any]] = []
+    missed: list[str] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = chosen.folder or Path(temporary)
+        for size in chosen.megapixels:
+            rows.append(measured(chosen.kind, size, chosen.bundle, folder))
+            missed = missed_limits(rows)
+            report = {"kind": chosen.kind, "limits": LIMITS, "rows": rows, "missed": missed}
+            text = json.dumps({**conditions(), **report}, indent=2)
+            print(text, flush=True)
+            if chosen.out is not None:
+                chosen.out.write_text(text + "\n", encoding="utf-8")
     return 1 if missed else 0
 
 

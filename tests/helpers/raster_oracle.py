@@ -9,11 +9,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyogrio.raw
 import rasterio
+import shapely
 from rasterio.transform import Affine
 
+import samforge
 from samforge.core.detections import Detections
 from samforge.core.masks import Masks
+from samforge.rasters import RasterPlan, RasterResult
 
 Numbers = npt.NDArray[np.int64]
 Seen = Callable[[int, npt.NDArray[np.bool_]], list[npt.NDArray[np.bool_]]]
@@ -109,3 +113,36 @@ def write_raster(path: Path, bands: npt.NDArray[Any], **profile: Any) -> Path:
 def write_numbers(path: Path, numbers: Numbers, **profile: Any) -> Path:
     """A GeoTIFF whose colours are numbers."""
     return write_raster(path, colours_of(numbers), **profile)
+
+
+SIZE = (150, 200)
+
+
+def scene() -> Numbers:
+    """Nine blocks; some lie over seams of windows of 64 pixels that share 16."""
+    numbers = np.zeros(SIZE, np.int64)
+    for number in range(9):
+        top, left = 5 + 48 * (number // 3), 20 + 60 * (number % 3)
+        numbers[top : top + 30, left : left + 35] = number + 1
+    return numbers
+
+
+def plan_of(path: Path, **settings: Any) -> RasterPlan:
+    given: dict[str, Any] = {
+        "outs": (path.with_name("out.gpkg"),),
+        "text": ("thing",),
+        "window": 64,
+        "overlap": 16,
+        **settings,
+    }
+    return RasterPlan(raster=path, **given)
+
+
+def segment(oracle: Oracle, plan: RasterPlan) -> RasterResult:
+    return samforge.segment_raster(oracle, plan)  # type: ignore[arg-type]  # it has what is used
+
+
+def read(path: Path) -> dict[str, Any]:
+    info, _, geometries, columns = pyogrio.raw.read(path)
+    table = {name: list(one) for name, one in zip(info["fields"], columns, strict=True)}
+    return {"crs": info["crs"], "geometry": shapely.from_wkb(geometries).tolist(), **table}

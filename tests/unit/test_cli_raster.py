@@ -52,6 +52,7 @@ def test_each_object_comes_once_in_every_file(
     outs = [tmp_path / f"out{suffix}" for suffix in (".gpkg", ".geojson")]
     asked = ("--text", "thing", "--text", "other", "--threshold-for", "other=0.2")
     given = [word for out in outs for word in ("--out", out)]
+    given += ["--preview", tmp_path / "out.png"]
     assert _raster(words, *asked, *given, "--json") == 0
     captured = capsys.readouterr()
     assert captured.err == ""
@@ -69,6 +70,14 @@ def test_each_object_comes_once_in_every_file(
         table = dict(zip(info["fields"], columns, strict=True))
         assert sorted(table["label"]) == ["other", "thing"]
         assert len(shapely.from_wkb(geometries)) == 2
+    shown = samforge.read_image(tmp_path / "out.png").astype(int)
+    assert shown.shape == (*SIZE, 3)
+    # The first phrase is orange: around rows 30 to 60 and columns 20 to 120, and nowhere else.
+    orange = np.abs(shown - (230, 159, 0)).max(axis=2) < 3
+    rows, columns = np.nonzero(orange)
+    edges = (rows.min(), rows.max(), columns.min(), columns.max())
+    assert edges == pytest.approx((30, 60, 20, 120), abs=2)
+    assert not orange[35:55, 25:115].any()
     about = json.loads(outs[1].read_text(encoding="utf-8"))["info"]
     assert about["phrases"] == {"thing": 0.5, "other": 0.2}
     assert about["raster"] == "in.tif"

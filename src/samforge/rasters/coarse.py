@@ -15,7 +15,7 @@ import numpy as np
 
 from samforge.core.detections import Detections
 from samforge.core.runs import Crop
-from samforge.rasters.grid import PixelBox
+from samforge.rasters.grid import PixelBox, intersection
 from samforge.rasters.outline import outline_of_crop
 from samforge.rasters.pieces import Piece
 from samforge.rasters.resolve import StitchedObject
@@ -87,7 +87,7 @@ class LargeObject:
 
     def takes(self, found: StitchedObject) -> bool:
         """Hold what windows found, if at least half of it lies in here."""
-        if found.label != self.label:
+        if found.label != self.label or intersection(found.box, self.box) is None:
             return False
         area = sum(piece.area for piece in found.pieces)
         if self.covers(found.pieces) < SAME * area:

@@ -12,6 +12,7 @@ from samforge.rasters.georeference import Georeference
 from samforge.rasters.grid import PixelBox
 from samforge.rasters.outline import outline_of_pieces
 from samforge.rasters.plan import Extent, RasterPlan
+from samforge.rasters.preview import Preview
 from samforge.rasters.resolve import StitchedObject
 from samforge.rasters.result import PhraseTally
 
@@ -32,6 +33,8 @@ class ObjectSink:
     """Files."""
     phrases: dict[str, PhraseTally]
     """Counts by phrase."""
+    preview: Preview | None = None
+    """Picture that objects are drawn on."""
     sources: dict[str, int] = field(default_factory=dict)
     """Counts by where outlines are from."""
     count: int = 0
@@ -85,6 +88,8 @@ class ObjectSink:
         )
         for writer in self.writers:
             writer.add([feature])
+        if self.preview is not None:
+            self.preview.add(outline, found.label)
 
 
 def region_of(extent: Extent, place: Georeference) -> Any:

@@ -34,6 +34,8 @@ class RasterPlan:
     """GeoTIFF, or any raster or picture that GDAL reads."""
     outs: tuple[Path, ...]
     """Files to write: .gpkg, .geojson or .parquet."""
+    preview: Path | None = None
+    """Picture of what was found to write, .png; None for none."""
     text: tuple[str, ...]
     """Phrases, each looked for by itself."""
     thresholds: Thresholds = Thresholds()  # noqa: RUF009  # frozen
@@ -66,6 +68,14 @@ class RasterPlan:
             raise PromptError("There is nothing to find. Give --text 'building'.")
         if any(not phrase.strip() for phrase in self.text):
             raise PromptError("A phrase is empty. Give words, such as --text 'building'.")
+        self._check_files()
+        for name, number in (("min-area", self.min_area), ("simplify", self.simplify)):
+            if not 0 <= number < math.inf:
+                raise SettingError(f"--{name} is a number from 0 on, got {number:g}.")
+        if self.extent is not None:
+            _check_extent(self.extent)
+
+    def _check_files(self) -> None:
         if not self.outs:
             raise SettingError(f"Name a file to write, ending in {', '.join(GEO_SUFFIXES)}.")
         for path in self.outs:
@@ -73,11 +83,11 @@ class RasterPlan:
                 raise SettingError(
                     f"--out is a file that ends in {', '.join(GEO_SUFFIXES)}, got {path.name}."
                 )
-        for name, number in (("min-area", self.min_area), ("simplify", self.simplify)):
-            if not 0 <= number < math.inf:
-                raise SettingError(f"--{name} is a number from 0 on, got {number:g}.")
-        if self.extent is not None:
-            _check_extent(self.extent)
+        files = [self.raster, *self.outs, *filter(None, (self.preview,))]
+        if len({path.absolute() for path in files}) < len(files):
+            raise SettingError("Two of the files that are named are one. Give each its own name.")
+        if self.preview is not None and self.preview.suffix.lower() != ".png":
+            raise SettingError(f"--preview is a file that ends in .png, got {self.preview.name}.")
 
     @property
     def ledger(self) -> Path:

@@ -18,6 +18,7 @@ from samforge.rasters.grid import Grid, PixelBox, Place, intersection
 from samforge.rasters.ledger import Ledger
 from samforge.rasters.objects import ObjectSink, about_of, region_of
 from samforge.rasters.plan import RasterPlan
+from samforge.rasters.preview import Preview
 from samforge.rasters.resolve import objects_from_cluster
 from samforge.rasters.result import RasterResult
 from samforge.rasters.source import RasterSource
@@ -54,7 +55,7 @@ def segment_raster(segmenter: Segmenter, plan: RasterPlan, *, done: Done = unsee
         source = stack.enter_context(plan.opened())
         grid = plan.grid(source.size_hw, segmenter.image_size)
         region = None if plan.extent is None else region_of(plan.extent, source.place)
-        places = windows_within(grid, region)
+        inside = box_within(grid, region)
         key = plan.key(segmenter.digest, grid)
         ledger = stack.enter_context(Ledger(plan.ledger, key, restart=plan.restart))
         windows = Windows(
@@ -66,7 +67,10 @@ def segment_raster(segmenter: Segmenter, plan: RasterPlan, *, done: Done = unsee
             ledger=ledger,
         )
         run = _Run(windows, region, _layer(segmenter, windows), done)
+        places = list(grid.over(inside))
         try:
+            if plan.preview is not None:
+                run.draw(Preview(source, windows.stretch, inside, plan.text))
             large = plan.coarse and max(grid.size_hw) > grid.window
             run.segment(places, windows.large(segmenter.image_size) if large else [])
             result = run.finish(time.perf_counter() - start)
@@ -90,11 +94,12 @@ def expected_windows(plan: RasterPlan, image_size: int) -> int:
     """
     with plan.opened() as source:
         region = None if plan.extent is None else region_of(plan.extent, source.place)
-        return len(windows_within(plan.grid(source.size_hw, image_size), region))
+        grid = plan.grid(source.size_hw, image_size)
+        return sum(1 for _ in grid.over(box_within(grid, region)))
 
 
-def windows_within(grid: Grid, region: Any) -> list[Place]:
-    """Windows that reach a region, row by row; all for None.
+def box_within(grid: Grid, region: Any) -> PixelBox:
+    """What lies around a region in a raster; all of it for None.
 
     Raises:
         SettingError: None does.
@@ -110,7 +115,7 @@ def windows_within(grid: Grid, region: Any) -> list[Place]:
             "The extent lies outside the raster. Give it in the raster's own coordinates, as "
             "left,bottom,right,top: rio bounds, or gdalinfo, shows them."
         )
-    return list(grid.over(box))
+    return box
 
 
 class _Run:
@@ -134,6 +139,10 @@ class _Run:
         except BaseException:
             self.discard()
             raise
+
+    def draw(self, preview: Preview) -> None:
+        """Draw objects on a picture, too."""
+        self._sink.preview = preview
 
     def segment(self, places: Iterable[Place], large: list[LargeObject]) -> None:
         """Take windows until every object that reaches into the region is complete."""
@@ -166,6 +175,10 @@ class _Run:
         assert isinstance(report, dict)  # noqa: S101  # a table becomes a table
         for writer in sink.writers:
             writer.finish(report)
+        if sink.preview is not None and windows.plan.preview is not None:
+            for failure in windows.failures:
+                sink.preview.add_failed(failure.box)
+            sink.preview.write(windows.plan.preview)
         return result
 
     def discard(self) -> None:

@@ -100,11 +100,12 @@ class RasterSource:
             bands = self._file.read(self.bands, window=window)
             return Excerpt(bands=bands, valid=self._valid(bands, window=window))
 
-    def whole(self, longest: int, *, smooth: bool) -> Excerpt:
-        """Read all of it, made smaller; overviews are used where the file has them.
+    def shrunk(self, longest: int, *, smooth: bool, box: PixelBox | None = None) -> Excerpt:
+        """Read it made smaller; overviews are used where the file has them.
 
         Args:
-            longest: Its longer side becomes at most so many pixels.
+            longest: The longer side becomes at most so many pixels.
+            box: What is read of it; None for all.
             smooth: Whether pixels are averaged; else the nearest is taken, and values stay what
                 they are.
 
@@ -112,16 +113,21 @@ class RasterSource:
             ImageError: The file is damaged.
         """
         from rasterio.enums import Resampling
+        from rasterio.windows import Window
 
-        scale = min(1.0, longest / max(self.size_hw))
-        height, width = (max(1, round(side * scale)) for side in self.size_hw)
+        left, top, right, bottom = box or (0, 0, self._file.width, self._file.height)
+        sides = (bottom - top, right - left)
+        scale = min(1.0, longest / max(sides))
+        height, width = (max(1, round(side * scale)) for side in sides)
+        where = {
+            "window": Window(left, top, right - left, bottom - top),
+            "out_shape": (len(self.bands), height, width),
+        }
         averaged = smooth and self.palette is None
         how = Resampling.average if averaged else Resampling.nearest
         with _damage(self.path, "an overview"):
-            bands = self._file.read(
-                self.bands, out_shape=(len(self.bands), height, width), resampling=how
-            )
-            valid = self._valid(bands, out_shape=(len(self.bands), height, width))
+            bands = self._file.read(self.bands, resampling=how, **where)
+            valid = self._valid(bands, **where)
         return Excerpt(bands=bands, valid=valid)
 
     def __enter__(self) -> Self:

@@ -66,7 +66,7 @@ def stretch_of(source: RasterSource) -> Stretch | None:
     """
     if source.dtype == np.uint8:
         return None
-    overview = source.whole(_OVERVIEW, smooth=False)
+    overview = source.shrunk(_OVERVIEW, smooth=False)
     if overview.valid is not None and not overview.valid.any():
         return Stretch(low=0.0, high=1.0)  # nothing will be shown
     values = overview.bands if overview.valid is None else overview.bands[:, overview.valid]

@@ -84,7 +84,7 @@ class Windows:
         height, width = self.grid.size_hw
         with self._isolated(WHOLE, (0, 0, width, height)):
             with self.timings.stage("read"):
-                excerpt = self.source.whole(image_size, smooth=True)
+                excerpt = self.source.shrunk(image_size, smooth=True)
                 small_hw = excerpt.bands.shape[1:]
                 picture = picture_of(excerpt, self.stretch, self.source.palette, max(small_hw))
             found = self._predict(picture)

@@ -47,6 +47,12 @@ def raster(  # noqa: PLR0913  every argument is an option that a user types
         list[Path],
         typer.Option("--out", help="File to write: .gpkg, .parquet or .geojson. Repeat it."),
     ],
+    preview: Annotated[
+        Path | None,
+        typer.Option(
+            "--preview", help="Picture to write, with outlines: .png.", show_default="none"
+        ),
+    ] = None,
     text: TextOption = None,
     threshold: ThresholdOption = 0.5,
     threshold_for: ThresholdForOption = None,
@@ -144,6 +150,7 @@ def raster(  # noqa: PLR0913  every argument is an option that a user types
     plan = RasterPlan(
         raster=source,
         outs=tuple(path.absolute() for path in out),
+        preview=None if preview is None else preview.absolute(),
         text=tuple(dict.fromkeys(text or ())),
         thresholds=Thresholds(score=threshold, mask=mask_threshold),
         own_thresholds=thresholds_from_texts(threshold_for or (), text or ()),
@@ -160,8 +167,9 @@ def raster(  # noqa: PLR0913  every argument is an option that a user types
     )
     with plan.opened():
         pass  # refused before a model is loaded
-    check_outputs(plan.outs, overwrite=overwrite)
-    for path in plan.outs:
+    outputs = (*plan.outs, *filter(None, (plan.preview,)))
+    check_outputs(outputs, overwrite=overwrite)
+    for path in outputs:
         writable_folder(path.parent)
     opened = samforge.open_bundle(bundle, digest=digest)
     result = _run(opened, plan, device=device, threads=threads, as_json=as_json)
@@ -197,6 +205,7 @@ def _print_json(bundle: samforge.Bundle, plan: RasterPlan, result: RasterResult)
         "bundle": bundle.root,
         "raster": plan.raster,
         "out": result.outs,
+        "preview": plan.preview,
         "size_hw": result.size_hw,
         "crs": result.crs,
         "area_unit": result.area_unit,
@@ -255,7 +264,7 @@ def _print(plan: RasterPlan, result: RasterResult) -> None:
     print_line(f"{result.seconds:.1f} s, {result.windows / result.seconds:.1f} windows a second.")
     for note in result.notes:
         print_note(note)
-    for path in result.outs:
+    for path in filter(None, (*result.outs, plan.preview)):
         print_line(f"Written to {shown_path(path)}", style="green")
     for one in result.failures[:MOST_NAMED]:
         place = ", ".join(map(str, one.box))
