@@ -177,6 +177,34 @@ def test_what_an_edge_makes_of_an_object_is_not_believed_where_others_see_all_of
     assert done.table["pixels"] == [80]
 
 
+def test_stray_pixels_at_an_edge_tie_no_objects(run: Callable[..., Run]) -> None:
+    """The first window shows a corner of the second object, and gives it to the first one."""
+    first, second = block(10, 10, 30, 30), block(50, 58, 80, 100)
+    numbers = numbered(first, second)
+    oracle = oracle_of(numbers)
+
+    def strayed(number: int, mask: Mask) -> list[Mask]:
+        if not (mask[10:30, 10:30].all() and mask.sum() == 400):
+            return [] if mask[50:64, 58:64].all() and mask.sum() == 84 else [mask]
+        strays = mask.copy()
+        strays[52:64, 58:64] = True
+        return [strays]
+
+    oracle.seen = strayed
+    done = run(numbers, oracle, coarse=False)
+    assert done.result.objects == 2
+    found = done.masks()
+    assert any(np.array_equal(one, first) for one in found)
+    assert any(np.array_equal(one, second) for one in found)
+
+
+def test_what_lies_apart_at_an_edge_is_kept_where_it_is_much(run: Callable[..., Run]) -> None:
+    """Two parts of one object, one of them over a seam."""
+    parts = block(10, 20, 30, 40) | block(10, 45, 30, 85)
+    done = run(numbered(parts), coarse=False)
+    assert (done.result.objects, done.table["pixels"]) == (1, [1200])
+
+
 def test_phrases_are_not_joined_with_each_other(run: Callable[..., Run]) -> None:
     numbers = numbered(block(70, 30, 80, 100), block(90, 30, 99, 100))
     oracle = oracle_of(numbers, labels={2: "other"})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,9 @@ from samforge.core.packed_crop import DeflatedCrop, PackedCrop
 from samforge.rasters.grid import Grid, PixelBox, Place, intersection
 
 Valid = npt.NDArray[np.bool_]
+
+_STRAY = 0.25
+"""Share of a mask up to which what lies apart from it at an edge is no part of it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -35,11 +38,13 @@ class Piece:
     """How many they are, at least 1."""
     cut: bool
     """Whether it reaches an inner edge of its window, behind which it may go on."""
+    trimmed: bool
+    """Whether stray pixels at such an edge were taken off."""
 
     @property
-    def order(self) -> tuple[float, int, int, Place]:
+    def order(self) -> tuple[bool, float, int, int, Place]:
         """Best score first; what decides between equal ones does not depend on the run."""
-        return -self.score, self.box[1], self.box[0], self.place
+        return self.trimmed, -self.score, self.box[1], self.box[0], self.place
 
     def within(self, box: PixelBox) -> int:
         """Pixels that lie in a box."""
@@ -52,6 +57,7 @@ class Piece:
         return {
             "label": self.label,
             "score": self.score,
+            "trimmed": self.trimmed,
             "top": int(kept.top),
             "left": int(kept.left),
             "shape": list(kept.shape),
@@ -97,6 +103,10 @@ def piece_from_crop(
     area, box = crop.area, crop.box
     if area == 0:
         return None
+    cut = grid.cut(place, box)
+    kept = _without_strays(crop, grid, place) if cut else None
+    if kept is not None:
+        crop, area, box, cut = kept, kept.area, kept.box, False
     return Piece(
         label=label,
         score=score,
@@ -104,8 +114,35 @@ def piece_from_crop(
         crop=crop,
         box=box,
         area=area,
-        cut=grid.cut(place, box),
+        cut=cut,
+        trimmed=kept is not None,
     )
+
+
+def _without_strays(crop: PackedCrop, grid: Grid, place: Place) -> PackedCrop | None:
+    """A mask without the little that lies apart from it at an inner edge of its window.
+
+    At an edge a model gives an object pixels of another one, of which it sees too little to find
+    it. Such a mask would count as cut, and tie both.
+
+    Returns:
+        None where the largest part itself is cut, or what is cut is not little.
+    """
+    from scipy import ndimage
+
+    left, top, _, _ = crop.box
+    pixels = crop.pixels(crop.box)
+    numbers, count = ndimage.label(pixels)
+    areas = np.bincount(numbers.ravel(), minlength=count + 1)[1:]
+    boxes = [
+        (left + columns.start, top + rows.start, left + columns.stop, top + rows.stop)
+        for rows, columns in ndimage.find_objects(numbers)
+    ]
+    cut = np.array([grid.cut(place, box) for box in boxes])
+    if cut[areas.argmax()] or areas[cut].sum() > _STRAY * areas.sum():
+        return None
+    kept = pixels & ~np.isin(numbers, np.flatnonzero(cut) + 1)
+    return PackedCrop.from_crop(kept, (top, left))
 
 
 def piece_from_dict(values: Mapping[str, Any], grid: Grid, place: Place) -> Piece | None:
@@ -117,4 +154,7 @@ def piece_from_dict(values: Mapping[str, Any], grid: Grid, place: Place) -> Piec
         shape=(rows, columns),
         data=base64.b85decode(values["data"]),
     )
-    return piece_from_crop(kept.inflated(), grid, place, values["label"], values["score"])
+    piece = piece_from_crop(kept.inflated(), grid, place, values["label"], values["score"])
+    if piece is None or not values["trimmed"]:
+        return piece
+    return replace(piece, trimmed=True)

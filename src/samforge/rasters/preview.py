@@ -66,7 +66,9 @@ class Preview:
         for polygon in getattr(outline, "geoms", [outline]):
             for ring in (polygon.exterior, *polygon.interiors):
                 points = (np.asarray(ring.coords) - self._origin) * self._scale
-                self._draw.line([tuple(one) for one in points.tolist()], self._colours[label], 2)
+                line = [tuple(one) for one in points.tolist()]
+                self._draw.line(line, "black", 4)  # seen on ground of any colour
+                self._draw.line(line, self._colours[label], 2)
 
     def add_failed(self, box: PixelBox) -> None:
         """Draw a window that failed."""
