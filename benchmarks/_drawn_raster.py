@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import rasterio
-from rasterio.transform import from_origin
 
 from samforge.core.packed_crop import PackedCrop
 from samforge.models.tiny.scenes import _ground, _photographed, _placed_at, _tint
@@ -89,7 +88,7 @@ def draw(drawing: Drawing, path: Path) -> None:
         count=3,
         dtype="uint8",
         crs="EPSG:32633",
-        transform=from_origin(400_000, 5_800_000, 0.5, 0.5),
+        transform=rasterio.Affine(0.5, 0, 400_000, 0, -0.5, 5_800_000),
         tiled=True,
         compress="deflate" if drawing.numbered else None,
         photometric="RGB",

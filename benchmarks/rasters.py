@@ -40,6 +40,7 @@ from _raster_scores import (
     suppressed,
     unjoined,
 )
+from scipy import ndimage
 
 import samforge
 from samforge.core.detections import Detections
@@ -75,12 +76,14 @@ class Oracle:
         wide = image.astype(np.int32)
         numbers = wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2]
         crops = []
-        for number in np.unique(numbers).tolist():
-            if number not in self._areas:
+        numbers[numbers > max(self._areas)] = 0  # grey beyond the raster, blends of the overview
+        for number, place in enumerate(ndimage.find_objects(numbers), 1):
+            if place is None or number not in self._areas:
                 continue
-            rows, columns = np.nonzero(numbers == number)
+            rows, columns = np.nonzero(numbers[place] == number)
             if len(rows) < LEAST_SEEN * self._areas[number]:
                 continue
+            rows, columns = rows + place[0].start, columns + place[1].start
             crops.append(_through_cells(rows, columns, numbers.shape))
         size_hw = (image.shape[0], image.shape[1])
         count = len(crops)
@@ -125,12 +128,12 @@ def _continued(mask: Any, top: int, left: int, shape: tuple[int, int]) -> Any:
     return mask
 
 
-def segmented(kind: str, raster: Path, drawing: Drawing, bundle: Path | None) -> dict[str, Any]:
+def segmented(kind: str, raster: Path, side: int, bundle: Path | None) -> dict[str, Any]:
     """In a process of its own: segment, and keep a copy of what windows found."""
     _, _, window, overlap = KINDS[kind]
     if bundle is None:
-        areas = {number: one.area for number, one in enumerate(truth_of(drawing), 1)}
-        segmenter: Any = Oracle(areas)
+        areas = json.loads(raster.with_suffix(".json").read_text(encoding="utf-8"))
+        segmenter: Any = Oracle(dict(enumerate(areas, 1)))
     else:
         segmenter = samforge.load(bundle)
     plan = RasterPlan(
@@ -141,7 +144,7 @@ def segmented(kind: str, raster: Path, drawing: Drawing, bundle: Path | None) ->
         overlap=overlap,
     )
     kept = raster.with_suffix(".ledger")
-    grid = plan.grid((drawing.side, drawing.side), segmenter.image_size)
+    grid = plan.grid((side, side), segmenter.image_size)
     left = grid.shape[0] * grid.shape[1]
 
     def done() -> None:
@@ -177,11 +180,13 @@ def measured(kind: str, megapixels: int, bundle: Path | None, folder: Path) -> d
         draw(drawing, raster.with_suffix(".part"))
         raster.with_suffix(".part").rename(raster)
     words = [sys.executable, __file__, kind, *([str(bundle)] if bundle else [])]
-    words += ["--side", str(raster), json.dumps([side, drawing.count])]
+    words += ["--side", str(raster), str(side)]
+    truth = truth_of(drawing)
+    areas = json.dumps([one.area for one in truth])
+    raster.with_suffix(".json").write_text(areas, encoding="utf-8")
     run = subprocess.run(words, stdout=subprocess.PIPE, check=True, text=True)
     report: dict[str, Any] = json.loads(run.stdout)
     grid = Grid(size_hw=(side, side), window=window, overlap=overlap)
-    truth = truth_of(drawing)
     with Ledger(raster.with_suffix(".ledger"), report.pop("key"), restart=False) as ledger:
         pieces = pieces_of_ledger(ledger, grid)
     methods = {
@@ -230,10 +235,8 @@ def main() -> int:
     if (chosen.kind == "model") != (chosen.bundle is not None):
         parser.error("model wants a bundle, and seams takes none")
     if chosen.side:
-        side, count = json.loads(chosen.side[1])
-        radius = KINDS[chosen.kind][1]
-        drawing = Drawing(side=side, count=count, radius=radius, numbered=chosen.bundle is None)
-        print(json.dumps(segmented(chosen.kind, Path(chosen.side[0]), drawing, chosen.bundle)))
+        raster, side = Path(chosen.side[0]), int(chosen.side[1])
+        print(json.dumps(segmented(chosen.kind, raster, side, chosen.bundle)))
         return 0
     rows: list[dict[str, Any]] = []
     missed: list[str] = []

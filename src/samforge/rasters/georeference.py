@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -81,17 +82,12 @@ class Georeference:
         y = -(inverse[2] * c + inverse[3] * f)
         return affine_transform(geometry, (*inverse, x, y))
 
-    def area(self, pixels: float, geometry: Any) -> float:
-        """Area of an object, in :attr:`area_unit`.
-
-        Args:
-            pixels: That it covers.
-            geometry: The same in coordinates.
-        """
+    def area(self, outline: Any) -> float:
+        """Area of a shapely geometry of columns and rows, in :attr:`area_unit`."""
         if not self.geographic:
-            return pixels * self.pixel_area
+            return float(outline.area) * self.pixel_area
         geod = _crs(self.crs).get_geod()
-        return abs(float(geod.geometry_area_perimeter(geometry)[0]))
+        return abs(float(geod.geometry_area_perimeter(self.mapped(outline))[0]))
 
 
 def georeference_of(file: Any, path: Path, crs: str | None) -> Georeference:
@@ -144,6 +140,7 @@ def _given(text: str) -> Any:
         ) from error
 
 
+@lru_cache(maxsize=8)
 def _crs(wkt: str | None) -> Any:
     from pyproj import CRS
 

@@ -65,7 +65,7 @@ class ObjectSink:
         if self.region is not None and not _shares_area(outline, self.region):
             return
         pixels = float(outline.area)
-        area = self.place.area(pixels, self.place.mapped(outline))
+        area = self.place.area(outline)
         if area < self.plan.min_area:
             self.too_small += 1
             return
