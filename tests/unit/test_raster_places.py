@@ -91,6 +91,18 @@ class TestReferenceSystems:
             [30 * 35 * 1.114 * 0.558] * 9, rel=2e-3
         )
 
+    def test_holes_are_no_area_on_the_ellipsoid_either(self, tmp_path: Path) -> None:
+        rows, columns = np.mgrid[: SIZE[0], : SIZE[1]]
+        away = (rows - 75) ** 2 + (columns - 100) ** 2
+        ring = ((away < 30**2) & (away >= 20**2)).astype(np.int64)
+        ring[10:20, 180:190] = ring[5:9, 180:190] = 1  # parts of the same object
+        degrees = Affine(1e-5, 0, 13.4, 0, -1e-5, 60.0)
+        path = write_numbers(tmp_path / "in.tif", ring, crs="EPSG:4326", transform=degrees)
+        segment(oracle_of(ring), plan_of(path, window=200, overlap=50))
+        assert read(tmp_path / "out.gpkg")["area"] == pytest.approx(
+            [ring.sum() * 1.114 * 0.558], rel=2e-3
+        )
+
     def test_one_of_feet_has_areas_in_feet(self, tmp_path: Path) -> None:
         numbers = scene()
         path = write_numbers(tmp_path / "in.tif", numbers, crs="EPSG:2263")

@@ -86,8 +86,11 @@ class Georeference:
         """Area of a shapely geometry of columns and rows, in :attr:`area_unit`."""
         if not self.geographic:
             return float(outline.area) * self.pixel_area
-        geod = _crs(self.crs).get_geod()
-        return abs(float(geod.geometry_area_perimeter(self.mapped(outline))[0]))
+        from shapely import orient_polygons
+
+        # Signed areas are summed: holes have to run the other way than what is around them.
+        outline = orient_polygons(self.mapped(outline))
+        return abs(float(_crs(self.crs).get_geod().geometry_area_perimeter(outline)[0]))
 
 
 def georeference_of(file: Any, path: Path, crs: str | None) -> Georeference:
