@@ -57,7 +57,7 @@ KINDS = {
     # Shapes a megapixel, radius, window, overlap. The larger half of the oracle's shapes is longer
     # than windows overlap: these have to be joined. The tiny model was taught shapes of 17 to 50
     # pixels in pictures of 224: windows of 896 show these four times as large.
-    "seams": (25, (16.0, 84.0), 1024, 96),
+    "seams": (20, (22.0, 104.0), 1024, 112),
     "model": (6.4, (68.0, 200.0), 896, 432),
 }
 
