@@ -95,7 +95,25 @@ class TestFailures:
         assert "damaged" in result.failures[0].message
         assert result.objects >= 8
 
-    def test_a_full_disk_ends_the_run(self, tmp_path: Path) -> None:
+    def test_a_disk_that_fills_up_loses_no_window(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        numbers = scene()
+        path = write_numbers(tmp_path / "in.tif", numbers)
+        plan = plan_of(path, outs=(tmp_path / "out.geojson",), coarse=False)
+
+        def full(*_: object) -> None:
+            raise OutputError("No space is left.")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("samforge.formats.geo_json.GeoJsonWriter.finish", full)
+            with pytest.raises(OutputError, match="No space is left"):
+                segment(oracle_of(numbers), plan)
+        assert [one.name for one in tmp_path.glob("*out*")] == [plan.ledger.name]
+        result = segment(oracle_of(numbers), plan)
+        assert (result.resumed, result.windows, result.objects) == (12, 12, 9)
+
+    def test_a_folder_that_is_not_there_ends_the_run(self, tmp_path: Path) -> None:
         path = write_numbers(tmp_path / "in.tif", scene())
         with pytest.raises(OutputError, match="cannot be written"):
             segment(oracle_of(scene()), plan_of(path, outs=(tmp_path / "no" / "out.gpkg",)))
