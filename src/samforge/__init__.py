@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from samforge.draw import overlay
     from samforge.media import read_image
     from samforge.pipeline import build
+    from samforge.rasters import RasterPlan, segment_raster
     from samforge.runtime import (
         EncodedImage,
         ObjectPrompt,
@@ -48,6 +49,7 @@ _HOMES = {
     "ObjectPrompt": "samforge.runtime",
     "PromptAt": "samforge.runtime",
     "Prompts": "samforge.workflows.predict",
+    "RasterPlan": "samforge.rasters",
     "Recipe": "samforge.core.recipe",
     "SamforgeError": "samforge.core.errors",
     "SamforgeWarning": "samforge.core.errors",
@@ -69,6 +71,7 @@ _HOMES = {
     "overlay": "samforge.draw",
     "predict_files": "samforge.workflows.predict",
     "read_image": "samforge.media",
+    "segment_raster": "samforge.rasters",
     "segment_video_file": "samforge.workflows.video",
     "verify": "samforge.workflows.verify",
 }
@@ -84,6 +87,7 @@ __all__ = [
     "ObjectPrompt",
     "PromptAt",
     "Prompts",
+    "RasterPlan",
     "Recipe",
     "SamforgeError",
     "SamforgeWarning",
@@ -106,6 +110,7 @@ __all__ = [
     "overlay",
     "predict_files",
     "read_image",
+    "segment_raster",
     "segment_video_file",
     "verify",
 ]

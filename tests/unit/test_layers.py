@@ -44,12 +44,14 @@ MAY_IMPORT = {
     "assembly": LIBRARY,
     # What users do with bundles, for the command line and everybody else.
     "workflows": LIBRARY | {"workflows", "assembly", "pipeline", "steps"},
+    "rasters": {"rasters", "runtime", "formats", "media", "workflows", "assembly", "core"},
 }
 
 DOORS = {
     "samforge",
     *("samforge.draw", "samforge.formats", "samforge.measure", "samforge.media"),
-    *("samforge.pipeline", "samforge.report", "samforge.runtime", "samforge.transform"),
+    *("samforge.pipeline", "samforge.rasters", "samforge.report", "samforge.runtime"),
+    "samforge.transform",
 }
 """What apps come in by, beside the verbs of workflows and the types of core."""
 

@@ -16,6 +16,7 @@ NAMES = {
     "ObjectPrompt",
     "PromptAt",
     "Prompts",
+    "RasterPlan",
     "Recipe",
     "SamforgeError",
     "SamforgeWarning",
@@ -38,6 +39,7 @@ NAMES = {
     "overlay",
     "predict_files",
     "read_image",
+    "segment_raster",
     "segment_video_file",
     "verify",
 }

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import sqlite3
 import struct
 from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
 from typing import BinaryIO
 
@@ -43,7 +45,7 @@ def require_own(paths: Iterable[Path], *, overwrite: bool) -> None:
 
 
 def is_own(path: Path) -> bool:
-    """Whether samforge wrote a file: a picture, a video, or a COCO file.
+    """Whether samforge wrote a file: a picture, a video, a COCO file, or objects on a map.
 
     Raises:
         OSError: It cannot be read.
@@ -58,7 +60,32 @@ def is_own(path: Path) -> bool:
             return b"\x21\xfe" + bytes([len(SOFTWARE)]) + SOFTWARE.encode() in head
         if head[4:8] == b"ftyp":
             return SOFTWARE.encode() in _index_of_video(file)
+        if head.startswith(b"PAR1"):
+            return f"{SOFTWARE} ".encode() in _footer_of_parquet(file)
+        if head.startswith(b"SQLite format 3\0"):
+            return _describes_itself(path)
         return _JSON.match(head) is not None
+
+
+def _footer_of_parquet(file: BinaryIO) -> bytes:
+    """The notes at the end of a Parquet file, whose length stands before its last four bytes."""
+    size = file.seek(0, 2)
+    file.seek(max(0, size - 8))
+    tail = file.read(8)
+    length = struct.unpack("<I", tail[:4])[0] if len(tail) == 8 and tail[4:] == b"PAR1" else 0
+    file.seek(max(0, size - 8 - length))
+    return file.read(min(length, _MOST_INDEX))
+
+
+def _describes_itself(path: Path) -> bool:
+    """Whether a GeoPackage's table of contents says that samforge wrote its layers."""
+    address = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
+    try:
+        with closing(sqlite3.connect(address, uri=True)) as database:
+            rows = database.execute("SELECT description FROM gpkg_contents").fetchall()
+    except sqlite3.Error:
+        return False  # another database, or a damaged one: somebody else's
+    return bool(rows) and all(str(text).startswith(f"{SOFTWARE} ") for (text,) in rows)
 
 
 def _index_of_video(file: BinaryIO) -> bytes:

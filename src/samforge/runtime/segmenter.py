@@ -64,6 +64,16 @@ class Segmenter:
         return self._parts
 
     @property
+    def image_size(self) -> int:
+        """Side of the square that images are squashed to, pixels."""
+        return self._image_size
+
+    @property
+    def digest(self) -> str:
+        """Of the bundle, where it is one: says which model gave an answer."""
+        return self._digest
+
+    @property
     def device(self) -> str:
         """Where everything between a picture and its masks runs: ``cpu``, ``cuda:0``.
 

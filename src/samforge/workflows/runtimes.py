@@ -40,6 +40,7 @@ _PACKAGES = (
     ("av", "video"),
     ("pillow_heif", "heic"),
     ("supervision", "supervision"),
+    ("rasterio", "geo"),
 )
 
 
