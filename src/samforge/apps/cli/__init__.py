@@ -18,6 +18,7 @@ from samforge.apps.cli.demo import demo
 from samforge.apps.cli.doctor import doctor
 from samforge.apps.cli.features import features
 from samforge.apps.cli.inspect import inspect
+from samforge.apps.cli.label import label
 from samforge.apps.cli.mesh_compare import mesh_compare
 from samforge.apps.cli.output import (
     INTERRUPTED,
@@ -40,7 +41,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for command in (
-    *(demo, build, predict, video, features, inspect, compare, verify, mesh_compare, bench, doctor),
+    *(
+        demo,
+        build,
+        predict,
+        video,
+        label,
+        features,
+        inspect,
+        compare,
+        verify,
+        mesh_compare,
+        bench,
+        doctor,
+    ),
 ):
     app.command(command.__name__.replace("_", "-"))(command)
 
