@@ -45,6 +45,15 @@ class GrowingFolder:
         with output_errors(self.path / name):
             place.write_bytes(content)
 
+    def append(self, name: str, content: bytes) -> None:
+        """Add to a file of the folder.
+
+        Raises:
+            OutputError: The disk is full.
+        """
+        with output_errors(self.path / name), self.place(name).open("ab") as file:
+            file.write(content)
+
     def finish(self) -> Path:
         """Put the folder under its name.
 

@@ -6,6 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from samforge.formats.label_coco import CocoLabels
+from samforge.formats.label_cvat import CvatLabels
+from samforge.formats.label_labelme import LabelMeLabels
+from samforge.formats.label_masks import ClassMasks, IdMasks
+from samforge.formats.label_parquet import ParquetLabels
+from samforge.formats.label_sa1b import Sa1bLabels
+from samforge.formats.label_studio import LabelStudioLabels
+from samforge.formats.label_yolo import YoloLabels
 from samforge.formats.labels import DataSet, LabelWriter
 
 _WRITERS: dict[str, tuple[str, Callable[[Path, DataSet], LabelWriter]]] = {
@@ -14,6 +21,14 @@ _WRITERS: dict[str, tuple[str, Callable[[Path, DataSet], LabelWriter]]] = {
         "coco-polygons.json",
         lambda path, data: CocoLabels(path, data, segmentations="polygons"),
     ),
+    "yolo": ("yolo", YoloLabels),
+    "parquet": ("parquet", ParquetLabels),
+    "sa1b": ("sa1b", Sa1bLabels),
+    "masks": ("masks", ClassMasks),
+    "ids": ("ids", IdMasks),
+    "labelstudio": ("labelstudio", LabelStudioLabels),
+    "cvat": ("cvat.xml", CvatLabels),
+    "labelme": ("labelme", LabelMeLabels),
 }
 
 LABEL_FORMATS = {name: file for name, (file, _) in _WRITERS.items()}

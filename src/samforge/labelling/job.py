@@ -9,7 +9,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from samforge.assembly import load
 from samforge.core.bundle import Bundle
 from samforge.core.devices import AUTO, CPU, CUDA
 from samforge.core.errors import OutputError, PromptError
@@ -25,9 +24,11 @@ from samforge.labelling.items import Item, Listing, SourceError
 from samforge.labelling.labeller import Labeller
 from samforge.labelling.ledger import NAME, Ledger
 from samforge.labelling.ontology import Ontology
+from samforge.labelling.opening import openings
 from samforge.labelling.places import exists
 from samforge.labelling.settings import LabelPlan, LabelResult, LabelSettings
 from samforge.labelling.sources import listed
+from samforge.labelling.workers import Workers
 from samforge.runtime.prompts import exemplars_from_boxes
 
 
@@ -113,9 +114,17 @@ class LabelJob:
         Args:
             stack: Frees it.
         """
-        segmenter = stack.enter_context(
-            load(self._bundle, device=self._settings.device, threads=self._settings.threads)
+        opened = openings(
+            str(self._bundle.root),
+            self._bundle.digest,
+            device=self._device() if self._settings.jobs > 1 else self._settings.device,
+            threads=self._settings.threads,
+            jobs=self._settings.jobs,
         )
+        if len(opened) > 1:
+            workers = stack.enter_context(Workers(opened, self._ontology))
+            return workers, workers.processor
+        segmenter = stack.enter_context(opened[0].segmenter())
         labeller = Labeller(segmenter, self._ontology)
         return lambda chunks: labelled(labeller, chunks), segmenter.processor
 

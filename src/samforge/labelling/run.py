@@ -80,21 +80,21 @@ def label(
         ledger = stack.enter_context(Ledger(job.folder() / NAME))
         ledger.identify(job.identity())
         chunks = job.chunks(ledger.done(job.items))
-        todo = sum(map(len, chunks))
-        resumed = len(job.chosen) - todo
+        resumed = len(job.chosen) - sum(map(len, chunks))
         watch(resumed, len(job.chosen))
-        seconds, processor = 0.0, ""
+        seconds, processor, labelled = 0.0, "", 0
         if chunks:
             engine, processor = job.engine(stack)
             start = time.perf_counter()
-            labelled = resumed
+            ended = resumed
             for outcomes in _of_living_source(engine(chunks), job):
                 ledger.add(outcomes, job.items)
-                labelled += sum(one.ended for one in outcomes)
-                watch(labelled, len(job.chosen))
+                ended += sum(one.ended for one in outcomes)
+                labelled += sum(one.ended and one.failure is None for one in outcomes)
+                watch(ended, len(job.chosen))
             seconds = time.perf_counter() - start
         return job.written(
-            ledger, labelled=todo, resumed=resumed, seconds=seconds, processor=processor
+            ledger, labelled=labelled, resumed=resumed, seconds=seconds, processor=processor
         )
 
 
