@@ -17,8 +17,9 @@ from samforge.core.runs import Crop
 Ring = npt.NDArray[np.float64]
 """(V, 2), x and y of the corners; the last one leads to the first."""
 
-TOLERANCE_PX = 1.0
+MOST_TOLERANCE_PX = 1.0
 """How far a simplified outline may leave the pixels' edges."""
+_TOLERANCE = 0.01  # of the side of a square as large as the mask: small objects stay exact
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,7 +55,7 @@ class Outline:
 
 
 def polygons_from_crop(
-    crop: Crop, top_left: tuple[int, int], *, tolerance_px: float = TOLERANCE_PX
+    crop: Crop, top_left: tuple[int, int], *, tolerance_px: float | None = None
 ) -> Outline:
     """Trace a mask.
 
@@ -63,8 +64,11 @@ def polygons_from_crop(
     Args:
         crop: bool (h, w).
         top_left: Row and column of its first pixel.
-        tolerance_px: See :data:`TOLERANCE_PX`; 0 keeps every corner.
+        tolerance_px: How far the outline may leave the pixels' edges; 0 keeps every corner. None
+            takes a hundredth of the side of a square as large, at most a pixel.
     """
+    if tolerance_px is None:
+        tolerance_px = min(MOST_TOLERANCE_PX, _TOLERANCE * float(np.sqrt(crop.sum())))
     corner = np.array([top_left[1], top_left[0]], np.float64)
     rings = [ring + corner for ring in _rings(crop)]
     areas = [_signed_area(ring) for ring in rings]

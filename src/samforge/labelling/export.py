@@ -57,7 +57,7 @@ def _counted(ledger: Ledger, items: Sequence[Item]) -> list[int]:
     return numbers
 
 
-def export(  # each comes from another place
+def export(
     ledger: Ledger,
     items: Sequence[Item],
     chosen: Sequence[int],
@@ -80,17 +80,28 @@ def export(  # each comes from another place
     if ledger.noted("exported") == signature and all(place.exists() for place in places):
         return tuple(places)
     _write_failures(ledger, items, chosen, out)
+    try:
+        written = _written(labelled_pictures(ledger, items, chosen), out, formats, data)
+    except BaseException:
+        remove_left_behind(out)
+        raise
+    ledger.note("exported", signature)
+    return written
+
+
+def _written(
+    pictures: Iterator[LabelledPicture], out: Path, formats: Sequence[str], data: DataSet
+) -> tuple[Path, ...]:
+    writers: list[LabelWriter] = []
     with ExitStack() as undo:
-        writers: list[LabelWriter] = []
         for name in formats:
             writers.append(label_writer(name, out, data))
             undo.callback(writers[-1].discard)
-        for picture in labelled_pictures(ledger, items, chosen):
+        for picture in pictures:
             for writer in writers:
                 writer.add(picture)
         written = tuple(writer.finish() for writer in writers)
         undo.pop_all()
-    ledger.note("exported", signature)
     return written
 
 
