@@ -173,6 +173,7 @@ class Pictures:
         self._items = {item.name: item for item in items}
         self._reader = ItemReader()
         self._video: tuple[str, VideoReader, Iterator[VideoFrame]] | None = None
+        self._last = "", b""  # several formats ask for one frame
 
     def read(self, name: str) -> bytes | Path:
         """A picture by its name: its own file, or the bytes of one.
@@ -182,7 +183,9 @@ class Pictures:
         """
         item = self._items.get(name)
         if item is None:
-            return self._frame(*name.rsplit("/", 1))
+            if self._last[0] != name:
+                self._last = name, self._frame(*name.rsplit("/", 1))
+            return self._last[1]
         return item.path or self._reader.read(item)
 
     def rgb(self, name: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
