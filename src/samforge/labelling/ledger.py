@@ -20,9 +20,10 @@ from typing import Any, Self
 from samforge.core.errors import InputError, OutputError
 from samforge.core.files import free_bytes, size_text
 from samforge.core.structure import value_from_json
+from samforge.formats import LabelledPicture
 from samforge.labelling.items import Item
 from samforge.labelling.ontology import Ontology
-from samforge.labelling.outcome import ItemFailure, Outcome
+from samforge.labelling.outcome import ItemFailure, Outcome, picture_from_body
 
 NAME = "ledger.sqlite"
 """Its file in the output folder."""
@@ -151,6 +152,21 @@ class Ledger:
             )
             for (body,) in rows:
                 yield body
+
+    def picture(self, name: str) -> LabelledPicture | None:
+        """Labels of one picture or frame by its name; None where there are none."""
+        video, _, frame = name.rpartition("/")
+        known = [(name, 0)]
+        if frame.removesuffix(".png").isdecimal():
+            known.append((video, int(frame.removesuffix(".png"))))
+        for item, number in known:
+            with self._errors():
+                row = self._base.execute(
+                    "SELECT body FROM labels WHERE name = ? AND frame = ?", (item, number)
+                ).fetchone()
+            if row is not None:
+                return picture_from_body(row[0])
+        return None
 
     def note(self, key: str, value: str) -> None:
         """Remember a text under a key."""

@@ -31,7 +31,7 @@ def plan_labels(
     Raises:
         As :func:`label`.
     """
-    job = _job(bundle, sources, ontology, out, settings)
+    job = job_from(bundle, sources, ontology, out, settings)
     done: set[int] = set()
     if (job.out / NAME).exists() and not settings.restart:
         with Ledger(job.out / NAME) as ledger:
@@ -75,7 +75,7 @@ def label(
         SettingError: A setting is not usable.
         BundleError: The bundle cannot be opened.
     """
-    job = _job(bundle, sources, ontology, out, settings)
+    job = job_from(bundle, sources, ontology, out, settings)
     with ExitStack() as stack:
         ledger = stack.enter_context(Ledger(job.folder() / NAME))
         ledger.identify(job.identity())
@@ -98,13 +98,18 @@ def label(
         )
 
 
-def _job(
+def job_from(
     bundle: str | Path | Bundle,
     sources: Sources,
     ontology: Ontology,
     out: str | Path,
     settings: LabelSettings,
 ) -> LabelJob:
+    """What a run was asked for, with its source listed.
+
+    Raises:
+        As :func:`label`.
+    """
     several = [sources] if isinstance(sources, str | Path) else list(sources)
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     return LabelJob(opened, several, ontology, Path(out), settings)

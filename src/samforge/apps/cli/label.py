@@ -103,6 +103,20 @@ def label(  # noqa: PLR0913  every argument is an option that a user types
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")
     ] = False,
+    review: Annotated[
+        bool,
+        typer.Option("--review", help="Rank pictures by doubt; show the most unsure on a page."),
+    ] = False,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            "--against",
+            metavar="OUT",
+            help="With --review: another run's output, of another bundle; where both disagree "
+            "comes first.",
+            show_default="no other",
+        ),
+    ] = None,
     restart: Annotated[
         bool, typer.Option("--restart", help="Give up the labels of earlier runs in --out.")
     ] = False,
@@ -122,8 +136,10 @@ def label(  # noqa: PLR0913  every argument is an option that a user types
     and ends with the same files. Pictures that cannot be labelled are listed in failures.jsonl and
     stop nothing.
     """
-    from samforge.labelling import LabelSettings, plan_labels
+    from samforge.labelling import LabelSettings, plan_labels, review_labels
 
+    if against is not None and not review:
+        raise SettingError("--against says what a review compares with. Add --review.")
     settings = LabelSettings(
         formats=tuple(dict.fromkeys(formats or ("coco",))),
         device=device,
@@ -145,7 +161,10 @@ def label(  # noqa: PLR0913  every argument is an option that a user types
     _warn(opened)
     with watched(as_json=as_json) as watch:
         result = samforge.label(opened, source, wanted, out, settings=settings, watch=watch)
-    print_result(opened, result, as_json=as_json)
+    shown = None
+    if review:
+        shown = review_labels(opened, source, wanted, out, settings=settings, against=against)
+    print_result(opened, result, shown, as_json=as_json)
     if result.failures:
         raise typer.Exit(result.failures[0].exit_code)
 

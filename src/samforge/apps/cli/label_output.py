@@ -21,7 +21,7 @@ from samforge.core.words import escaped
 
 if TYPE_CHECKING:
     from samforge.core.bundle import Bundle
-    from samforge.labelling import LabelPlan, LabelResult, Ontology, Watch
+    from samforge.labelling import LabelPlan, LabelResult, Ontology, ReviewResult, Watch
 
 _EVERY_SECONDS = 30.0
 _SHOWN_FAILURES = 10
@@ -103,10 +103,14 @@ def _print_classes(ontology: Ontology) -> None:
     print_table("Classes", ("#", "class", "phrases", "above", "not"), rows, numbers=("#", "above"))
 
 
-def print_result(bundle: Bundle, result: LabelResult, *, as_json: bool) -> None:
+def print_result(
+    bundle: Bundle, result: LabelResult, review: ReviewResult | None, *, as_json: bool
+) -> None:
     """Print what came of a run."""
     if as_json:
         payload: dict[str, object] = {"bundle": bundle.root, "result": result}
+        if review is not None:
+            payload["review"] = {"page": review.page, "ranking": review.ranking}
         if result.failures:
             first = result.failures[0]
             payload["error"] = {
@@ -133,6 +137,8 @@ def print_result(bundle: Bundle, result: LabelResult, *, as_json: bool) -> None:
     print_line(f"Written to {shown_path(result.out)}:", style="green")
     for file in result.files:
         print_line(f"  {file.name}{'/' if file.is_dir() else ''}")
+    if review is not None:
+        print_line(f"To review, the most unsure first: {shown_path(review.page)}")
     for note in result.notes:
         print_note(note)
     for failure in result.failures[:_SHOWN_FAILURES]:
