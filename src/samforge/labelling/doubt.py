@@ -53,8 +53,10 @@ class ScoreHistogram:
 
 def doubt_of(score: float, threshold: float) -> float:
     """How unsure a decision is: 1 at the threshold, 0 where the score cannot be further off."""
+    if score == threshold:
+        return 1.0
     room = 1 - threshold if score > threshold else threshold
-    return 1 - abs(score - threshold) / room if room > 0 else 0.0
+    return 1 - abs(score - threshold) / room
 
 
 class Doubts:
