@@ -119,7 +119,14 @@ def test_another_ontology_is_refused(words: list[str], capsys: pytest.CaptureFix
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.4, "0 s"), (119, "119 s"), (120, "2 min"), (7000, "117 min"), (7199, "2 h 00 min"), (7500, "2 h 05 min")],
+    [
+        (0.4, "0 s"),
+        (119, "119 s"),
+        (120, "2 min"),
+        (7000, "117 min"),
+        (7199, "2 h 00 min"),
+        (7500, "2 h 05 min"),
+    ],
 )
 def test_times_for_people(seconds: float, text: str) -> None:
     assert duration_text(seconds) == text
