@@ -109,6 +109,14 @@ def test_words_that_are_not_usable(
     assert message in " ".join(capsys.readouterr().err.split())
 
 
+def test_help_names_every_format(capsys: pytest.CaptureFixture[str]) -> None:
+    from samforge.formats import LABEL_FORMATS
+
+    assert cli.main(["label", "--help"]) == 0
+    told = capsys.readouterr().out.replace(",", " ").replace(". ", " ").split()
+    assert [name for name in LABEL_FORMATS if name not in told] == []
+
+
 def test_another_ontology_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([*words, *CLASSES]) == 0
     assert cli.main([*words, "--class", "ring"]) == 2

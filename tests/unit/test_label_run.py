@@ -173,6 +173,17 @@ def test_a_data_set_depends_on_the_command_and_not_on_what_was_before(
     assert data_set(out) == part
 
 
+def test_no_format_falls_behind(bundle: samforge.Bundle, pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    label(bundle, pictures, ONTOLOGY, out, settings=LabelSettings(limit=3, formats=("coco",)))
+    result = label(bundle, pictures, ONTOLOGY, out, settings=LabelSettings(formats=("sa1b",)))
+    assert [file.name for file in result.files] == ["sa1b", "coco.json"]
+    assert len(coco(out)["images"]) == 10
+    (out / "coco.json").unlink()  # the user does not want it
+    label(bundle, pictures, ONTOLOGY, out, settings=LabelSettings(formats=("sa1b",)))
+    assert not (out / "coco.json").exists()
+
+
 def test_several_processes_come_to_the_same(
     bundle: samforge.Bundle,
     pictures: Path,
@@ -313,6 +324,19 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(
     assert killed_and_resumed(words, out, kills, longest, seed=jobs) > kills / 4
     assert data_set(out) == data_set(whole)
     assert sorted(path.name for path in out.iterdir() if path.name.startswith(".")) == []
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_data_set(bundle: samforge.Bundle, tmp_path: Path) -> None:
+    source = draw(tmp_path / "many", 3000)
+    resident: list[float] = []
+
+    def watch(done: int, total: int) -> None:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        resident.append(pages * os.sysconf("SC_PAGE_SIZE") / 2**20)
+
+    label(bundle, source, ONTOLOGY, tmp_path / "out", watch=watch)
+    assert resident[-1] - resident[300] < 16
 
 
 def test_what_was_labelled_otherwise_is_not_mixed(

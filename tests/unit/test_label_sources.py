@@ -66,6 +66,8 @@ def test_a_folder_with_its_folders(folder: Path, monkeypatch: pytest.MonkeyPatch
     assert listing.notes == (f"{folder}: 1 files are no pictures by name (notes.doc).",)
     monkeypatch.chdir(folder.parent)
     assert only("photos") == list(listing.items)  # stamps and places do not depend on the way
+    monkeypatch.chdir(folder)
+    assert only("b/1.png") == only(folder / "b/1.png")
 
 
 def test_several_sources_keep_names_apart(folder: Path) -> None:

@@ -13,13 +13,17 @@ from samforge.formats.labels import DataSet, LabelledPicture, UniqueStems
 from samforge.formats.outlines import polygons_from_crop
 from samforge.formats.pictures import place_picture
 
+_TOWARDS_CORNER = 0.25
+"""Of a pixel: readers cut coordinates off to whole pixels, or round them; both hit this one."""
+
 
 class YoloLabels:
     """Writes ``images/``, ``labels/`` and ``data.yaml``, as ultralytics reads them.
 
     One object is one line. The format has one polygon for it: seams of no width lead into its
-    holes and to its other parts, so that what is drawn of the line is the object again. Pictures
-    without objects have an empty text. Names of folders become part of the names of files.
+    holes and to its other parts, so that what is drawn of the line is the object again. It runs
+    through the centres of the outermost pixels, for readers fill it together with the pixels on it.
+    Pictures without objects have an empty text. Names of folders become part of names of files.
     """
 
     def __init__(self, path: Path, data: DataSet) -> None:
@@ -47,7 +51,8 @@ class YoloLabels:
         lines = []
         size = np.array(picture.size_hw[::-1], np.float64)
         for one, (crop, top_left) in zip(picture.objects, picture.crops(), strict=True):
-            ring = polygons_from_crop(crop, top_left).bridged() / size
+            ring = polygons_from_crop(crop, top_left, centres=True).bridged()
+            ring = (ring - _TOWARDS_CORNER) / size
             if len(ring) < 3:
                 raise SettingError(f"An object of {picture.name} has no outline: it is empty.")
             points = " ".join(f"{value:.6g}" for value in ring.ravel().tolist())

@@ -67,6 +67,8 @@ def export(
 ) -> tuple[Path, ...]:
     """Write the data sets, and the list of failures; each appears whole or not at all.
 
+    Formats that an earlier run wrote into the folder are written again, too.
+
     Returns:
         What was written, in the order of the formats.
 
@@ -75,6 +77,7 @@ def export(
         SettingError: A format cannot hold the labels.
     """
     remove_left_behind(out)
+    formats = (*formats, *_earlier(ledger, out, formats))
     signature = _signature(ledger, items, chosen, formats, data)
     places = [out / LABEL_FORMATS[name] for name in formats]
     if ledger.noted("exported") == signature and all(place.exists() for place in places):
@@ -86,7 +89,18 @@ def export(
         remove_left_behind(out)
         raise
     ledger.note("exported", signature)
+    ledger.note("formats", json.dumps(list(formats)))
     return written
+
+
+def _earlier(ledger: Ledger, out: Path, formats: Sequence[str]) -> list[str]:
+    """Formats that earlier runs wrote and that are still there: they must not fall behind."""
+    known = json.loads(ledger.noted("formats") or "[]")
+    return [
+        name
+        for name in known
+        if name not in formats and name in LABEL_FORMATS and (out / LABEL_FORMATS[name]).exists()
+    ]
 
 
 def _written(

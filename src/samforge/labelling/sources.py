@@ -100,7 +100,7 @@ def _listing(source: str, pictures: str | None) -> Listing:
         raise SourceError(f"The source {source} does not exist (looked in {Path.cwd()}).")
     for suffixes, make in kinds:
         if lower.endswith(suffixes):
-            return _filled(make(source), source)
+            return _filled(make(_absolute(source)), source)
     raise SourceError(
         f"The source {source} is of no kind that is read. Give a folder, a glob ('photos/*.jpg'), "
         "a list of paths (.txt), a COCO file (.json), Parquet, a .tar, a picture or a video."
@@ -124,6 +124,11 @@ def _folder(source: str) -> bool:
     with native_errors(lambda error: SourceError(f"{source} cannot be listed: {error}.")):
         system, path = file_system(source)
         return bool(system.isdir(path))
+
+
+def _absolute(source: str) -> str:
+    """The same wherever it is called from: names of runs and stamps do not depend on it."""
+    return source if is_url(source) else str(Path(source).absolute())
 
 
 def _of_file(source: str) -> Listing:
