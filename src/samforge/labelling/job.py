@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Collection, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +17,15 @@ from samforge.core.own_folder import require_outside_bundles
 from samforge.core.targets import target_from_name
 from samforge.core.version import __version__
 from samforge.formats import DataSet
-from samforge.labelling.engine import Chunk, Engine, batch_for, chunks_from_items, labelled
+from samforge.labelling.engine import Chunk, batch_for, chunks_from_items
 from samforge.labelling.export import Pictures, export, labelled_pictures, remove_left_behind
 from samforge.labelling.items import Item, Listing, SourceError
-from samforge.labelling.labeller import Labeller
 from samforge.labelling.ledger import NAME, Ledger
 from samforge.labelling.ontology import Ontology
-from samforge.labelling.opening import openings
+from samforge.labelling.opening import Opening, openings
 from samforge.labelling.places import exists
 from samforge.labelling.settings import LabelPlan, LabelResult, LabelSettings
 from samforge.labelling.sources import listed
-from samforge.labelling.workers import Workers
 from samforge.runtime.prompts import exemplars_from_boxes
 
 
@@ -108,25 +105,20 @@ class LabelJob:
             notes=self._notes(),
         )
 
-    def engine(self, stack: ExitStack) -> tuple[Engine, str]:
-        """Load what labels, and say where it runs.
-
-        Args:
-            stack: Frees it.
-        """
-        opened = openings(
+    def openings(self) -> list[Opening]:
+        """How each process loads the model."""
+        return openings(
             str(self._bundle.root),
             self._bundle.digest,
             device=self._device() if self._settings.jobs > 1 else self._settings.device,
             threads=self._settings.threads,
             jobs=self._settings.jobs,
         )
-        if len(opened) > 1:
-            workers = stack.enter_context(Workers(opened, self._ontology))
-            return workers, workers.processor
-        segmenter = stack.enter_context(opened[0].segmenter())
-        labeller = Labeller(segmenter, self._ontology)
-        return lambda chunks: labelled(labeller, chunks), segmenter.processor
+
+    @property
+    def ontology(self) -> Ontology:
+        """What is labelled."""
+        return self._ontology
 
     def require_sources(self) -> None:
         """Make sure that the source is still there.

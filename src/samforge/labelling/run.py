@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from samforge.core.bundle import Bundle, open_bundle
+from samforge.labelling.engines import MakeEngine, local_engine
 from samforge.labelling.job import LabelJob
 from samforge.labelling.ledger import NAME, Ledger
 from samforge.labelling.ontology import Ontology
@@ -40,7 +41,7 @@ def plan_labels(
     return job.plan(done)
 
 
-def label(
+def label(  # noqa: PLR0913  the public call: every argument is one a user gives
     bundle: str | Path | Bundle,
     sources: Sources,
     ontology: Ontology,
@@ -48,6 +49,7 @@ def label(
     *,
     settings: LabelSettings = LabelSettings(),  # noqa: B008  it is frozen
     watch: Watch = unwatched,
+    engine: MakeEngine = local_engine,
 ) -> LabelResult:
     """Label everything that a source holds, and write it as data sets.
 
@@ -63,6 +65,7 @@ def label(
         out: Folder of the data sets and of the ledger: new, empty, or of an earlier run.
         settings: Formats, devices, and what part of the source.
         watch: Told of the progress.
+        engine: What labels: this machine, or ``samforge.apps.ray.ray_engine``.
 
     Returns:
         The files, counts and failures.
@@ -84,10 +87,10 @@ def label(
         watch(resumed, len(job.chosen))
         seconds, processor, labelled = 0.0, "", 0
         if chunks:
-            engine, processor = job.engine(stack)
+            work, processor = engine(job.openings(), job.ontology, stack)
             start = time.perf_counter()
             ended = resumed
-            for outcomes in _of_living_source(engine(chunks), job):
+            for outcomes in _of_living_source(work(chunks), job):
                 ledger.add(outcomes, job.items)
                 ended += sum(one.ended for one in outcomes)
                 labelled += sum(one.ended and one.failure is None for one in outcomes)

@@ -14,7 +14,7 @@ from samforge.apps.cli.places import DeviceOption, DigestOption
 from samforge.core.errors import SettingError
 
 if TYPE_CHECKING:
-    from samforge.labelling import Ontology
+    from samforge.labelling import MakeEngine, Ontology
 
 
 def label(  # noqa: PLR0913  every argument is an option that a user types
@@ -91,6 +91,14 @@ def label(  # noqa: PLR0913  every argument is an option that a user types
     jobs: Annotated[
         int, typer.Option("--jobs", min=1, help="Processes side by side, one a device.")
     ] = 1,
+    engine: Annotated[
+        str,
+        typer.Option(
+            "--engine",
+            help="local (this machine) or ray (the cluster that this process belongs to, --jobs "
+            "actors).",
+        ),
+    ] = "local",
     batch: Annotated[
         int | None,
         typer.Option(
@@ -138,6 +146,7 @@ def label(  # noqa: PLR0913  every argument is an option that a user types
     """
     from samforge.labelling import LabelSettings, plan_labels, review_labels
 
+    chosen = _engine(engine)
     if against is not None and not review:
         raise SettingError("--against says what a review compares with. Add --review.")
     settings = LabelSettings(
@@ -160,7 +169,9 @@ def label(  # noqa: PLR0913  every argument is an option that a user types
         return
     _warn(opened)
     with watched(as_json=as_json) as watch:
-        result = samforge.label(opened, source, wanted, out, settings=settings, watch=watch)
+        result = samforge.label(
+            opened, source, wanted, out, settings=settings, watch=watch, engine=chosen
+        )
     shown = None
     if review:
         shown = review_labels(opened, source, wanted, out, settings=settings, against=against)
@@ -179,6 +190,16 @@ def _ontology(file: Path | None, classes: list[str], threshold: float | None) ->
         )
     ontology = Ontology.from_texts(classes) if file is None else Ontology.from_toml(file)
     return ontology.with_settings(threshold=threshold)
+
+
+def _engine(name: str) -> MakeEngine:
+    from samforge.apps.ray import ray_engine
+    from samforge.labelling import local_engine
+
+    engines = {"local": local_engine, "ray": ray_engine}
+    if name not in engines:
+        raise SettingError(f"There is no engine {name!r:.40}. There are {', '.join(engines)}.")
+    return engines[name]
 
 
 def _warn(bundle: samforge.Bundle) -> None:
