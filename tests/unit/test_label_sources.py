@@ -278,6 +278,16 @@ def test_every_kind_becomes_one_data_set(
     assert (again.labelled, again.resumed) == (0, 5)
 
 
+def test_numbers_of_a_coco_file_stay(
+    fake_bundle: Callable[..., samforge.Bundle], folder: Path, tmp_path: Path
+) -> None:
+    images = [{"id": 70, "file_name": "b/1.png"}, {"id": 3, "file_name": "a/1.png"}]
+    file = write(folder / "coco.json", json.dumps({"images": images}).encode())
+    label(fake_bundle("small"), file, Ontology.from_texts(["star"]), tmp_path / "out")
+    written = json.loads((tmp_path / "out/coco.json").read_text())["images"]
+    assert [(one["id"], one["file_name"]) for one in written] == [(70, "b/1.png"), (3, "a/1.png")]
+
+
 def test_what_comes_before_a_video_breaks_off_is_labelled(
     fake_bundle: Callable[..., samforge.Bundle], tmp_path: Path
 ) -> None:
