@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from samforge.core.errors import SamforgeError, SamforgeWarning
     from samforge.core.recipe import Gates, Recipe
     from samforge.draw import overlay
+    from samforge.labelling import LabelSettings, Ontology, label
     from samforge.media import read_image
     from samforge.pipeline import build
     from samforge.rasters import RasterPlan, segment_raster
@@ -46,7 +47,9 @@ _HOMES = {
     "Detections": "samforge.core.detections",
     "EncodedImage": "samforge.runtime",
     "Gates": "samforge.core.recipe",
+    "LabelSettings": "samforge.labelling",
     "ObjectPrompt": "samforge.runtime",
+    "Ontology": "samforge.labelling",
     "PromptAt": "samforge.runtime",
     "Prompts": "samforge.workflows.predict",
     "RasterPlan": "samforge.rasters",
@@ -66,6 +69,7 @@ _HOMES = {
     "environment": "samforge.workflows.environment",
     "feature_pictures": "samforge.workflows.features",
     "inspect": "samforge.workflows.inspect",
+    "label": "samforge.labelling",
     "load": "samforge.assembly",
     "open_bundle": "samforge.core.bundle",
     "overlay": "samforge.draw",
@@ -84,7 +88,9 @@ __all__ = [
     "Detections",
     "EncodedImage",
     "Gates",
+    "LabelSettings",
     "ObjectPrompt",
+    "Ontology",
     "PromptAt",
     "Prompts",
     "RasterPlan",
@@ -105,6 +111,7 @@ __all__ = [
     "environment",
     "feature_pictures",
     "inspect",
+    "label",
     "load",
     "open_bundle",
     "overlay",

@@ -157,10 +157,21 @@ def test_the_parser_refuses_what_the_command_line_refuses(line: str) -> None:
         _parse(line.split())
 
 
+TOML = [block for page in PAGES for block in _blocks(page, "toml")]
+ONTOLOGIES = [block for block in TOML if "[[classes]]" in block.text]
+
+
 @pytest.mark.parametrize(
-    "block", [b for page in PAGES for b in _blocks(page, "toml")], ids=lambda block: block.place
+    "block", [block for block in TOML if block not in ONTOLOGIES], ids=lambda block: block.place
 )
 def test_recipes(block: Block, tmp_path: Path) -> None:
     path = tmp_path / "recipe.toml"
     path.write_text(block.text, encoding="utf-8")
     assert samforge.Recipe.from_toml(path).model == "tiny"
+
+
+@pytest.mark.parametrize("block", ONTOLOGIES, ids=lambda block: block.place)
+def test_ontologies(block: Block, tmp_path: Path) -> None:
+    path = tmp_path / "ontology.toml"
+    path.write_text(block.text, encoding="utf-8")
+    assert samforge.Ontology.from_toml(path).names[0] == "circle"

@@ -45,13 +45,16 @@ MAY_IMPORT = {
     # What users do with bundles, for the command line and everybody else.
     "workflows": LIBRARY | {"workflows", "assembly", "pipeline", "steps"},
     "rasters": {"rasters", "runtime", "formats", "media", "workflows", "assembly", "core"},
+    "labelling": {
+        *("labelling", "runtime", "formats", "media", "draw", "workflows", "assembly", "core"),
+    },
 }
 
 DOORS = {
     "samforge",
-    *("samforge.draw", "samforge.formats", "samforge.measure", "samforge.media"),
-    *("samforge.pipeline", "samforge.rasters", "samforge.report", "samforge.runtime"),
-    "samforge.transform",
+    *("samforge.draw", "samforge.formats", "samforge.labelling", "samforge.measure"),
+    *("samforge.media", "samforge.pipeline", "samforge.rasters", "samforge.report"),
+    *("samforge.runtime", "samforge.transform"),
 }
 """What apps come in by, beside the verbs of workflows and the types of core."""
 

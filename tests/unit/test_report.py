@@ -20,6 +20,7 @@ from PIL import Image
 
 from samforge.core.errors import OutputError
 from samforge.core.manifest import StepResult
+from samforge.core.markup import Markup, joined, tag
 from samforge.measure.accuracy import Accuracy
 from samforge.measure.cgf1 import cgf1_from_outcomes, outcome_from_iou
 from samforge.measure.predictions import AnswerFidelity, fidelity_from_answers
@@ -36,7 +37,6 @@ from samforge.report import (
     report_html,
     write_report,
 )
-from samforge.report.markup import Markup, joined, tag
 from samforge.report.plots import Scale, layers_plot, sensitivity_plot, ticks
 from samforge.report.tables import picture
 from samforge.steps.report import gate_rows

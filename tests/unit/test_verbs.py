@@ -17,7 +17,7 @@ from samforge.core.errors import DamagedBundle, SettingError
 
 VERBS = (
     *("bench", "compare", "compare_mesh_files", "compare_videos", "demo", "environment"),
-    *("feature_pictures", "inspect", "predict_files", "segment_video_file", "verify"),
+    *("feature_pictures", "inspect", "label", "predict_files", "segment_video_file", "verify"),
 )
 NO_SHELL = "import sys; sys.modules['typer'] = sys.modules['rich'] = sys.modules['click'] = None\n"
 SCRIPT = """

@@ -21,6 +21,8 @@ ONNXRUNTIME_SWITCH = "ORT_DISABLE_TELEMETRY"
 to keep a device id and a store of events from being written (1.31 on Linux)."""
 HUB_SWITCH = "HF_HUB_DISABLE_TELEMETRY"
 """Read once, when huggingface_hub is imported."""
+RAY_SWITCH = "RAY_USAGE_STATS_ENABLED"
+"""Read by the processes of a cluster that ``ray.init`` starts; 0 says no."""
 _OPENVINO_TELEMETRY = "openvino_telemetry"
 
 
@@ -45,6 +47,13 @@ def import_runtime(name: str) -> Any:
         with _set_meanwhile(sys.modules, _OPENVINO_TELEMETRY, None):
             return import_module(name)
     return import_module(name)
+
+
+@contextmanager
+def ray_declined() -> Iterator[None]:
+    """Start a local cluster of Ray in the body without its usage statistics, unless decided."""
+    with _set_meanwhile(os.environ, RAY_SWITCH, "0"):
+        yield
 
 
 def decline_for_process() -> None:

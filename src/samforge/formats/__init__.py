@@ -1,4 +1,4 @@
-"""Detections and labels as files of other tools: COCO, LVIS, SA-Co, tracks, and maps."""
+"""Detections and labels as files of other tools: COCO, LVIS, SA-Co, YOLO, tracks, maps, …"""
 
 from samforge.formats.coco_data import CocoData, coco_data_from_file
 from samforge.formats.coco_dataset import coco_dataset
@@ -10,21 +10,29 @@ from samforge.formats.geo_features import (
     GeoWriter,
 )
 from samforge.formats.geo_writer import geo_writer
+from samforge.formats.label_formats import LABEL_FORMATS, label_writer
+from samforge.formats.labels import DataSet, LabelledObject, LabelledPicture, LabelWriter
 from samforge.formats.tracks import TRACK_SUFFIXES, TrackWriter
 from samforge.formats.video_data import VideoData, video_data_from_file
 
 __all__ = [
     "GEO_SUFFIXES",
+    "LABEL_FORMATS",
     "TRACK_SUFFIXES",
     "CocoData",
     "CocoStream",
+    "DataSet",
     "GeoFeature",
     "GeoLayer",
     "GeoWriter",
+    "LabelWriter",
+    "LabelledObject",
+    "LabelledPicture",
     "TrackWriter",
     "VideoData",
     "coco_data_from_file",
     "coco_dataset",
     "geo_writer",
+    "label_writer",
     "video_data_from_file",
 ]

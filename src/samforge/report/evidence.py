@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from itertools import groupby
 
+from samforge.core.markup import Child, Markup, folded, key, section, tag
 from samforge.measure.accuracy import Accuracy
 from samforge.measure.segmentation import SegmenterAccuracy
 from samforge.report.data import GateRow, LayerRow, ReportData
-from samforge.report.markup import Child, Markup, folded, key, section, tag
 from samforge.report.plots import layers_plot, sensitivity_plot
 from samforge.report.tables import Cell, decibel, figure, picture, table
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from samforge.core.markup import Markup, tag
 from samforge.core.reference import REFERENCE_WORDS
 from samforge.report.data import ReportData
-from samforge.report.markup import Markup, tag
 from samforge.report.tables import mebibytes
 
 

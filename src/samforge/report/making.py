@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 
+from samforge.core.markup import Markup, folded, section, tag
 from samforge.core.structure import json_from_value
 from samforge.report.data import ReportData, account_rows
-from samforge.report.markup import Markup, folded, section, tag
 from samforge.report.tables import Cell, decibel, mebibytes, small, table
 
 

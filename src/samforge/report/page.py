@@ -11,10 +11,10 @@ import secrets
 from pathlib import Path
 
 from samforge.core.errors import OutputError
+from samforge.core.markup import Markup, joined, tag
 from samforge.report import evidence, making
 from samforge.report.data import ReportData
 from samforge.report.header import header
-from samforge.report.markup import Markup, joined, tag
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _STYLE = Path(__file__).with_name("page.css")

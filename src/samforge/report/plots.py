@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from samforge.core.markup import Child, Markup, joined, tag
 from samforge.report.data import GroupRow, LayerRow
-from samforge.report.markup import Child, Markup, joined, tag
 
 WIDTH = 880
 """Of a plot, in its own units: about pixels on a desktop."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from samforge.core.images import RgbImage
-from samforge.report.markup import Child, Markup, tag
+from samforge.core.markup import Child, Markup, tag
 
 PICTURE_PX = 640
 """Longest side of a picture on the page."""

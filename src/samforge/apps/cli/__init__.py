@@ -18,6 +18,7 @@ from samforge.apps.cli.demo import demo
 from samforge.apps.cli.doctor import doctor
 from samforge.apps.cli.features import features
 from samforge.apps.cli.inspect import inspect
+from samforge.apps.cli.label import label
 from samforge.apps.cli.mesh_compare import mesh_compare
 from samforge.apps.cli.output import (
     INTERRUPTED,
@@ -41,7 +42,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for command in (
-    *(demo, build, predict, video, raster, features, inspect, compare, verify),
+    *(demo, build, predict, video, label, raster, features, inspect, compare, verify),
     *(mesh_compare, bench, doctor),
 ):
     app.command(command.__name__.replace("_", "-"))(command)

@@ -180,6 +180,8 @@ def report_interrupt(*, command: str, as_json: bool) -> None:
     message = "Stopped."
     if command in ("build", "demo"):
         message += " Finished steps of a build are kept; run it again to resume."
+    elif command == "label":
+        message += " What was labelled is kept; run it again to go on."
     if as_json:
         details = {"kind": "Interrupted", "message": message, "exit_code": INTERRUPTED}
         print_json(command, {"error": details}, ok=False)

@@ -43,6 +43,27 @@ def progress_bar(what: str, total: int | None, *, as_json: bool) -> Iterator[Cal
         yield lambda: progress.advance(task)
 
 
+@contextmanager
+def counting_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar that is told how far it is; the time left follows from what this run did.
+
+    Yields:
+        Call it with what is done and how much there is.
+    """
+    with _progress(stderr(), TimeRemainingColumn(compact=True)) as progress:
+        task = progress.add_task(escaped(what), total=None)
+        started = False
+
+        def count(done: int, total: int) -> None:
+            nonlocal started
+            if not started:  # what earlier runs did took no time of this one
+                progress.reset(task, total=total, completed=done)
+                started = True
+            progress.update(task, completed=done, total=total)
+
+        yield count
+
+
 class BuildProgress:
     """A bar over the steps of a build, with the current step and the time so far.
 

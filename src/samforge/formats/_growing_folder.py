@@ -1,0 +1,74 @@
+"""A folder of many files that appears under its name when it is whole."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from pathlib import Path
+
+from samforge.core.files import output_errors
+
+
+class GrowingFolder:
+    """A folder that is written beside its place, and takes an earlier one's when it is whole."""
+
+    def __init__(self, path: Path) -> None:
+        """Begin a folder.
+
+        Raises:
+            OutputError: It cannot be made.
+        """
+        self.path = path
+        self.inside = path.absolute().with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+        """Where to write meanwhile."""
+        with output_errors(path):
+            self.inside.mkdir()
+
+    def place(self, name: str) -> Path:
+        """Where a file of the folder goes, by its relative name; its own folder is made.
+
+        Raises:
+            OutputError: It cannot be made.
+        """
+        place = self.inside / name
+        with output_errors(self.path / name):
+            place.parent.mkdir(parents=True, exist_ok=True)
+        return place
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file of the folder.
+
+        Raises:
+            OutputError: The disk is full, or the name is one that no file can have.
+        """
+        place = self.place(name)
+        with output_errors(self.path / name):
+            place.write_bytes(content)
+
+    def append(self, name: str, content: bytes) -> None:
+        """Add to a file of the folder.
+
+        Raises:
+            OutputError: The disk is full.
+        """
+        with output_errors(self.path / name), self.place(name).open("ab") as file:
+            file.write(content)
+
+    def finish(self) -> Path:
+        """Put the folder under its name.
+
+        Raises:
+            OutputError: It cannot be renamed.
+        """
+        earlier = self.inside.with_name(f"{self.inside.name}.old.part")
+        with output_errors(self.path):
+            if self.path.exists():
+                self.path.rename(earlier)
+            self.inside.rename(self.path)
+            if earlier.exists():
+                shutil.rmtree(earlier)
+        return self.path
+
+    def discard(self) -> None:
+        """Give up: nothing is left behind."""
+        shutil.rmtree(self.inside, ignore_errors=True)

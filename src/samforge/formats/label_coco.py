@@ -1,0 +1,99 @@
+"""Labels as one COCO file for the whole data set, in the same memory however long it is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any, Literal
+
+from samforge.core.files import output_errors
+from samforge.core.words import json_text
+from samforge.formats._growing import GrowingFile
+from samforge.formats.labels import DataSet, LabelledObject, LabelledPicture
+from samforge.formats.outlines import polygons_from_crop
+
+Segmentations = Literal["rle", "polygons"]
+
+
+class CocoLabels:
+    """Writes ``info``, ``categories``, ``annotations`` and ``images``, the latter two one a line.
+
+    Masks are compressed RLE, or polygons. An object with a hole stays RLE among polygons: COCO's
+    polygons have no holes, and readers take both in one file. The format:
+    https://cocodataset.org/#format-data.
+    """
+
+    def __init__(self, path: Path, data: DataSet, *, segmentations: Segmentations = "rle") -> None:
+        """Begin a file.
+
+        Raises:
+            OutputError: It cannot be written.
+        """
+        self._polygons = segmentations == "polygons"
+        self._annotations = self._images = 0
+        info = {"description": "samforge label", **data.provenance}
+        categories = [
+            {"id": number, "name": name} for number, name in enumerate(data.categories, 1)
+        ]
+        self._file = GrowingFile(path)
+        with output_errors(path):
+            # The images wait here, for JSON has one list after the other.
+            self._later = TemporaryFile("w+", encoding="utf-8", dir=path.parent)  # noqa: SIM115
+        self._file.write(f'{{"info": {json_text(info, indent=None)},\n"categories": ')
+        self._file.write(json_text(categories, indent=None) + ',\n"annotations": [')
+
+    def add(self, picture: LabelledPicture) -> None:
+        """Append a picture."""
+        height, width = picture.size_hw
+        entry = {
+            "id": picture.id,
+            "file_name": picture.name,
+            "width": width,
+            "height": height,
+            "sha256": picture.sha256,
+        }
+        with output_errors(self._file.path):
+            self._later.write(("," if self._images else "") + "\n")
+            self._later.write(json_text(entry, indent=None))
+        self._images += 1
+        masks = picture.masks() if self._polygons and picture.objects else None
+        for row, one in enumerate(picture.objects):
+            segmentation: Any = {"size": [height, width], "counts": one.counts}
+            if masks is not None:
+                segmentation = polygons_from_crop(*masks.crop(row)).as_coco() or segmentation
+            self._annotations += 1
+            self._file.write("," if self._annotations > 1 else "")
+            self._file.write("\n" + json.dumps(self._annotation(picture, one, segmentation)))
+
+    def finish(self) -> Path:
+        """Put the file under its name."""
+        self._file.write('\n],\n"images": [')
+        with output_errors(self._file.path):
+            self._later.seek(0)
+            while piece := self._later.read(1 << 20):
+                self._file.write(piece)
+            self._later.close()
+        self._file.write("\n]}\n")
+        return self._file.finish()
+
+    def discard(self) -> None:
+        """Give up."""
+        self._later.close()
+        self._file.discard()
+
+    def _annotation(
+        self, picture: LabelledPicture, one: LabelledObject, segmentation: Any
+    ) -> dict[str, Any]:
+        entry = {
+            "id": self._annotations,
+            "image_id": picture.id,
+            "category_id": one.category + 1,
+            "segmentation": segmentation,
+            "bbox": list(one.bbox),
+            "area": one.area,
+            "iscrowd": 0,
+            "score": one.score,
+            "phrase": one.phrase,
+        }
+        return entry if one.track_id is None else entry | {"track_id": one.track_id}

@@ -1,0 +1,243 @@
+"""The ledger as data sets: every format is written picture by picture, in the source's order."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from PIL import Image
+
+from samforge.core.errors import SettingError
+from samforge.core.files import atomic_write_text, output_errors
+from samforge.core.words import json_text
+from samforge.formats import LABEL_FORMATS, DataSet, LabelledPicture, LabelWriter, label_writer
+from samforge.labelling.items import Item, SourceError
+from samforge.labelling.labeller import frame_name
+from samforge.labelling.ledger import Ledger
+from samforge.labelling.outcome import picture_from_body
+from samforge.labelling.reader import ItemReader
+from samforge.media import VideoFrame, VideoReader, read_image
+
+FAILURES = "failures.jsonl"
+"""File in the output folder: items without labels, one a line."""
+
+
+def labelled_pictures(
+    ledger: Ledger, items: Sequence[Item], chosen: Sequence[int]
+) -> Iterator[LabelledPicture]:
+    """Everything labelled of the chosen items, numbered.
+
+    A picture has the number of its place in the source, counted from 1, whether others before it
+    failed or not; each frame of a video counts as one. Pictures of one COCO file keep their own.
+    """
+    own = all(items[i].given_id is not None for i in chosen) and bool(chosen)
+    counted = _counted(ledger, items)
+    for number in sorted(chosen):
+        for frame, body in enumerate(ledger.bodies(items[number].name)):
+            given = items[number].given_id
+            identity = given if own and given is not None else counted[number] + frame
+            yield replace(picture_from_body(body), id=identity)
+
+
+def _counted(ledger: Ledger, items: Sequence[Item]) -> list[int]:
+    """The number of the first picture of each item."""
+    first, numbers = 1, []
+    for item in items:
+        numbers.append(first)
+        first += max(1, ledger.frames(item.name)) if item.kind == "video" else 1
+    return numbers
+
+
+def export(
+    ledger: Ledger,
+    items: Sequence[Item],
+    chosen: Sequence[int],
+    out: Path,
+    formats: Sequence[str],
+    data: DataSet,
+) -> tuple[Path, ...]:
+    """Write the data sets, and the list of failures; each appears whole or not at all.
+
+    Formats that an earlier run wrote into the folder are written again, too.
+
+    Returns:
+        What was written, in the order of the formats.
+
+    Raises:
+        OutputError: The disk is full.
+        SettingError: A format cannot hold the labels.
+    """
+    remove_left_behind(out)
+    formats = (*formats, *_earlier(ledger, out, formats))
+    signature = _signature(ledger, items, chosen, formats, data)
+    places = [out / LABEL_FORMATS[name] for name in formats]
+    if ledger.noted("exported") == signature and all(place.exists() for place in places):
+        return tuple(places)
+    _write_failures(ledger, items, chosen, out)
+    try:
+        written = _written(labelled_pictures(ledger, items, chosen), out, formats, data)
+    except BaseException:
+        remove_left_behind(out)
+        raise
+    ledger.note("exported", signature)
+    ledger.note("formats", json.dumps(list(formats)))
+    return written
+
+
+def _earlier(ledger: Ledger, out: Path, formats: Sequence[str]) -> list[str]:
+    """Formats that earlier runs wrote and that are still there: they must not fall behind."""
+    known = json.loads(ledger.noted("formats") or "[]")
+    return [
+        name
+        for name in known
+        if name not in formats and name in LABEL_FORMATS and (out / LABEL_FORMATS[name]).exists()
+    ]
+
+
+def _written(
+    pictures: Iterator[LabelledPicture], out: Path, formats: Sequence[str], data: DataSet
+) -> tuple[Path, ...]:
+    writers: list[LabelWriter] = []
+    with ExitStack() as undo:
+        for name in formats:
+            writers.append(label_writer(name, out, data))
+            undo.callback(writers[-1].discard)
+        for picture in pictures:
+            for writer in writers:
+                writer.add(picture)
+        written = tuple(writer.finish() for writer in writers)
+        undo.pop_all()
+    return written
+
+
+def check_formats(formats: Sequence[str]) -> tuple[str, ...]:
+    """Each format once.
+
+    Raises:
+        SettingError: One is unknown, or there is none.
+    """
+    if unknown := [name for name in formats if name not in LABEL_FORMATS]:
+        raise SettingError(
+            f"There is no format {unknown[0]!r}. There are {', '.join(LABEL_FORMATS)}."
+        )
+    if not formats:
+        raise SettingError(f"Give at least one format: {', '.join(LABEL_FORMATS)}.")
+    return tuple(dict.fromkeys(formats))
+
+
+def remove_left_behind(out: Path) -> None:
+    """Remove what a killed run had begun to write."""
+    with output_errors(out):
+        for place in out.glob(".*.part"):
+            if place.is_dir() and not place.is_symlink():
+                shutil.rmtree(place)
+            else:
+                place.unlink()
+
+
+def _write_failures(
+    ledger: Ledger, items: Sequence[Item], chosen: Sequence[int], out: Path
+) -> None:
+    failures = ledger.failures([items[i] for i in sorted(chosen)])
+    lines = "".join(json_text(one, indent=None) + "\n" for one in failures)
+    if lines:
+        atomic_write_text(out / FAILURES, lines)
+    else:
+        with output_errors(out):
+            (out / FAILURES).unlink(missing_ok=True)
+
+
+def _signature(
+    ledger: Ledger,
+    items: Sequence[Item],
+    chosen: Sequence[int],
+    formats: Sequence[str],
+    data: DataSet,
+) -> str:
+    """What the files depend on: equal ones need not be written again."""
+    digest = hashlib.sha256()
+    said: Mapping[str, Any] = {
+        "formats": list(formats),
+        "copy": data.copy_pictures,
+        "provenance": dict(data.provenance),
+    }
+    digest.update(json.dumps(said, sort_keys=True).encode("utf-8", "backslashreplace"))
+    for number in sorted(chosen):
+        item = items[number]
+        line = f"{number}\0{item.name}\0{item.stamp}\0{ledger.frames(item.name)}\n"
+        digest.update(line.encode("utf-8", "backslashreplace"))
+    for failure in ledger.failures(items):
+        digest.update(json_text(failure, indent=None).encode("utf-8", "backslashreplace"))
+    return digest.hexdigest()
+
+
+class Pictures:
+    """Gives formats the pictures that they hold: read in order, a video once through."""
+
+    def __init__(self, items: Sequence[Item]) -> None:
+        self._items = {item.name: item for item in items}
+        self._reader = ItemReader()
+        self._video: tuple[str, VideoReader, Iterator[VideoFrame]] | None = None
+        self._last = "", b""  # several formats ask for one frame
+
+    def read(self, name: str) -> bytes | Path:
+        """A picture by its name: its own file, or the bytes of one.
+
+        Raises:
+            SourceError: It is gone.
+        """
+        item = self._items.get(name)
+        if item is None:
+            if self._last[0] != name:
+                self._last = name, self._frame(*name.rsplit("/", 1))
+            return self._last[1]
+        return item.path or self._reader.read(item)
+
+    def rgb(self, name: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """Its pixels, (H, W, 3)."""
+        return read_image(self.read(name))
+
+    def close(self) -> None:
+        """Close what is open."""
+        self._reader.close()
+        self._end_video()
+
+    def _frame(self, video: str, frame: str) -> bytes:
+        if self._video is None or self._video[0] != video:
+            self._end_video()
+            item = self._items.get(video)
+            if item is None or item.path is None:
+                raise SourceError(f"{video}/{frame} is no picture of the source.")
+            reader = VideoReader(item.path)
+            self._video = video, reader, iter(reader.frames())
+        for shot in self._video[2]:
+            if frame_name(video, shot.index) == f"{video}/{frame}":
+                file = io.BytesIO()
+                Image.fromarray(shot.image_rgb).save(file, "PNG", compress_level=3)
+                return file.getvalue()
+        raise SourceError(f"{video} ends before {frame}. Was it replaced meanwhile?")
+
+    def _end_video(self) -> None:
+        if self._video is not None:
+            self._video[1].close()
+            self._video = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,307 @@
+"""Sources: what each holds, by which names, and the bytes of every item."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import tarfile
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import samforge
+from samforge.core.errors import MissingExtra
+from samforge.labelling import LabelSettings, Ontology, SourceError, label
+from samforge.labelling.items import Item, shared_names
+from samforge.labelling.reader import ItemReader
+from samforge.labelling.sources import listed
+from samforge.media import VideoWriter
+
+
+def png(level: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.full((12, 16, 3), level, np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+def write(path: Path, content: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two folders with one file name, a picture between them, and what is left out."""
+    root = tmp_path / "photos"
+    write(root / "b/1.png", png(3))
+    write(root / "a/1.png", png(1))
+    write(root / "a/sub/2.PNG", png(2))
+    write(root / "notes.doc", b"no picture")
+    write(root / ".hidden/9.png", png(9))
+    return root
+
+
+def only(*sources: str | Path, **more: Path) -> list[Item]:
+    return [item for listing in listed(sources, **more) for item in listing.items]
+
+
+def contents(items: list[Item]) -> dict[str, bytes]:
+    with ItemReader() as reader:  # as another process would: items are plain values
+        return {item.name: reader.read(pickle.loads(pickle.dumps(item))) for item in items}
+
+
+PHOTOS = {"a/1.png": png(1), "a/sub/2.PNG": png(2), "b/1.png": png(3)}
+
+
+def test_a_folder_with_its_folders(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (listing,) = listed([folder])
+    assert contents(list(listing.items)) == PHOTOS
+    assert [item.name for item in listing.items] == list(PHOTOS)
+    assert listing.notes == (f"{folder}: 1 files are no pictures by name (notes.doc).",)
+    monkeypatch.chdir(folder.parent)
+    assert only("photos") == list(listing.items)  # stamps and places do not depend on the way
+    monkeypatch.chdir(folder)
+    assert only("b/1.png") == only(folder / "b/1.png")
+
+
+def test_several_sources_keep_names_apart(folder: Path) -> None:
+    names = [item.name for item in only(folder / "a", folder / "b", folder / "b/1.png")]
+    assert names == ["a/1.png", "a/sub/2.PNG", "b/1.png", "1/1.png"]
+    twice = [item.name for item in only(folder / "b", folder / "b")]
+    assert twice == ["b/1.png", "b-2/1.png"]
+
+
+def test_globs(folder: Path) -> None:
+    assert contents(only(f"{folder}/**/*.png")) == {
+        name: content for name, content in PHOTOS.items() if name.endswith(".png")
+    }
+    assert [item.name for item in only(f"{folder}/a/*.png")] == ["1.png"]
+    with pytest.raises(SourceError, match="holds no picture"):
+        listed([f"{folder}/*.jpg"])
+
+
+def test_lists_of_paths(folder: Path) -> None:
+    file = write(
+        folder.parent / "list.txt",
+        f"# mine\n{folder}/b/1.png\nphotos/a/1.png\n\n{folder}/b/1.png\n".encode(),
+    )
+    items = only(file)
+    assert [item.name for item in items] == ["b/1.png", "a/1.png"]  # in its order, each once
+    assert contents(items) == {"b/1.png": png(3), "a/1.png": png(1)}
+    with pytest.raises(SourceError, match="is no list of paths"):
+        listed([write(folder.parent / "bad.txt", b"\xff\xfe\x00")])
+
+
+def test_a_list_that_names_what_is_not_there(folder: Path) -> None:
+    items = only(write(folder.parent / "list.txt", b"photos/a/1.png\nphotos/gone.png\n"))
+    with ItemReader() as reader, pytest.raises(SourceError, match=r"gone\.png does not exist"):
+        reader.read(items[1])
+
+
+def test_coco_files(folder: Path) -> None:
+    images = [{"id": 70, "file_name": "b/1.png"}, {"id": 3, "file_name": "a/1.png"}]
+    file = write(folder / "coco.json", json.dumps({"images": images}).encode())
+    items = only(file)
+    assert [(item.name, item.given_id) for item in items] == [("b/1.png", 70), ("a/1.png", 3)]
+    elsewhere = write(folder.parent / "coco.json", file.read_bytes())
+    assert contents(only(elsewhere, pictures=folder)) == contents(items)
+    for content, message in (
+        (b"[1]", "no list of images"),
+        (b"{", "is no COCO file"),
+        (b'{"images": [{"id": 1}]}', "image 0 has no file_name"),
+        (b'{"images": [{"file_name": "../x.png"}]}', "no relative path inside a folder"),
+        (b'{"images": [{"file_name": "/etc/x.png"}]}', "no relative path inside a folder"),
+        (b'{"images": []}', "holds no picture"),
+    ):
+        with pytest.raises(SourceError, match=message):
+            listed([write(folder / "bad.json", content)])
+
+
+def make_tar(path: Path, members: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def test_tars_are_read_where_their_members_lie(tmp_path: Path) -> None:
+    shard = make_tar(
+        tmp_path / "shard-000.tar",
+        {"x/0.png": png(1), "x/0.json": b"{}", "x/1.png": png(2), "x/0.jpg": png(3)},
+    )
+    items = only(shard)
+    expected = {"x/0.png": png(1), "x/1.png": png(2), "x/0.jpg": png(3)}
+    assert contents(items) == expected
+    assert list(contents(items[::-1])) == list(expected)[::-1]  # in any order
+    other = make_tar(tmp_path / "shard-001.tar", {"x/0.png": png(9)})
+    assert [item.name for item in only(shard, other)] == [
+        "shard-000/x/0.png", "shard-000/x/1.png", "shard-000/x/0.jpg", "shard-001/x/0.png",
+    ]  # fmt: skip
+    with pytest.raises(SourceError, match="no relative path"):
+        listed([make_tar(tmp_path / "evil.tar", {"../up.png": png(1)})])
+    with pytest.raises(SourceError, match="is no tar"):
+        listed([write(tmp_path / "cut.tar", shard.read_bytes()[:700])])
+    with pytest.raises(SourceError, match="is compressed"):
+        listed([write(tmp_path / "shard.tar.gz", b"")])
+
+
+def test_a_tar_that_is_cut_off_meanwhile(tmp_path: Path) -> None:
+    shard = make_tar(tmp_path / "shard.tar", {"0.png": png(1), "1.png": png(2)})
+    items = only(shard)
+    shard.write_bytes(shard.read_bytes()[: 512 + 20])
+    with ItemReader() as reader, pytest.raises(SourceError, match="ends after 20 of"):
+        reader.read(items[0])
+
+
+def test_parquet_of_hugging_face_and_of_bytes(tmp_path: Path) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    cells = [{"bytes": png(i), "path": f"cat/{i % 3}.png"} for i in range(5)]
+    table = pa.table({"image": cells, "label": list(range(5))})
+    parquet.write_table(table, tmp_path / "hf.parquet", row_group_size=2)
+    items = only(tmp_path / "hf.parquet")
+    names = ["cat/0.png", "cat/1.png", "cat/2.png", "cat/0-2.png", "cat/1-2.png"]
+    assert contents(items) == {name: png(i) for i, name in enumerate(names)}
+    plain = pa.table({"id": [1, 2], "content": [png(7), png(8)]})
+    parquet.write_table(plain, tmp_path / "plain.parquet")
+    assert contents(only(tmp_path / "plain.parquet")) == {
+        "plain/000000000": png(7),
+        "plain/000000001": png(8),
+    }
+    parquet.write_table(pa.table({"id": [1]}), tmp_path / "none.parquet")
+    with pytest.raises(SourceError, match=r"no column that is known to hold pictures.*id"):
+        listed([tmp_path / "none.parquet"])
+    with pytest.raises(SourceError, match="is no Parquet file"):
+        listed([write(tmp_path / "bad.parquet", b"junk")])
+    parquet.write_table(pa.table({"image": [png(1), None]}), tmp_path / "gap.parquet")
+    with ItemReader() as reader, pytest.raises(SourceError, match="has no bytes in row 1"):
+        reader.read(only(tmp_path / "gap.parquet")[1])
+
+
+def test_urls(tmp_path: Path) -> None:
+    import fsspec
+
+    store = fsspec.filesystem("memory")
+    shard = make_tar(tmp_path / "s.tar", {"0.png": png(5)}).read_bytes()
+    for name, content in {
+        "/label-set/a/1.png": png(1),
+        "/label-set/b/1.png": png(2),
+        "/label-set/.cache/2.png": png(9),
+        "/label-set/s.tar": shard,
+        "/label-set/coco.json": b'{"images": [{"id": 4, "file_name": "b/1.png"}]}',
+        "/label-set/list.txt": b"memory://label-set/a/1.png\n",
+    }.items():
+        store.pipe(name, content)
+    assert contents(only("memory://label-set")) == {"a/1.png": png(1), "b/1.png": png(2)}
+    assert contents(only("memory://label-set/b/*.png")) == {"1.png": png(2)}
+    assert contents(only("memory://label-set/s.tar")) == {"0.png": png(5)}
+    (one,) = only("memory://label-set/coco.json")
+    assert (one.name, one.given_id) == ("b/1.png", 4)
+    assert contents([one]) == {"b/1.png": png(2)}
+    assert contents(only("memory://label-set/list.txt")) == {"1.png": png(1)}
+    before = only("memory://label-set/a/1.png")[0].stamp
+    store.pipe("/label-set/a/1.png", png(1) + b"more")
+    assert only("memory://label-set/a/1.png")[0].stamp != before
+    with pytest.raises(SourceError, match="does not exist"):
+        listed(["memory://label-set/gone.png"])
+    with pytest.raises(SourceError, match="Protocol not known"):
+        listed(["nosuchstore://bucket"])
+
+
+def test_without_fsspec_urls_are_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "fsspec", None)
+    with pytest.raises(MissingExtra, match=r"samforge\[label\]"):
+        listed(["memory://x"])
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("gone", "The source gone does not exist"),
+        ("empty", "holds no picture and no video"),
+        ("file.xyz", "is of no kind that is read"),
+    ],
+)
+def test_what_is_no_source(
+    source: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    write(tmp_path / "file.xyz", b"")
+    with pytest.raises(SourceError, match=message):
+        listed([source])
+    with pytest.raises(SourceError, match="There is no source"):
+        listed([])
+
+
+def test_names_share_no_folder() -> None:
+    assert shared_names(["/a/b/c.png", "/a/d.png"]) == ["b/c.png", "d.png"]
+    assert shared_names(["/a/c.png"]) == ["c.png"]
+    assert shared_names(["s3://x/1.png", "/a/1.png"]) == ["s3/x/1.png", "/a/1.png"]
+
+
+def test_every_kind_becomes_one_data_set(
+    fake_bundle: Callable[..., samforge.Bundle], folder: Path, tmp_path: Path
+) -> None:
+    """A folder with a video, and a shard: pictures and frames, linked or written out."""
+    with VideoWriter(folder / "clip.mp4", (64, 64), frame_rate=Fraction(5)) as writer:
+        for index, level in enumerate((10, 90, 200)):
+            writer.write(np.full((64, 64, 3), level, np.uint8), Fraction(index, 5))
+    shard = make_tar(tmp_path / "shard.tar", {"0": png(1), "0.png": png(2)})
+    settings = LabelSettings(formats=("coco", "yolo", "labelme"))
+    ontology = Ontology.from_texts(["circle", "star"], threshold=0.2)
+    bundle = fake_bundle("small")
+    result = label(bundle, [folder, shard], ontology, tmp_path / "out", settings=settings)
+    assert (result.pictures, result.failures) == (7, ())
+    images = json.loads((tmp_path / "out/coco.json").read_text())["images"]
+    names = ["photos/" + name for name in ("a/1.png", "a/sub/2.PNG", "b/1.png")]
+    frames = [f"photos/clip.mp4/00000{i}.png" for i in range(3)]
+    assert [image["file_name"] for image in images] == [*names, *frames, "shard/0.png"]
+    assert [image["id"] for image in images] == [1, 2, 3, 4, 5, 6, 7]
+    stored = tmp_path / "out/yolo/images"
+    assert (stored / "photos_a_1.png").is_symlink()
+    assert (stored / "shard_0.png").read_bytes() == png(2)
+    frame = np.asarray(Image.open(stored / "photos_clip.mp4_000001.png"))
+    assert abs(int(frame.mean()) - 90) < 4
+    again = label(bundle, [folder, shard], ontology, tmp_path / "out", settings=settings)
+    assert (again.labelled, again.resumed) == (0, 5)
+
+
+def test_numbers_of_a_coco_file_stay(
+    fake_bundle: Callable[..., samforge.Bundle], folder: Path, tmp_path: Path
+) -> None:
+    images = [{"id": 70, "file_name": "b/1.png"}, {"id": 3, "file_name": "a/1.png"}]
+    file = write(folder / "coco.json", json.dumps({"images": images}).encode())
+    label(fake_bundle("small"), file, Ontology.from_texts(["star"]), tmp_path / "out")
+    written = json.loads((tmp_path / "out/coco.json").read_text())["images"]
+    assert [(one["id"], one["file_name"]) for one in written] == [(70, "b/1.png"), (3, "a/1.png")]
+
+
+def test_what_comes_before_a_video_breaks_off_is_labelled(
+    fake_bundle: Callable[..., samforge.Bundle], tmp_path: Path
+) -> None:
+    path = tmp_path / "clips" / "cut.mp4"
+    path.parent.mkdir()
+    noise = np.random.default_rng(0)
+    with VideoWriter(path, (64, 64), frame_rate=Fraction(5)) as writer:
+        for index in range(40):
+            frame = noise.integers(0, 256, (64, 64, 3), np.uint8)
+            writer.write(frame, Fraction(index, 5))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    ontology = Ontology.from_texts(["star"], threshold=0.2)
+    result = label(fake_bundle("small"), path.parent, ontology, tmp_path / "out")
+    (failure,) = result.failures
+    assert failure.kind == "SourceError"
+    assert "cut.mp4" in failure.message
+    assert 5 < result.pictures < 40
