@@ -44,12 +44,15 @@ MAY_IMPORT = {
     "assembly": LIBRARY,
     # What users do with bundles, for the command line and everybody else.
     "workflows": LIBRARY | {"workflows", "assembly", "pipeline", "steps"},
+    # A server without a wire.
+    "serving": {"serving", "runtime", "formats", "media", "workflows", "assembly", "core"},
 }
 
 DOORS = {
     "samforge",
     *("samforge.draw", "samforge.formats", "samforge.measure", "samforge.media"),
-    *("samforge.pipeline", "samforge.report", "samforge.runtime", "samforge.transform"),
+    *("samforge.pipeline", "samforge.report", "samforge.runtime", "samforge.serving"),
+    "samforge.transform",
 }
 """What apps come in by, beside the verbs of workflows and the types of core."""
 

@@ -65,12 +65,14 @@ class Verification:
     gates: Mapping[str, tuple[float, float]]
     """Figure and limit of each gate on what the segmenter found."""
     recorded: bool
-    """Whether the bundle remembers it; False where its folder cannot be written."""
+    """Whether the bundle remembers it; False where it was not to, or cannot be written."""
     digest: str
     """The bundle's digest now: what it remembers is part of it."""
 
 
-def verify(path: str | Path, *, device: str = AUTO, digest: str | None = None) -> Verification:
+def verify(
+    path: str | Path, *, device: str = AUTO, digest: str | None = None, record: bool = True
+) -> Verification:
     """Hold a bundle to what fp32 gave when it was built, here, and remember that it held.
 
     Parts run on the tensors that bundles for other machines carry. Then the segmenter that
@@ -83,6 +85,7 @@ def verify(path: str | Path, *, device: str = AUTO, digest: str | None = None) -
         path: The bundle's folder.
         device: Where to run, as ``samforge.load`` takes it.
         digest: The bundle's digest, as a build prints it: any other bundle is refused.
+        record: Whether the bundle is to remember it. A server leaves what it serves as it is.
 
     Returns:
         What each part gave, and what the segmenter found, compared with fp32.
@@ -112,7 +115,7 @@ def verify(path: str | Path, *, device: str = AUTO, digest: str | None = None) -
     held = {one.gate: one.limit for one in judged if not math.isnan(one.interval.value)}
     if limit is not None:
         held["feature_cosine"] = limit
-    after = _recorded(bundle, tensors, verdict, processor, seconds, held)
+    after = _recorded(bundle, tensors, verdict, processor, seconds, held) if record else None
     return Verification(
         bundle=bundle.root,
         target=manifest.target,

@@ -27,6 +27,7 @@ from samforge.apps.cli.output import (
     shown_warnings,
 )
 from samforge.apps.cli.predict import predict
+from samforge.apps.cli.serve import serve
 from samforge.apps.cli.verify import verify
 from samforge.apps.cli.video import video
 from samforge.core.native import error_from_system
@@ -40,7 +41,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for command in (
-    *(demo, build, predict, video, features, inspect, compare, verify, mesh_compare, bench, doctor),
+    *(demo, build, predict, video, serve, features, inspect, compare, verify, mesh_compare, bench),
+    doctor,
 ):
     app.command(command.__name__.replace("_", "-"))(command)
 

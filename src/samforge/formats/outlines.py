@@ -1,0 +1,226 @@
+"""Masks as polygons, by a stated policy for holes and for objects of several parts.
+
+Outlines run along the edges of pixels, so that an exact one drawn again is the mask. They are
+simplified by Douglas and Peucker's method (Cartographica 10, 1973), within a distance in pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from samforge.core.runs import Crop
+
+Ring = npt.NDArray[np.float64]
+"""(V, 2), x and y of the corners; the last one leads to the first."""
+
+TOLERANCE_PX = 1.0
+"""How far a simplified outline may leave the pixels' edges."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outline:
+    """The outline of one mask."""
+
+    parts: tuple[tuple[Ring, tuple[Ring, ...]], ...]
+    """Each connected part, the largest first: the ring around it and the rings of its holes."""
+
+    @property
+    def has_holes(self) -> bool:
+        """Whether a part has one."""
+        return any(holes for _, holes in self.parts)
+
+    def as_coco(self) -> list[list[float]] | None:
+        """COCO's polygons, one a part; None where a hole makes them impossible."""
+        if self.has_holes or not self.parts:
+            return None
+        return [ring.ravel().tolist() for ring, _ in self.parts]
+
+    def bridged(self) -> Ring:
+        """One ring for everything: seams of no width lead into holes and to other parts.
+
+        What is drawn of it by any fill rule is the mask, but for the seams themselves.
+        """
+        whole: Ring | None = None
+        for ring, holes in self.parts:
+            part = ring
+            for hole in sorted(holes, key=lambda one: float(one[:, 0].max()), reverse=True):
+                part = _joined(part, hole)
+            whole = part if whole is None else _joined(whole, part)
+        return np.zeros((0, 2)) if whole is None else whole
+
+
+def polygons_from_crop(
+    crop: Crop, top_left: tuple[int, int], *, tolerance_px: float = TOLERANCE_PX
+) -> Outline:
+    """Trace a mask.
+
+    Pixels that meet at a corner alone are different parts, and holes that do are one.
+
+    Args:
+        crop: bool (h, w).
+        top_left: Row and column of its first pixel.
+        tolerance_px: See :data:`TOLERANCE_PX`; 0 keeps every corner.
+    """
+    rings = [ring + np.array(top_left[::-1]) for ring in _rings(crop)]
+    areas = [_signed_area(ring) for ring in rings]
+    outer = [(area, ring) for area, ring in zip(areas, rings, strict=True) if area > 0]
+    inner = [ring for area, ring in zip(areas, rings, strict=True) if area < 0]
+    outer.sort(key=lambda one: -one[0])
+    holes: list[list[Ring]] = [[] for _ in outer]
+    for hole in inner:
+        # The smallest ring around a pixel of the part beside the hole.
+        around = [i for i, (_, ring) in enumerate(outer) if _inside(ring, _beside(hole))]
+        holes[around[-1]].append(hole)
+    return Outline(
+        parts=tuple(
+            (
+                simplified(ring, tolerance_px),
+                tuple(small for hole in own if len(small := simplified(hole, tolerance_px)) >= 3),
+            )
+            for (_, ring), own in zip(outer, holes, strict=True)
+        )
+    )
+
+
+def simplified(ring: Ring, tolerance_px: float) -> Ring:
+    """Leave out corners that lie nearer than a tolerance to the line without them."""
+    if tolerance_px <= 0 or len(ring) <= 4:
+        return ring
+    # Two corners far apart stay: the ring falls into two lines.
+    far = int(((ring - ring[0]) ** 2).sum(axis=1).argmax())
+    closed = np.concatenate([ring, ring[:1]])
+    keep = np.zeros(len(closed), np.bool_)
+    keep[[0, far, len(ring)]] = True
+    waiting = [(0, far), (far, len(ring))]
+    while waiting:
+        first, last = waiting.pop()
+        if last - first < 2:
+            continue
+        distances = _distances(closed[first + 1 : last], closed[first], closed[last])
+        worst = int(distances.argmax())
+        if distances[worst] > tolerance_px:
+            middle = first + 1 + worst
+            keep[middle] = True
+            waiting += [(first, middle), (middle, last)]
+    kept = ring[keep[:-1]]
+    return kept if len(kept) >= 3 else ring
+
+
+def _rings(crop: Crop) -> list[Ring]:
+    """Rings along pixel edges: parts run clockwise on the screen, holes the other way."""
+    padded = np.pad(crop, 1)
+    # Edges with the mask on their right: along the top to the right, along the foot to the left.
+    across = padded[1:, 1:-1].astype(np.int8) - padded[:-1, 1:-1]  # (h + 1, w)
+    down = padded[1:-1, 1:].astype(np.int8) - padded[1:-1, :-1]  # (h, w + 1)
+    follow: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for y, first, last, sign in _runs(across):
+        start, end = ((first, y), (last, y)) if sign > 0 else ((last, y), (first, y))
+        follow.setdefault(start, []).append(end)
+    for x, first, last, sign in _runs(down.T):
+        start, end = ((x, last), (x, first)) if sign > 0 else ((x, first), (x, last))
+        follow.setdefault(start, []).append(end)
+    rings = []
+    while follow:
+        start = next(iter(follow))
+        ring, place, before = [start], start, None
+        while True:
+            place, before = _next(follow, place, before), place
+            if place == start:
+                break
+            ring.append(place)
+        rings.append(np.array(ring, np.float64))
+    return rings
+
+
+def _runs(edges: npt.NDArray[np.int8]) -> list[tuple[int, int, int, int]]:
+    """Straight runs of edges of one direction: line, first and last corner, direction.
+
+    A run ends where another line crosses it: where four pixels alternate, both turn.
+    """
+    lines, places = np.nonzero(edges)
+    if len(lines) == 0:
+        return []
+    signs = edges[lines, places]
+    # Along a line, a run of one sign is one edge; a change of sign is a crossing.
+    begins = np.ones(len(lines), np.bool_)
+    begins[1:] = (
+        (lines[1:] != lines[:-1]) | (places[1:] != places[:-1] + 1) | (signs[1:] != signs[:-1])
+    )
+    first = np.flatnonzero(begins)
+    last = np.append(first[1:], len(lines)) - 1
+    return list(
+        zip(
+            lines[first].tolist(),
+            places[first].tolist(),
+            (places[last] + 1).tolist(),
+            signs[first].tolist(),
+            strict=True,
+        )
+    )
+
+
+def _next(
+    follow: dict[tuple[int, int], list[tuple[int, int]]],
+    place: tuple[int, int],
+    before: tuple[int, int] | None,
+) -> tuple[int, int]:
+    """Where the ring goes on; where two rings meet, it turns to the right and stays at its part."""
+    ends = follow[place]
+    chosen = 0
+    if len(ends) > 1 and before is not None:
+        came = (place[0] - before[0], place[1] - before[1])
+        right = [came[0] * (y - place[1]) - came[1] * (x - place[0]) for x, y in ends]
+        chosen = int(np.argmax(right))
+    end = ends.pop(chosen)
+    if not ends:
+        del follow[place]
+    return end
+
+
+def _signed_area(ring: Ring) -> float:
+    x, y = ring.T
+    return float((x * np.roll(y, -1) - np.roll(x, -1) * y).sum() / 2)
+
+
+def _beside(hole: Ring) -> tuple[float, float]:
+    """The middle of a pixel of the part, just outside the hole."""
+    x, y = min(map(tuple, hole.tolist()))  # the leftmost corner: left of it is the part
+    return x - 0.5, y + 0.5
+
+
+def _inside(ring: Ring, point: tuple[float, float]) -> bool:
+    """Whether a point that lies on no edge is inside, by the rays' parity."""
+    x, y = point
+    (x1, y1), (x2, y2) = ring.T, np.roll(ring, -1, axis=0).T
+    crossing = (y1 > y) != (y2 > y)
+    at = x1[crossing] + (y - y1[crossing]) * (x2 - x1)[crossing] / (y2 - y1)[crossing]
+    return bool((at > x).sum() % 2)
+
+
+def _distances(points: Ring, first: Any, last: Any) -> npt.NDArray[np.float64]:
+    """Of points to the stretch between two others."""
+    along = last - first
+    length = float((along**2).sum())
+    share = np.zeros(len(points))
+    if length:
+        share = (((points - first) @ along) / length).clip(0, 1)
+    distances: npt.NDArray[np.float64] = np.linalg.norm(
+        points - first - share[:, None] * along, axis=1
+    )
+    return distances
+
+
+def _joined(ring: Ring, other: Ring) -> Ring:
+    """Two rings as one, by a seam between their nearest corners, there and back."""
+    if len(ring) * len(other) > 1 << 22:  # a seam between any corners is as right
+        near = np.abs(ring - other[0]).sum(axis=1).argmin(), 0
+    else:
+        gaps = ((ring[:, None] - other[None]) ** 2).sum(axis=2)
+        near = np.unravel_index(int(gaps.argmin()), gaps.shape)  # type: ignore[assignment]
+    here, there = int(near[0]), int(near[1])
+    turn = np.concatenate([other[there:], other[: there + 1]])
+    return np.concatenate([ring[: here + 1], turn, ring[here:]])
