@@ -8,12 +8,14 @@ from samforge.serving.model import Model, Served, State
 from samforge.serving.packing import FORMATS, MaskFormat, packed
 from samforge.serving.scheduler import Scheduler
 from samforge.serving.service import Service, Settings, named
+from samforge.serving.videos import FrameFound, VideoAsk, VideoRun
 from samforge.serving.watching import Load, Unwatched, Watcher
 
 __all__ = [
     "FORMATS",
     "Ask",
     "EncodingCache",
+    "FrameFound",
     "Job",
     "Limits",
     "Load",
@@ -28,6 +30,8 @@ __all__ = [
     "State",
     "Ticket",
     "Unwatched",
+    "VideoAsk",
+    "VideoRun",
     "Watcher",
     "named",
     "packed",

@@ -108,7 +108,7 @@ class Ticket:
         given = self.job.deadline - self.accepted
         self.fail(
             DeadlineExceeded(
-                f"The request was given {given:.1f} s, and they have passed. Ask again, or give it "
+                f"The request was given {given:.2g} s, and they have passed. Ask again, or give it "
                 "more time."
             )
         )

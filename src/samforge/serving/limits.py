@@ -26,6 +26,8 @@ class Limits:
     """Largest picture; 178 megapixels is what samforge reads at all."""
     frames: int = 100_000
     """Most frames of a video."""
+    videos: int = 4
+    """Most videos that are followed at the same time."""
     phrases: int = 64
     """Most phrases of a request."""
     boxes: int = 64
@@ -40,6 +42,8 @@ class Limits:
     """Most time that a request may ask for."""
     upload_seconds: float = 60.0
     """Time that a body has to arrive."""
+    video_upload_seconds: float = 600.0
+    """The same of a video."""
     waiting: int = 256
     """Most requests that are accepted and not yet answered."""
     waiting_of_client: int = 128

@@ -215,17 +215,17 @@ class Scheduler:
             encoding = self._encodings.get(picture.key) if picture is not None else None
             if encoding is not None and ticket in encoding.tickets:
                 encoding.tickets.remove(ticket)
-                if not encoding.tickets:
-                    self._abandon(encoding)
+                self._leave(ticket.job.client, encoding)
             self._changed.notify_all()
         self._watcher.ended(_outcome(ticket.future), ticket.spent)
 
-    def _abandon(self, encoding: Encoding) -> None:
-        """Nobody waits for it any more."""
-        if encoding.stage in (Stage.WAITS, Stage.DECODED):
-            encoding.stage = Stage.DONE
+    def _leave(self, client: str, encoding: Encoding) -> None:
+        """A client waits for a picture no more; where nobody does, it is forgotten."""
+        if all(one.job.client != client for one in encoding.tickets):
             for queue in (self._to_decode, self._to_encode):
-                queue.take(lambda one: one is encoding, len(queue))
+                queue.remove(client, encoding)
+        if not encoding.tickets and encoding.stage in (Stage.WAITS, Stage.DECODED):
+            encoding.stage = Stage.DONE
             del self._encodings[encoding.picture.key]
 
     def _devices(self) -> tuple[str, ...]:

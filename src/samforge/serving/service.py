@@ -12,6 +12,7 @@ from samforge.core.errors import NotHere, SettingError
 from samforge.core.images import RgbImage
 from samforge.media import read_image
 from samforge.serving.asking import Ask
+from samforge.serving.bounded import VideoRuns
 from samforge.serving.cache import EncodingCache
 from samforge.serving.jobs import Job, Picture, Ticket
 from samforge.serving.kept import Kept
@@ -57,6 +58,7 @@ class Service:
         self.cache = EncodingCache(self.limits.cache_bytes)
         self.pictures: Kept[Picture] = Kept(self.limits.kept_bytes, "picture")
         self.answers: Kept[Detections] = Kept(self.limits.kept_bytes, "answer")
+        self.videos = VideoRuns(self.limits.videos)
         self.draining = False
         heard = watchers or {}
         self.models: Mapping[str, Model] = MappingProxyType(

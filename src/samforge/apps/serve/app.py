@@ -13,11 +13,13 @@ from samforge.apps.serve.door import Door, Scope, Tokens
 from samforge.apps.serve.health import health_router
 from samforge.apps.serve.metrics import Metrics
 from samforge.apps.serve.native import native_router
+from samforge.apps.serve.oip import oip_router
 from samforge.apps.serve.problems import add_problems
+from samforge.apps.serve.video import video_router
 from samforge.serving import Service, Settings
 
 _LOG = logging.getLogger("samforge.serve")
-ROUTERS = (health_router, native_router)
+ROUTERS = (health_router, native_router, video_router, oip_router)
 """What the server speaks: each makes a router over a service. A dialect is one more."""
 
 

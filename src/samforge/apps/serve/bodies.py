@@ -87,6 +87,27 @@ class ImageBody(Strict):
     seconds: Annotated[FiniteFloat, Field(gt=0)] | None = None
 
 
+class PromptBody(ObjectBody):
+    """An object that is shown on a frame of a video."""
+
+    frame: Annotated[int, Field(ge=0)] = Field(
+        0, description="Number among the frames that are looked at, from 0."
+    )
+    label: Annotated[str, Field(min_length=1, max_length=128)] = "object"
+
+
+class VideoBody(Strict):
+    """What to follow through a video."""
+
+    model: str | None = Field(None, description="A bundle's name; the server's first if left out.")
+    text: Phrase | list[Phrase] | None = Field(None, description="Noun phrases to look for.")
+    prompts: list[PromptBody] | None = Field(None, description="Objects that are shown.")
+    threshold: Share = Field(0.5, description="Of each frame, where there is no tracker.")
+    every: Annotated[int, Field(ge=1)] = Field(1, description="Only every so many frames.")
+    max_frames: Annotated[int, Field(ge=1)] | None = Field(None, description="End after so many.")
+    masks: Literal["rle", "polygons", "png", "none"] = "rle"
+
+
 class Timing(BaseModel):
     """Where the time went, milliseconds."""
 

@@ -105,7 +105,7 @@ class Door:
         answer = _Answer(send, number)
         try:
             self._identify(scope, headers)
-            body = _Body(receive, self._limits, self._most(scope), headers)
+            body = self._body(scope, receive, headers)
             await self._app(scope, body, answer)
         except Exception as error:
             if not isinstance(error, Refused | TooLarge):
@@ -128,9 +128,11 @@ class Door:
             )
         scope["samforge.client"] = client or address
 
-    def _most(self, scope: Scope) -> int:
-        video = scope["path"] == "/v1/video"
-        return self._limits.video_bytes if video else self._limits.request_bytes
+    def _body(self, scope: Scope, receive: Receive, headers: Mapping[str, str]) -> _Body:
+        limits = self._limits
+        if scope["path"] == "/v1/video":
+            return _Body(receive, limits.video_bytes, limits.video_upload_seconds, headers)
+        return _Body(receive, limits.request_bytes, limits.upload_seconds, headers)
 
 
 class _Answer:
@@ -155,11 +157,11 @@ class _Body:
     """Gives a body on, up to its most bytes, as long as it has time."""
 
     def __init__(
-        self, receive: Receive, limits: Limits, most: int, headers: Mapping[str, str]
+        self, receive: Receive, most: int, seconds: float, headers: Mapping[str, str]
     ) -> None:
         self._receive, self._most = receive, most
-        self._seconds = limits.upload_seconds
-        self._end = time.monotonic() + limits.upload_seconds
+        self._seconds = seconds
+        self._end = time.monotonic() + seconds
         self._come, self._whole = 0, False
         said = headers.get("content-length", "0")
         if said.isdecimal() and int(said) > most:

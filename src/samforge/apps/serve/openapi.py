@@ -51,6 +51,15 @@ def body_schema(kind: type[BaseModel], *, files: bool = True) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
+def form_schema(kind: type[BaseModel], file: str) -> dict[str, Any]:
+    """The request body of a route that takes a form with one file."""
+    schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
+    form = _inlined(schema, schema.pop("$defs", {}))
+    form["properties"] = {file: {"type": "string", "format": "binary"}} | form["properties"]
+    form["required"] = [file]
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}}}
+
+
 def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
     """A schema without references: the definitions of routes' own bodies are not registered."""
     if isinstance(schema, dict):

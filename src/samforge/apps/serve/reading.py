@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 
 from samforge.apps.serve.bodies import AskBody, SegmentBody
 from samforge.apps.serve.problems import Refused
@@ -33,36 +33,49 @@ async def body_of(request: Request, kind: type[Body]) -> tuple[Body, bytes | Non
         Refused: It is neither JSON nor a form.
         ValidationError: A field is missing, of another type, or unknown.
     """
-    content = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    content = content_type(request)
     if content == "application/json":
-        data = await request.body()
-        return await asyncio.to_thread(kind.model_validate_json, data), None
-    if content == "multipart/form-data":
-        return await _from_form(request, kind)
-    raise Refused(
-        415,
-        f"The body is {content[:80] or 'of no content type'}. Send application/json with the "
-        "picture as base64, or multipart/form-data with it as a file.",
-    )
-
-
-async def _from_form(request: Request, kind: type[Body]) -> tuple[Body, bytes | None]:
-    file: bytes | None = None
-    fields: dict[str, Any] = {}
+        text = await request.body()
+        return await asyncio.to_thread(kind.model_validate_json, text), None
+    if content != "multipart/form-data":
+        raise Refused(
+            415,
+            f"The body is {content[:80] or 'of no content type'}. Send application/json with the "
+            "picture as base64, or multipart/form-data with it as a file.",
+        )
     async with request.form(max_files=4, max_fields=_MOST_FIELDS) as form:
-        for name in dict.fromkeys(form.keys()):
-            values = form.getlist(name)
-            if name == "image" and isinstance(values[0], UploadFile):
-                file = await values[0].read()
-            elif any(isinstance(value, UploadFile) for value in values):
-                raise Refused(422, f"{name[:40]} came as a file. Only image is one.")
-            elif name == "text":
-                fields[name] = [str(value) for value in values]
-            else:
-                fields[name] = _value(name, str(values[-1]))
-    if "image" in kind.model_fields and kind.model_fields["image"].is_required() and file:
+        fields, file = fields_of(form, "image")
+        data = None if file is None else await file.read()
+    if data is not None and "image" in kind.model_fields:
         fields.setdefault("image", "")
-    return kind.model_validate(fields), file
+    return kind.model_validate(fields), data
+
+
+def content_type(request: Request) -> str:
+    """Without its parameters, in lower case."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def fields_of(form: FormData, file_name: str) -> tuple[dict[str, Any], UploadFile | None]:
+    """The fields of a form as JSON has them, and its one file.
+
+    Raises:
+        Refused: Another field is a file.
+        SettingError: A field is not JSON.
+    """
+    file: UploadFile | None = None
+    fields: dict[str, Any] = {}
+    for name in dict.fromkeys(form.keys()):
+        values = form.getlist(name)
+        if name == file_name and isinstance(values[0], UploadFile):
+            file = values[0]
+        elif any(isinstance(value, UploadFile) for value in values):
+            raise Refused(422, f"{name[:40]} came as a file. Only {file_name} is one.")
+        elif name == "text":
+            fields[name] = [str(value) for value in values]
+        else:
+            fields[name] = _value(name, str(values[-1]))
+    return fields, file
 
 
 def _value(name: str, text: str) -> Any:
