@@ -453,3 +453,10 @@ def test_too_many_are_told_when_to_come_again(root: Path, monkeypatch: pytest.Mo
             gate.set()
             assert [one.result().status_code for one in waiting] == [200, 200]
         assert ask(4).status_code == 200
+
+
+@pytest.mark.filterwarnings("ignore:The model does not know")
+def test_words_that_the_model_does_not_know_are_told(client: httpx.Client) -> None:
+    assert asked(client)["warnings"] == []
+    (warning,) = asked(client, text=["star", "purple unicorn"], threshold=0.5)["warnings"]
+    assert "does not know 'unicorn'" in warning.replace("'purple', ", "")

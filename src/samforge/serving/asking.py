@@ -50,6 +50,8 @@ class Ask:
                 "Clicks segment the objects that they show, and phrases or boxes find objects: ask "
                 "one after the other. Clicks can correct what phrases found: give it as earlier."
             )
+        if self.box_labels is not None and self.boxes_xyxy is None:
+            raise PromptError("box_labels came without boxes_xyxy. Give the boxes they belong to.")
         if (self.earlier is not None or self.candidates) and not self.objects:
             raise PromptError(
                 "earlier and candidates go with clicks. Give objects: points, or a box, of each."

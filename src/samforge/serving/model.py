@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from samforge.assembly import load
+from samforge.assembly import load, tokenizer_from_bundle
 from samforge.core.bundle import Bundle, open_bundle
 from samforge.core.devices import AUTO
 from samforge.core.errors import DamagedBundle, Overloaded, SamforgeError
@@ -82,6 +83,7 @@ class Model:
         self.name = served.name
         self.served = served
         self.bundle: Bundle = _opened(served)
+        self._tokenizer = tokenizer_from_bundle(self.bundle)
         self.state = State.VERIFYING
         self.proof = Proof()
         self.processors: tuple[str, ...] = ()
@@ -138,6 +140,10 @@ class Model:
             },
             "processor": ", ".join(dict.fromkeys(one.processor for one in found)),
         }
+
+    def remarks(self, phrases: Iterable[str]) -> list[str]:
+        """What the model does not read of phrases, or not know."""
+        return [remark for one in phrases for remark in self._tokenizer.remarks(one)]
 
     def close(self) -> None:
         """Stop, and free the parts."""

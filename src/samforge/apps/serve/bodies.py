@@ -151,6 +151,7 @@ class SegmentAnswer(BaseModel):
         description="Best score of each phrase, found or not: how far an empty answer was off."
     )
     cut_off: int = Field(description="How many more there were.")
+    warnings: list[str] = Field(description="Words that the model does not know, or not read.")
     encoded: bool = Field(description="Whether the picture had to be encoded for this request.")
     timings_ms: Timing
     bundle: BundleBody

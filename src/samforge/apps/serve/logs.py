@@ -30,7 +30,8 @@ def log_to_stderr() -> None:
     """Write what this process logs to standard error. For applications alone."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
-    for name in ("samforge", "uvicorn"):
+    logging.captureWarnings(True)
+    for name in ("samforge", "uvicorn", "py.warnings"):
         logger = logging.getLogger(name)
         logger.handlers = [handler]
         logger.setLevel(logging.INFO)

@@ -110,6 +110,7 @@ async def _segmented(
         "size_hw": list(found.size_hw),
         "best_scores": {phrase: float(score) for phrase, score in found.best_scores.items()},
         "cut_off": found.cut_off,
+        "warnings": model.remarks(ask.text or ()),
         "encoded": not ticket.spent.known,
         "bundle": bundle_of(model),
     }
