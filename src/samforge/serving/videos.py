@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from threading import Lock
 
 from samforge.core.capabilities import TRACK
 from samforge.core.detections import Detections
@@ -98,6 +99,7 @@ class VideoRun:
         self._waiting: deque[tuple[int, float]] = deque()
         """Numbers and seconds of frames that the tracker holds."""
         self._ended = self._closed = False
+        self._lock = Lock()
 
     def step(self) -> Ticket | None:
         """Look at the next frame.
@@ -126,13 +128,19 @@ class VideoRun:
         return self._reader.problem
 
     def close(self) -> None:
-        """Let the file go."""
-        if not self._closed:
-            self._closed = True
-            self._reader.close()
-            self._service.videos.end()
+        """Let the file go, once nobody looks at a frame of it."""
+        self._ended = True
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._reader.close()
+                self._service.videos.end()
 
     def _work(self, segmenter: Segmenter, _: EncodedImage | None) -> list[FrameFound]:
+        with self._lock:  # a client may leave meanwhile
+            return [] if self._closed else self._step(segmenter)
+
+    def _step(self, segmenter: Segmenter) -> list[FrameFound]:
         frame = next(self._frames, None)
         if frame is None:
             self._ended = True

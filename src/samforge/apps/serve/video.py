@@ -49,7 +49,7 @@ def video_router(service: Service) -> APIRouter:
             raise Refused(415, "Send multipart/form-data with the file as video.")
         folder = await asyncio.to_thread(tempfile.TemporaryDirectory, prefix="samforge-")
         try:
-            async with request.form(max_files=1, max_fields=64) as form:
+            async with request.form(max_files=1, max_fields=256) as form:
                 fields, file = fields_of(form, "video")
                 body = VideoBody.model_validate(fields)
                 path = Path(folder.name) / "video"
@@ -58,7 +58,7 @@ def video_router(service: Service) -> APIRouter:
         except BaseException:
             folder.cleanup()
             raise
-        return StreamingResponse(_lines(run, service, request, body, folder), media_type=_LINES)
+        return _Lines(run, folder, _lines(run, service, request, body))
 
     return router
 
@@ -92,14 +92,35 @@ def _tuple(text: list[str] | None) -> tuple[str, ...] | None:
     return None if text is None else tuple(text)
 
 
+class _Lines(StreamingResponse):
+    """Lines as they come. However it ends, even before the first, the video is let go."""
+
+    def __init__(
+        self,
+        run: VideoRun,
+        folder: tempfile.TemporaryDirectory[str],
+        lines: AsyncIterator[bytes],
+    ) -> None:
+        super().__init__(lines, media_type=_LINES)
+        self._run, self._folder = run, folder
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Send them."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            # Not awaited: where the client left, whatever is awaited here is cancelled at once.
+            asyncio.get_running_loop().run_in_executor(None, self._let_go)
+
+    def _let_go(self) -> None:
+        self._run.close()
+        self._folder.cleanup()
+
+
 async def _lines(
-    run: VideoRun,
-    service: Service,
-    request: Request,
-    body: VideoBody,
-    folder: tempfile.TemporaryDirectory[str],
+    run: VideoRun, service: Service, request: Request, body: VideoBody
 ) -> AsyncIterator[bytes]:
-    """The answer, line by line; a client that leaves closes it."""
+    """The answer, line by line."""
     frames = 0
     try:
         info = run.info
@@ -122,9 +143,6 @@ async def _lines(
     except SamforgeError as error:
         told = problem_from_error(error, request_id_of(request))
         yield _line({"end": True, "frames": frames, "problem": json.loads(bytes(told.body))})
-    finally:
-        await asyncio.to_thread(run.close)
-        folder.cleanup()
 
 
 async def _next(run: VideoRun, seconds: float) -> list[FrameFound] | None:
