@@ -8,12 +8,15 @@ from samforge.serving.model import Model, Served, State
 from samforge.serving.packing import FORMATS, MaskFormat, packed
 from samforge.serving.scheduler import Scheduler
 from samforge.serving.service import Service, Settings, named
+from samforge.serving.shadow import Drift, DriftWatcher, Shadowing, drift_between
 from samforge.serving.videos import FrameFound, VideoAsk, VideoRun
 from samforge.serving.watching import Load, Unwatched, Watcher
 
 __all__ = [
     "FORMATS",
     "Ask",
+    "Drift",
+    "DriftWatcher",
     "EncodingCache",
     "FrameFound",
     "Job",
@@ -26,6 +29,7 @@ __all__ = [
     "Served",
     "Service",
     "Settings",
+    "Shadowing",
     "Spent",
     "State",
     "Ticket",
@@ -33,6 +37,7 @@ __all__ = [
     "VideoAsk",
     "VideoRun",
     "Watcher",
+    "drift_between",
     "named",
     "packed",
 ]

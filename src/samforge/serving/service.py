@@ -18,6 +18,7 @@ from samforge.serving.jobs import Job, Picture, Ticket
 from samforge.serving.kept import Kept
 from samforge.serving.limits import Limits
 from samforge.serving.model import Model, Served, State
+from samforge.serving.shadow import DriftWatcher, Shadow, Shadowing
 from samforge.serving.watching import Watcher
 
 
@@ -29,6 +30,8 @@ class Settings:
     """At least one; the first answers where a request names none."""
     limits: Limits = field(default_factory=Limits)
     """Bounds of all bundles; ``waiting`` is of each."""
+    shadowing: Shadowing | None = None
+    """Which questions are asked of a reference as well."""
 
     def __post_init__(self) -> None:
         names = [one.name for one in self.bundles]
@@ -38,17 +41,34 @@ class Settings:
             raise SettingError(
                 f"Bundles have different names, got {', '.join(names)}. Give NAME=FOLDER."
             )
+        if self.shadowing is not None and self.shadowing.reference not in names:
+            raise SettingError(
+                f"The reference {self.shadowing.reference!r:.40} is none of the bundles served: "
+                f"{', '.join(names)}."
+            )
+
+    @property
+    def shadowing_reference(self) -> str | None:
+        """The bundle that is asked again, if one is."""
+        return None if self.shadowing is None else self.shadowing.reference
 
 
 class Service:
     """Bundles behind one door. Safe to use from several threads."""
 
-    def __init__(self, settings: Settings, *, watchers: Mapping[str, Watcher] | None = None):
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        watchers: Mapping[str, Watcher] | None = None,
+        drift: DriftWatcher | None = None,
+    ) -> None:
         """Open the bundles; :meth:`start` verifies and loads them.
 
         Args:
             settings: What to serve.
             watchers: Who hears of the work of a bundle, by its name.
+            drift: Who hears how far answers are from the reference's.
 
         Raises:
             BundleError: One is no bundle, damaged, or another than pinned.
@@ -73,6 +93,11 @@ class Service:
                 for one in settings.bundles
             }
         )
+
+        self._shadow: Shadow | None = None
+        if settings.shadowing is not None and drift is not None:
+            reference = self.models[settings.shadowing.reference]
+            self._shadow = Shadow(settings.shadowing, reference.require, drift)
 
     def start(self) -> None:
         """Begin to verify and load; :meth:`is_ready` tells when all is done."""
@@ -149,7 +174,7 @@ class Service:
                 "bundle can do."
             )
         question = ask.question()
-        return model.require().submit(
+        ticket = model.require().submit(
             Job(
                 client=client,
                 deadline=self.deadline(seconds),
@@ -158,6 +183,9 @@ class Service:
                 work=None if question is not None else ask.work(),
             )
         )
+        if self._shadow is not None and model.name != self.settings.shadowing_reference:
+            self._shadow.follow(model.name, ticket, self.limits.most_seconds)
+        return ticket
 
     def encode(
         self, model: Model, picture: Picture, *, client: str, seconds: float | None = None
@@ -209,6 +237,8 @@ class Service:
         self.draining = True
         for model in self.models.values():
             model.close()
+        if self._shadow is not None:
+            self._shadow.close()
 
     def _read(self, picture: Picture) -> RgbImage:
         return read_image(picture.data, max_pixels=self.limits.pixels)

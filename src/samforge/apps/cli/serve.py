@@ -40,6 +40,15 @@ def serve(  # noqa: PLR0913, PLR0917  # options of a command
     open_to_all: Annotated[
         bool, typer.Option("--open", help="Let other machines ask without a token.")
     ] = False,
+    shadow: Annotated[
+        str | None,
+        typer.Option(
+            "--shadow",
+            metavar="NAME=SHARE",
+            help="Ask this bundle again what the others were asked, a share of it: fp32=0.05. How "
+            "far they differ is a metric.",
+        ),
+    ] = None,
     limits: Annotated[
         list[str] | None,
         typer.Option(
@@ -67,7 +76,12 @@ def serve(  # noqa: PLR0913, PLR0917  # options of a command
     GET /health/ready. GET /docs shows what it speaks. Logs go to standard error, a line of JSON for
     each request. Ctrl-C or SIGTERM lets what was accepted end first.
     """
-    from samforge.apps.cli.serving import devices_from_text, limits_from_texts, tokens_from_file
+    from samforge.apps.cli.serving import (
+        devices_from_text,
+        limits_from_texts,
+        shadowing_from_text,
+        tokens_from_file,
+    )
     from samforge.core.errors import MissingExtra
     from samforge.serving import Served, Settings, named
 
@@ -101,6 +115,7 @@ def serve(  # noqa: PLR0913, PLR0917  # options of a command
             for name, folder in folders.items()
         ),
         limits=limits_from_texts(limits or ()),
+        shadowing=None if shadow is None else shadowing_from_text(shadow),
     )
     log_to_stderr()
     run(settings, listening, started=lambda url: print_line(f"Listening at {url}"))

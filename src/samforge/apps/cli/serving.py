@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from samforge.core.errors import SettingError
-from samforge.serving import Limits
+from samforge.serving import Limits, Shadowing
 
 _SHORTEST = 16
 
@@ -34,6 +34,19 @@ def limits_from_texts(texts: Iterable[str]) -> Limits:
         except (ValueError, OverflowError) as error:
             raise SettingError(f"The limit {name} is {value!r:.40}. Give a number.") from error
     return Limits(**given)  # type: ignore[arg-type]  # each of its field's type
+
+
+def shadowing_from_text(text: str) -> Shadowing:
+    """Which bundle is asked again, and how often: ``fp32=0.05``.
+
+    Raises:
+        SettingError: The share is no number from 0 to 1.
+    """
+    name, _, share = text.rpartition("=")
+    try:
+        return Shadowing(reference=name, share=float(share))
+    except ValueError as error:
+        raise SettingError(f"--shadow is {text!r:.40}. Give NAME=SHARE: fp32=0.05.") from error
 
 
 def tokens_from_file(path: Path) -> dict[str, str]:

@@ -35,7 +35,7 @@ def app_from_settings(settings: Settings, *, tokens: Tokens | None = None) -> Fa
     """
     metrics = Metrics()
     watchers = {one.name: metrics.watcher(one.name) for one in settings.bundles}
-    service = Service(settings, watchers=watchers)
+    service = Service(settings, watchers=watchers, drift=metrics)
     metrics.watch(service)
     app = FastAPI(
         title="samforge",

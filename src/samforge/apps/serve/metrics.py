@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, Summary, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from samforge.serving import Service, Spent, State
+from samforge.serving import Drift, Service, Spent, State
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _COUNTS = (1, 2, 4, 8, 16, 32, 64)
@@ -65,6 +65,24 @@ class Metrics:
             ("model", "outcome"),
             registry=own,
         )
+
+        self.shadowed = Counter(
+            "samforge_shadowed", "Questions that the reference was asked as well.", ("model",),
+            registry=own,
+        )  # fmt: skip
+        self.drift = Summary(
+            "samforge_shadow_drift",
+            "Against the reference: agreement and mask_iou (1 is alike), score_shift (0 is alike).",
+            ("model", "measure"), registry=own,
+        )  # fmt: skip
+
+    def drifted(self, model: str, drift: Drift) -> None:
+        """A question was asked of the reference as well."""
+        self.shadowed.labels(model).inc()
+        for measure in ("agreement", "mask_iou", "score_shift"):
+            value = getattr(drift, measure)
+            if value is not None:
+                self.drift.labels(model, measure).observe(value)
 
     def watcher(self, model: str) -> ModelMetrics:
         """Who hears of one bundle's work."""
