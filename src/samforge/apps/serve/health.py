@@ -11,17 +11,23 @@ from samforge.apps.serve.native import as_json
 from samforge.serving import Service
 
 
+_NOT: dict[str, Any] = {
+    "description": "Not now.",
+    "content": {"application/json": {"schema": {"type": "object"}}},
+}
+
+
 def health_router(service: Service) -> APIRouter:
     """``/health`` and ``/metrics``."""
     router = APIRouter(tags=["health"])
 
-    @router.get("/health/live", operation_id="live")
+    @router.get("/health/live", operation_id="live", responses={503: _NOT})
     async def live() -> Response:
         """Whether the process does its work: restart it where this fails."""
         alive = service.is_alive()
         return as_json({"live": alive}, 200 if alive else 503)
 
-    @router.get("/health/ready", operation_id="ready")
+    @router.get("/health/ready", operation_id="ready", responses={503: _NOT})
     async def ready() -> Response:
         """Whether every bundle has held its proof on this machine, and requests are accepted."""
         is_ready = service.is_ready()

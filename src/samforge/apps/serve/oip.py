@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from fastapi import APIRouter, Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
 import samforge
 from samforge.apps.serve.native import as_json, client_of
@@ -57,7 +57,13 @@ _ERROR = {
 }
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"description": "The request is not answered.", "content": _ERROR}
-    for status in (400, 404, 413, 415, 429, 500, 501, 503, 504)
+    for status in (400, 401, 404, 408, 413, 415, 422, 429, 500, 501, 503, 504)
+}
+
+
+_EMPTY: dict[str, Any] = {
+    "response_class": Response,
+    "responses": {404: _ERRORS[404], 503: {"description": "Not yet, or no longer."}},
 }
 
 
@@ -71,7 +77,7 @@ def oip_router(service: Service) -> APIRouter:
 
 
 def _add_server(router: APIRouter, service: Service) -> None:
-    @router.get("", operation_id="oip_server")
+    @router.get("", operation_id="oip_server", response_class=JSONResponse)
     async def server() -> Response:
         """Name, version and extensions of the server."""
         return as_json(
@@ -82,20 +88,22 @@ def _add_server(router: APIRouter, service: Service) -> None:
             }
         )
 
-    @router.get("/health/live", operation_id="oip_live")
+    @router.get("/health/live", operation_id="oip_live", **_EMPTY)
     async def live() -> Response:
         """Whether the process does its work."""
         return Response(status_code=200 if service.is_alive() else 503)
 
-    @router.get("/health/ready", operation_id="oip_ready")
+    @router.get("/health/ready", operation_id="oip_ready", **_EMPTY)
     async def ready() -> Response:
         """Whether every bundle has held its proof here."""
         return Response(status_code=200 if service.is_ready() else 503)
 
 
 def _add_models(router: APIRouter, service: Service) -> None:
-    @router.get("/models/{name}", operation_id="oip_model")
-    @router.get("/models/{name}/versions/{version}", operation_id="oip_model_version")
+    @router.get("/models/{name}", operation_id="oip_model", responses=_ERRORS)
+    @router.get(
+        "/models/{name}/versions/{version}", operation_id="oip_model_version", responses=_ERRORS
+    )
     async def metadata(request: Request, name: str, version: str | None = None) -> Response:
         """Inputs and outputs of a bundle."""
         try:
@@ -103,8 +111,10 @@ def _add_models(router: APIRouter, service: Service) -> None:
         except SamforgeError as error:
             return _failed(request, error)
 
-    @router.get("/models/{name}/ready", operation_id="oip_model_ready")
-    @router.get("/models/{name}/versions/{version}/ready", operation_id="oip_version_ready")
+    @router.get("/models/{name}/ready", operation_id="oip_model_ready", **_EMPTY)
+    @router.get(
+        "/models/{name}/versions/{version}/ready", operation_id="oip_version_ready", **_EMPTY
+    )
     async def model_ready(request: Request, name: str, version: str | None = None) -> Response:
         """Whether a bundle has held its proof here."""
         try:

@@ -25,8 +25,7 @@ _MEANING = {
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {
         "description": meaning,
-        "model": Problem,
-        "content": {MEDIA_TYPE: {}},
+        "content": {MEDIA_TYPE: {"schema": Problem.model_json_schema()}},
     }
     for status, meaning in _MEANING.items()
 }

@@ -24,6 +24,8 @@ Body = TypeVar("Body", bound=BaseModel)
 _TEXTS = {"text", "model", "image_id", "masks", "earlier"}
 """Fields of a form that are text as they stand; the others are read as JSON."""
 _MOST_FIELDS = 256
+SMALL_BYTES = 1 << 18
+"""What is read at once: a thread of its own costs more than a millisecond of the event loop."""
 
 
 async def body_of(request: Request, kind: type[Body]) -> tuple[Body, bytes | None]:
@@ -36,6 +38,8 @@ async def body_of(request: Request, kind: type[Body]) -> tuple[Body, bytes | Non
     content = content_type(request)
     if content == "application/json":
         text = await request.body()
+        if len(text) < SMALL_BYTES:
+            return kind.model_validate_json(text), None
         return await asyncio.to_thread(kind.model_validate_json, text), None
     if content != "multipart/form-data":
         raise Refused(
@@ -117,6 +121,8 @@ async def picture_from_data(data: bytes | str) -> Picture:
     Raises:
         ImageError: It is not base64.
     """
+    if len(data) < SMALL_BYTES:
+        return _hashed(data)
     return await asyncio.to_thread(_hashed, data)
 
 
