@@ -42,7 +42,7 @@ from samforge.models.tiny import draw_scene  # noqa: E402
 RESULT = HERE.parent / "results" / "serving.json"
 FIELDS = [("text", "red circle")]
 IMAGES = 240
-ROUNDS = 3
+ROUNDS, PART = 2, 24
 
 
 def pictures(folder: Path) -> list[bytes]:
@@ -206,7 +206,7 @@ def throughput(
         print(name, round(rate, 3), flush=True)
 
     for number in range(ROUNDS):
-        part = images[number * 60 : number * 60 + 60]
+        part = images[number * PART : number * PART + PART]
         with samforge.load(bundle) as segmenter:
             offline_rate(segmenter, part[:4])
             note("offline", offline_rate(segmenter, part))
@@ -267,11 +267,15 @@ def overload(bundle: Path, images: list[bytes]) -> dict[str, Any]:
     fields = [*FIELDS, ("seconds", str(deadline))]
     with samforge_server(bundle, "--limit", "cache_bytes=20e6") as (url, pid):
         target = f"{url}/v1/segment"
-        closed_loop(target, images[:8], fields, clients=4, requests=8)
-        warm = closed_loop(target, images[8:48], fields, clients=8, requests=40)
-        capacity = 40 / warm.wall
-        alone = closed_loop(target, images[48:56], fields, clients=1, requests=8)
-        # As 256 connections ask for pictures that nothing of is kept: each is an encode.
+        closed_loop(target, images[:4], FIELDS, clients=2, requests=4)
+        warm = closed_loop(target, images[8:32], FIELDS, clients=4, requests=24)
+        assert warm.statuses == {"200": 24}, warm.statuses
+        capacity = 24 / warm.wall
+        alone = closed_loop(target, images[48:54], FIELDS, clients=1, requests=6)
+        # Bytes behind the end of a PNG change its hash and nothing else: each is an encode.
+        fresh = [
+            images[number % IMAGES] + number.to_bytes(4, "big") for number in range(4 * IMAGES)
+        ]
         before = resident_mib(pid)
         peak, done = [before], threading.Event()
 
@@ -281,7 +285,7 @@ def overload(bundle: Path, images: list[bytes]) -> dict[str, Any]:
 
         watcher = threading.Thread(target=watch)
         watcher.start()
-        outcome = open_loop(target, images, fields, rate=3 * capacity, seconds=60)
+        outcome = open_loop(target, fresh, fields, rate=3 * capacity, seconds=60)
         ended = time.perf_counter()
         done.set()
         watcher.join()
@@ -336,7 +340,7 @@ def signalled(bundle: Path, images: list[bytes]) -> dict[str, Any]:
     return {"answered_before_the_signal": done, "statuses": counts}
 
 
-def memory(bundle: Path, images: list[bytes], requests: int = 10_000) -> dict[str, Any]:
+def memory(bundle: Path, images: list[bytes], requests: int) -> dict[str, Any]:
     """Mixed requests: known and new pictures, phrases, boxes, bad ones. Memory after each tenth."""
     with samforge_server(bundle, "--limit", "cache_bytes=30e6", "--limit", "kept_bytes=4e6") as (
         url,
@@ -416,6 +420,7 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--litserve", type=Path, help="Python with litserve.")
     parser.add_argument("--ray", type=Path, help="Python with ray[serve].")
+    parser.add_argument("--requests", type=int, default=10_000, help="Of the test of memory.")
     parser.add_argument("--only", nargs="*", default=None)
     given = parser.parse_args()
     others: dict[str, tuple[Path, str]] = {}
@@ -434,7 +439,7 @@ def main() -> None:
             "one_picture": lambda: one_picture(given.bundle, images),
             "overload": lambda: overload(given.bundle, images),
             "signal": lambda: signalled(given.bundle, images),
-            "memory": lambda: memory(given.bundle, images),
+            "memory": lambda: memory(given.bundle, images, given.requests),
             "leaving": lambda: leaving(given.bundle, images),
         }
         for name in given.only or measures:

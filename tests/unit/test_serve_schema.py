@@ -13,7 +13,12 @@ from served import served
 
 from samforge.serving import Limits
 
-CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
+CHECKS = (
+    "not_a_server_error,status_code_conformance,content_type_conformance,"
+    "response_schema_conformance"
+)
+# A request that asks to be answered within no time at all is told that it cannot be.
+CONFIG = '[checks]\nnot_a_server_error.expected-statuses = ["2xx", "3xx", "4xx", "503", "504"]\n'
 
 
 @pytest.fixture(scope="module")
@@ -26,10 +31,22 @@ def client(proven_bundle: Callable[..., Path]) -> Iterator[httpx.Client]:
 @pytest.mark.parametrize(
     "examples", [8, pytest.param(150, marks=pytest.mark.slow)], ids=["quick", "long"]
 )
-def test_the_document_is_what_the_server_does(client: httpx.Client, examples: int) -> None:
+def test_the_document_is_what_the_server_does(
+    client: httpx.Client, examples: int, tmp_path: Path
+) -> None:
+    config = tmp_path / "schemathesis.toml"
+    config.write_text(CONFIG)
     run = subprocess.run(
         [
-            *(sys.executable, "-m", "schemathesis.cli", "run", f"{client.base_url}/openapi.json"),
+            *(
+                sys.executable,
+                "-m",
+                "schemathesis.cli",
+                "--config-file",
+                str(config),
+                "run",
+                f"{client.base_url}/openapi.json",
+            ),
             *(
                 "--checks",
                 CHECKS,

@@ -309,15 +309,17 @@ def test_what_would_be_late_is_not_accepted(make: Make) -> None:
     scheduler = make(segmenter, watcher=heard)
     scheduler._encode_pace.seconds = 2.0  # as if measured
     segmenter.gate.clear()
-    tickets = [scheduler.submit(job(number, seconds=7)) for number in range(4)]
+    tickets = [scheduler.submit(job(number, seconds=12)) for number in range(4)]
     assert scheduler.load().expected_s == pytest.approx(8.0)
-    with pytest.raises(Refusal, match=r"would wait 8\.0 s, and has 7\.0 s") as caught:
-        scheduler.submit(job(9, seconds=7))
+    # Four pictures before it and its own: 10 s, and three quarters of 12 are 9.
+    with pytest.raises(Refusal, match=r"about 10 s, too near to the 12 s") as caught:
+        scheduler.submit(job(9, seconds=12))
     assert caught.value.retry_after_s == 2
     assert heard.refusals == ["late"]
-    tickets.append(scheduler.submit(job(9, seconds=20)))
+    tickets.append(scheduler.submit(job(3, seconds=12)))  # it is under way already
+    tickets.append(scheduler.submit(job(9, seconds=14)))
     segmenter.gate.set()
-    assert len(results(tickets)) == 5
+    assert len(results(tickets)) == 6
 
 
 def test_several_devices_share_one_line(make: Make) -> None:

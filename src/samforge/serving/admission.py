@@ -12,6 +12,9 @@ from samforge.serving.jobs import Job
 from samforge.serving.limits import Limits
 
 _WEIGHT = 0.2  # of the newest measurement
+_SURE = 0.75
+"""Of its time, that a job may be expected to take: what is expected is no promise, and a job that
+was accepted should be answered."""
 
 
 @dataclass(slots=True)
@@ -41,7 +44,7 @@ class Admission:
 
         Args:
             job: It.
-            expected_s: Seconds that it would wait before its own work begins.
+            expected_s: Seconds until it would be answered.
 
         Raises:
             Overloaded: It may not; ``reason`` says why.
@@ -68,12 +71,13 @@ class Admission:
                 wait,
             )
         left = job.deadline - time.monotonic()
-        if expected_s > left:
+        if expected_s > _SURE * left:
             raise Refusal(
-                f"The request would wait {expected_s:.1f} s, and has {max(left, 0.0):.1f} s. Ask "
-                "again later, or give it more time.",
+                f"The answer would take about {expected_s:.2g} s, too near to the "
+                f"{max(left, 0.0):.2g} s that the request has. Ask again later, or give it more "
+                "time.",
                 "late",
-                max(1.0, math.ceil(expected_s - left)),
+                max(1.0, math.ceil(expected_s - _SURE * left)),
             )
 
     def add(self, job: Job) -> None:

@@ -163,14 +163,23 @@ class Scheduler:
     def _check(self, job: Job) -> None:
         if self._closing:
             raise Refusal("The server is ending. Ask it again later.", "closing", 5.0)
-        self._admission.check(job, self._expected_s())
+        self._admission.check(job, self._expected_s(job))
 
-    def _expected_s(self) -> float:
-        """Seconds until everything that waits is done."""
+    def _expected_s(self, job: Job | None = None) -> float:
+        """Seconds until everything that waits is done, and a job that comes now."""
         pictures = len(self._encodings)
         asked = self._admission.waiting
+        if job is not None:
+            asked += 1
+            pictures += job.picture is not None and not self._is_known(job.picture)
         total = pictures * self._encode_pace.seconds + asked * self._detect_pace.seconds
         return total / len(self._segmenters)
+
+    def _is_known(self, picture: Picture) -> bool:
+        """Whether a picture's encoding is there, or under way."""
+        return picture.key in self._encodings or any(
+            self._cache.get(self._key(device, picture)) is not None for device in self._devices()
+        )
 
     def _place(self, ticket: Ticket) -> None:
         """Put an accepted job where it waits for its next stage."""

@@ -10,7 +10,6 @@ from starlette.responses import Response
 from samforge.apps.serve.native import as_json
 from samforge.serving import Service
 
-
 _NOT: dict[str, Any] = {
     "description": "Not now.",
     "content": {"application/json": {"schema": {"type": "object"}}},

@@ -25,7 +25,6 @@ from samforge.apps.serve.waiting import answered
 from samforge.core.detections import Detections
 from samforge.serving import MaskFormat, Model, Picture, Service, Ticket, packed
 
-
 _SMALL_MASKS, _FEW = 1 << 14, 16
 """Bytes of packed masks, and detections, that take about a millisecond to write."""
 
