@@ -28,6 +28,7 @@ def client(proven_bundle: Callable[..., Path]) -> Iterator[httpx.Client]:
         yield client
 
 
+@pytest.mark.filterwarnings("ignore::samforge.core.errors.PromptWarning")
 @pytest.mark.parametrize(
     "examples", [8, pytest.param(150, marks=pytest.mark.slow)], ids=["quick", "long"]
 )

@@ -409,6 +409,6 @@ def test_nothing_is_kept_of_what_was_answered(make: Make) -> None:
     for number in range(2000):
         assert scheduler.submit(job(number % 200)).future.result(10)
     until(lambda: scheduler.load().waiting == 0)
-    assert (scheduler._encodings, scheduler._open) == ({}, set())
-    assert len(scheduler._cache) == 3
-    assert not any(map(len, scheduler._to_detect.values()))
+    assert (scheduler._lines.encodings, scheduler._open) == ({}, set())
+    assert len(scheduler._lines._cache) == 3
+    assert not any(map(len, scheduler._lines.to_detect.values()))

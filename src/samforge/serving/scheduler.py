@@ -16,16 +16,15 @@ from samforge.core.errors import DeadlineExceeded, Overloaded
 from samforge.core.images import RgbImage
 from samforge.runtime import Segmenter
 from samforge.serving.admission import Admission, Pace, Refusal
-from samforge.serving.cache import EncodingCache, Key
-from samforge.serving.encoding import Encoding, Stage
-from samforge.serving.fair import FairQueue
-from samforge.serving.groups import Group, group_from
+from samforge.serving.cache import EncodingCache
+from samforge.serving.encoding import Encoding
+from samforge.serving.groups import Group
 from samforge.serving.jobs import Job, Picture, Ticket
 from samforge.serving.limits import Limits
+from samforge.serving.lines import Lines
 from samforge.serving.watching import Load, Unwatched, Watcher
 
 _DECODERS = 2
-_ANY = "any"
 Read = Callable[[Picture], RgbImage]
 
 
@@ -55,15 +54,11 @@ class Scheduler:
         self._limits = limits or Limits()
         self._segmenters = tuple(segmenters)
         self._read = read
-        self._digest = digest
-        self._cache = EncodingCache(self._limits.cache_bytes) if cache is None else cache
+        cache = EncodingCache(self._limits.cache_bytes) if cache is None else cache
+        self._lines = Lines([one.device for one in self._segmenters], cache, digest)
         self._watcher = watcher or Unwatched()
         self._changed = threading.Condition()
         self._admission = Admission(self._limits)
-        self._encodings: dict[str, Encoding] = {}
-        self._to_decode: FairQueue[Encoding] = FairQueue()
-        self._to_encode: FairQueue[Encoding] = FairQueue()
-        self._to_detect: dict[str, FairQueue[Ticket]] = {}
         self._encode_pace, self._detect_pace = Pace(), Pace()
         self._closing = self._stopped = False
         self._open: set[Ticket] = set()
@@ -103,8 +98,10 @@ class Scheduler:
             ticket = Ticket(job=job)
             self._admission.add(job)
             self._open.add(ticket)
-            self._place(ticket)
+            known = self._lines.place(ticket)
             self._changed.notify_all()
+        if known is not None:
+            self._watcher.looked_up(known=known)
         # Outside the lock: the future calls it at once where it is done already.
         ticket.future.add_done_callback(lambda _: self._ended(ticket))
         return ticket
@@ -114,16 +111,16 @@ class Scheduler:
         with self._changed:
             return Load(
                 waiting=self._admission.waiting,
-                to_decode=len(self._to_decode),
-                to_encode=len(self._to_encode),
-                to_detect=sum(map(len, self._to_detect.values())),
+                to_decode=len(self._lines.to_decode),
+                to_encode=len(self._lines.to_encode),
+                to_detect=sum(map(len, self._lines.to_detect.values())),
                 expected_s=self._expected_s(),
                 closing=self._closing,
             )
 
     def forget(self, picture: str) -> None:
         """Drop the encoding of a picture."""
-        self._cache.drop(Key(self._digest, f"{device} {picture}") for device in self._devices())
+        self._lines.forget(picture)
 
     def is_alive(self) -> bool:
         """Whether every thread runs."""
@@ -167,81 +164,22 @@ class Scheduler:
 
     def _expected_s(self, job: Job | None = None) -> float:
         """Seconds until everything that waits is done, and a job that comes now."""
-        pictures = len(self._encodings)
+        pictures = len(self._lines.encodings)
         asked = self._admission.waiting
         if job is not None:
             asked += 1
-            pictures += job.picture is not None and not self._is_known(job.picture)
+            pictures += job.picture is not None and not self._lines.is_known(job.picture)
         total = pictures * self._encode_pace.seconds + asked * self._detect_pace.seconds
         return total / len(self._segmenters)
-
-    def _is_known(self, picture: Picture) -> bool:
-        """Whether a picture's encoding is there, or under way."""
-        return picture.key in self._encodings or any(
-            self._cache.get(self._key(device, picture)) is not None for device in self._devices()
-        )
-
-    def _place(self, ticket: Ticket) -> None:
-        """Put an accepted job where it waits for its next stage."""
-        job = ticket.job
-        if job.picture is None:
-            self._to_ask(ticket, _ANY if job.worker is None else f"worker {job.worker}")
-            return
-        for device in self._devices():
-            ticket.encoded = self._cache.get(self._key(device, job.picture))
-            if ticket.encoded is not None:
-                self._watcher.looked_up(known=True)
-                self._to_ask(ticket, device)
-                return
-        ticket.spent.known = False
-        encoding = self._encodings.get(job.picture.key)
-        self._watcher.looked_up(known=encoding is not None)
-        if encoding is None:
-            encoding = self._encodings[job.picture.key] = Encoding(picture=job.picture)
-            encoding.tickets.append(ticket)
-            self._to_decode.push(job.client, encoding)
-            return
-        clients = {one.job.client for one in encoding.tickets}
-        encoding.tickets.append(ticket)
-        if job.client not in clients:  # it waits in this client's line as well
-            if encoding.stage is Stage.WAITS:
-                self._to_decode.push(job.client, encoding)
-            elif encoding.stage is Stage.DECODED:
-                self._to_encode.push(job.client, encoding)
-
-    def _to_ask(self, ticket: Ticket, where: str) -> None:
-        self._to_detect.setdefault(where, FairQueue()).push(ticket.job.client, ticket)
 
     def _ended(self, ticket: Ticket) -> None:
         """A job was answered, failed, or its client left: what it took is free."""
         with self._changed:
             self._open.discard(ticket)
             self._admission.remove(ticket.job)
-            for queue in self._to_detect.values():
-                if queue.remove(ticket.job.client, ticket):
-                    break
-            picture = ticket.job.picture
-            encoding = self._encodings.get(picture.key) if picture is not None else None
-            if encoding is not None and ticket in encoding.tickets:
-                encoding.tickets.remove(ticket)
-                self._leave(ticket.job.client, encoding)
+            self._lines.leave(ticket)
             self._changed.notify_all()
         self._watcher.ended(_outcome(ticket.future), ticket.spent)
-
-    def _leave(self, client: str, encoding: Encoding) -> None:
-        """A client waits for a picture no more; where nobody does, it is forgotten."""
-        if all(one.job.client != client for one in encoding.tickets):
-            for queue in (self._to_decode, self._to_encode):
-                queue.remove(client, encoding)
-        if not encoding.tickets and encoding.stage in (Stage.WAITS, Stage.DECODED):
-            encoding.stage = Stage.DONE
-            del self._encodings[encoding.picture.key]
-
-    def _devices(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(one.device for one in self._segmenters))
-
-    def _key(self, device: str, picture: Picture) -> Key:
-        return Key(self._digest, f"{device} {picture.key}")
 
     # --- the threads
 
@@ -256,20 +194,9 @@ class Scheduler:
             del encoding  # its pixels are not this thread's to keep while it waits
 
     def _next_to_decode(self) -> Encoding | None:
-        if len(self._to_encode) >= self._most_decoded or self._stopped:
+        if len(self._lines.to_encode) >= self._most_decoded or self._stopped:
             return None
-        while (encoding := self._to_decode.pop()) is not None:
-            if encoding.stage is Stage.WAITS and self._wanted(encoding):
-                encoding.stage = Stage.DECODES
-                return encoding
-        return None
-
-    def _wanted(self, encoding: Encoding) -> bool:
-        """Whether somebody waits for a picture; late ones are told so."""
-        # A late one takes itself off the list: its future's callback finds the lock held by its own
-        # thread. And every one is asked, so that all late ones are told.
-        live = [ticket for ticket in list(encoding.tickets) if ticket.is_live()]
-        return bool(live)
+        return self._lines.next_to_decode()
 
     def _decoded(self, encoding: Encoding) -> None:
         start = time.monotonic()
@@ -279,22 +206,12 @@ class Scheduler:
             self._failed(encoding, error)
             return
         with self._changed:
-            spent = (time.monotonic() - start) * 1e3
-            encoding.rgb, encoding.stage = rgb, Stage.DECODED
-            encoding.decode_ms = spent
-            clients = dict.fromkeys(one.job.client for one in encoding.tickets)
-            for client in clients:
-                self._to_encode.push(client, encoding)
-            if not clients:
-                encoding.stage = Stage.DONE
-                del self._encodings[encoding.picture.key]
+            self._lines.decoded(encoding, rgb, (time.monotonic() - start) * 1e3)
             self._changed.notify_all()
 
     def _failed(self, encoding: Encoding, error: Exception) -> None:
         with self._changed:
-            encoding.stage = Stage.DONE
-            self._encodings.pop(encoding.picture.key, None)
-            tickets, encoding.tickets = encoding.tickets, []
+            tickets = self._lines.failed(encoding)
         for ticket in tickets:
             ticket.fail(error)
 
@@ -328,28 +245,16 @@ class Scheduler:
         return self._next_pictures(index) or self._next_group(index)
 
     def _next_pictures(self, index: int) -> list[Encoding] | None:
-        batch: list[Encoding] = []
-        while len(batch) < self._segmenters[index].most_images:
-            encoding = self._to_encode.pop()
-            if encoding is None:
-                break
-            if encoding.stage is Stage.DECODED and self._wanted(encoding):
-                encoding.stage = Stage.ENCODES
-                batch.append(encoding)
+        batch = self._lines.next_pictures(self._segmenters[index].most_images)
         if batch:
             self._changed.notify_all()  # there is room for decoded ones
-        return batch or None
+        return batch
 
     def _next_group(self, index: int) -> Group | None:
-        segmenter = self._segmenters[index]
-        for where in (f"worker {index}", segmenter.device, _ANY):
-            queue = self._to_detect.get(where)
-            while queue is not None and (ticket := queue.pop()) is not None:
-                if ticket.is_live():
-                    return group_from(
-                        ticket, queue, images=segmenter.most_images, rows=self._limits.phrases
-                    )
-        return None
+        one = self._segmenters[index]
+        return self._lines.next_group(
+            index, one.device, images=one.most_images, rows=self._limits.phrases
+        )
 
     def _encode(self, segmenter: Segmenter, batch: Sequence[Encoding]) -> None:
         start = time.monotonic()
@@ -367,16 +272,7 @@ class Scheduler:
         with self._changed:
             self._encode_pace.took(seconds, len(batch))
             for one, features in zip(batch, encoded, strict=True):
-                self._cache.put(self._key(segmenter.device, one.picture), features)
-                one.stage = Stage.DONE
-                del self._encodings[one.picture.key]
-                for ticket in one.tickets:
-                    ticket.encoded = features
-                    ticket.spent.decode = one.decode_ms
-                    ticket.spent.encode = seconds * 1e3
-                    self._to_ask(ticket, segmenter.device)
-                one.tickets = []
-                one.rgb = None
+                self._lines.encoded(one, features, seconds * 1e3)
             self._changed.notify_all()
 
     def _ask(self, segmenter: Segmenter, group: Group) -> None:

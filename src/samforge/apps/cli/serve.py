@@ -8,21 +8,32 @@ from typing import Annotated
 import typer
 
 from samforge.apps.cli.output import print_line
-from samforge.apps.cli.places import DeviceOption, DigestsOption
+from samforge.apps.cli.places import DigestsOption
 
 
 def serve(  # noqa: PLR0913, PLR0917  # options of a command
     bundles: Annotated[
         list[str],
         typer.Argument(
-            metavar="BUNDLE…",
+            metavar="BUNDLE",
             help="Folders that samforge build made; NAME=FOLDER gives one another name. The first "
             "answers where a request names none.",
         ),
     ],
-    host: Annotated[str, typer.Option("--host", help="Address to listen at.")] = "127.0.0.1",
+    host: Annotated[
+        str,
+        typer.Option("--host", help="Address to listen at.", show_default="this machine alone"),
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", help="Port; 0 takes a free one.")] = 8000,
-    device: DeviceOption = "auto",
+    device: Annotated[
+        str,
+        typer.Option(
+            "--device",
+            metavar="DEVICE",
+            help="Where to run: auto (what the bundle was built for), cpu, cuda, a GPU by its "
+            "number, or several with commas: cuda:0,cuda:1.",
+        ),
+    ] = "auto",
     threads: Annotated[
         int | None,
         typer.Option("--threads", help="Processor threads of each part.", show_default="all"),
