@@ -29,9 +29,8 @@ def client(proven_bundle: Callable[..., Path]) -> Iterator[httpx.Client]:
 
 
 @pytest.mark.filterwarnings("ignore::samforge.core.errors.PromptWarning")
-@pytest.mark.parametrize(
-    "examples", [8, pytest.param(150, marks=pytest.mark.slow)], ids=["quick", "long"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("examples", [8, 150], ids=["quick", "long"])
 def test_the_document_is_what_the_server_does(
     client: httpx.Client, examples: int, tmp_path: Path
 ) -> None:

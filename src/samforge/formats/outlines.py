@@ -17,8 +17,9 @@ from samforge.core.runs import Crop
 Ring = npt.NDArray[np.float64]
 """(V, 2), x and y of the corners; the last one leads to the first."""
 
-TOLERANCE_PX = 1.0
+MOST_TOLERANCE_PX = 1.0
 """How far a simplified outline may leave the pixels' edges."""
+_TOLERANCE = 0.01  # of the side of a square as large as the mask: small objects stay exact
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,7 +55,11 @@ class Outline:
 
 
 def polygons_from_crop(
-    crop: Crop, top_left: tuple[int, int], *, tolerance_px: float = TOLERANCE_PX
+    crop: Crop,
+    top_left: tuple[int, int],
+    *,
+    tolerance_px: float | None = None,
+    centres: bool = False,
 ) -> Outline:
     """Trace a mask.
 
@@ -63,9 +68,15 @@ def polygons_from_crop(
     Args:
         crop: bool (h, w).
         top_left: Row and column of its first pixel.
-        tolerance_px: See :data:`TOLERANCE_PX`; 0 keeps every corner.
+        tolerance_px: How far the outline may leave the pixels' edges; 0 keeps every corner. None
+            takes a hundredth of the side of a square as large, at most a pixel.
+        centres: Run through the centres of the outermost pixels instead of along their edges, for
+            readers that fill an outline with the pixels on it, as OpenCV's ``fillPoly`` does.
     """
-    rings = [ring + np.array(top_left[::-1]) for ring in _rings(crop)]
+    if tolerance_px is None:
+        tolerance_px = min(MOST_TOLERANCE_PX, _TOLERANCE * float(np.sqrt(crop.sum())))
+    corner = np.array([top_left[1], top_left[0]], np.float64)
+    rings = [ring + corner for ring in _rings(crop)]
     areas = [_signed_area(ring) for ring in rings]
     outer = [(area, ring) for area, ring in zip(areas, rings, strict=True) if area > 0]
     inner = [ring for area, ring in zip(areas, rings, strict=True) if area < 0]
@@ -75,15 +86,23 @@ def polygons_from_crop(
         # The smallest ring around a pixel of the part beside the hole.
         around = [i for i, (_, ring) in enumerate(outer) if _inside(ring, _beside(hole))]
         holes[around[-1]].append(hole)
+
+    def finished(ring: Ring) -> Ring:
+        return simplified(_inset(ring) if centres else ring, tolerance_px)
+
     return Outline(
         parts=tuple(
-            (
-                simplified(ring, tolerance_px),
-                tuple(small for hole in own if len(small := simplified(hole, tolerance_px)) >= 3),
-            )
+            (finished(ring), tuple(map(finished, own)))
             for (_, ring), own in zip(outer, holes, strict=True)
         )
     )
+
+
+def _inset(ring: Ring) -> Ring:
+    """A ring along pixel edges, moved by half a pixel into the mask, which is on its right."""
+    step = np.sign(np.roll(ring, -1, axis=0) - ring)
+    right = np.stack([-step[:, 1], step[:, 0]], axis=1) / 2
+    return ring + right + np.roll(right, 1, axis=0)
 
 
 def simplified(ring: Ring, tolerance_px: float) -> Ring:
