@@ -70,14 +70,14 @@ def percentile(values: Sequence[float], share: float) -> float | None:
     return round(ordered[min(len(ordered) - 1, int(share * len(ordered)))] * 1e3, 2)
 
 
-def form(image: bytes, fields: Sequence[tuple[str, str]]) -> tuple[bytes, str]:
+def form(image: bytes, fields: Sequence[tuple[str, str]], file: str = "image") -> tuple[bytes, str]:
     """A body and its content type."""
     parts = [
         f'--{BOUNDARY}\r\ncontent-disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
         for name, value in fields
     ]
     parts.append(
-        f'--{BOUNDARY}\r\ncontent-disposition: form-data; name="image"; filename="a.png"\r\n'
+        f'--{BOUNDARY}\r\ncontent-disposition: form-data; name="{file}"; filename="a.png"\r\n'
         "content-type: image/png\r\n\r\n".encode()
         + image
         + f"\r\n--{BOUNDARY}--\r\n".encode()
@@ -88,14 +88,15 @@ def form(image: bytes, fields: Sequence[tuple[str, str]]) -> tuple[bytes, str]:
 class Client:
     """One connection that stays open."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, file: str = "image") -> None:
+        self._file = file
         where = urlparse(url)
         self._host, self._port, self._path = where.hostname, where.port, where.path
         self._connection = http.client.HTTPConnection(str(self._host), self._port, timeout=120)
 
     def ask(self, image: bytes, fields: Sequence[tuple[str, str]]) -> tuple[str, bool, bytes]:
         """Status, whether it says when to come again, and the body."""
-        body, kind = form(image, fields)
+        body, kind = form(image, fields, self._file)
         try:
             self._connection.request("POST", self._path, body, {"content-type": kind})
             answer = self._connection.getresponse()
@@ -117,13 +118,14 @@ def closed_loop(
     *,
     clients: int,
     requests: int,
+    file: str = "image",
 ) -> Outcome:
     """So many clients, each of which asks again as soon as it has an answer."""
     outcome, numbers = Outcome(), iter(range(requests))
     lock = threading.Lock()
 
     def work() -> None:
-        client = Client(url)
+        client = Client(url, file)
         while True:
             with lock:
                 number = next(numbers, None)

@@ -42,7 +42,7 @@ from samforge.models.tiny import draw_scene  # noqa: E402
 RESULT = HERE.parent / "results" / "serving.json"
 FIELDS = [("text", "red circle")]
 IMAGES = 240
-ROUNDS, PART = 2, 24
+PART = 24
 
 
 def pictures(folder: Path) -> list[bytes]:
@@ -207,7 +207,7 @@ def offline_rate(segmenter: samforge.Segmenter, images: list[bytes]) -> float:
 
 
 def throughput(
-    bundle: Path, images: list[bytes], others: dict[str, tuple[Path, str]]
+    bundle: Path, images: list[bytes], others: dict[str, tuple[Path, str]], rounds: int
 ) -> dict[str, Any]:
     """16 clients with distinct pictures, in turns with the offline rate and the other servers."""
     rates: dict[str, list[float]] = {}
@@ -216,7 +216,7 @@ def throughput(
         rates.setdefault(name, []).append(round(rate, 3))
         print(name, round(rate, 3), flush=True)
 
-    for number in range(ROUNDS):
+    for number in range(rounds):
         part = images[number * PART : number * PART + PART]
         with samforge.load(bundle) as segmenter:
             offline_rate(segmenter, part[:4])
@@ -233,10 +233,11 @@ def throughput(
             note("samforge", len(part) / outcome.wall)
         for name, (python, script) in others.items():
             with other_server(python, script, bundle) as url:
-                client = Client(url)
+                file = "request" if name == "litserve" else "image"  # it gives fields no names
+                client = Client(url, file)
                 client.ask(images[-1], FIELDS)
                 client.close()
-                outcome = closed_loop(url, part, FIELDS, clients=16, requests=len(part))
+                outcome = closed_loop(url, part, FIELDS, clients=16, requests=len(part), file=file)
                 assert outcome.statuses == {"200": len(part)}, (name, outcome.statuses)
                 note(name, len(part) / outcome.wall)
     best = {name: median(values) for name, values in rates.items()}
@@ -434,6 +435,7 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--litserve", type=Path, help="Python with litserve.")
     parser.add_argument("--ray", type=Path, help="Python with ray[serve].")
+    parser.add_argument("--rounds", type=int, default=3, help="Of throughput.")
     parser.add_argument("--requests", type=int, default=10_000, help="Of the test of memory.")
     parser.add_argument("--only", nargs="*", default=None)
     given = parser.parse_args()
@@ -448,7 +450,7 @@ def main() -> None:
         images = pictures(Path(folder))
         measures: dict[str, Callable[[], dict[str, Any]]] = {
             "added_latency": lambda: added_latency(given.bundle, images),
-            "throughput": lambda: throughput(given.bundle, images, others),
+            "throughput": lambda: throughput(given.bundle, images, others, given.rounds),
             "one_picture": lambda: one_picture(given.bundle, images),
             "overload": lambda: overload(given.bundle, images),
             "signal": lambda: signalled(given.bundle, images),

@@ -1,30 +1,31 @@
-"""LitServe over the library's plain call: ``python with_litserve.py BUNDLE PORT``."""
+"""LitServe over the library's plain call: ``python with_litserve.py BUNDLE PORT``.
 
-from __future__ import annotations
+It reads the types of its arguments as they are: no annotations from the future.
+"""
 
 import sys
 from typing import Any
 
 import litserve as ls
-from fastapi import Request
+from fastapi import UploadFile
 
 import samforge
 
 
 class Predict(ls.LitAPI):
-    """Takes a form with a picture and a phrase."""
+    """Takes a picture."""
 
     def setup(self, device: Any) -> None:  # noqa: ARG002  # LitServe's
         """Load the bundle."""
         self.segmenter = samforge.load(sys.argv[1])
 
-    def decode_request(self, request: Request) -> tuple[bytes, str]:
-        """A picture and a phrase."""
-        return request["image"].file.read(), request["text"]
+    def decode_request(self, request: UploadFile) -> bytes:
+        """A picture; the phrase is the same for all, for a form with both cannot be handed on."""
+        return request.file.read()
 
-    def predict(self, asked: tuple[bytes, str]) -> Any:
+    def predict(self, image: bytes) -> Any:
         """The plain call."""
-        return self.segmenter.predict(asked[0], text=asked[1])
+        return self.segmenter.predict(image, text="red circle")
 
     def encode_response(self, found: Any) -> dict[str, Any]:
         """Runs of pixels."""

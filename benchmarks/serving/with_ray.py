@@ -1,6 +1,7 @@
-"""Ray Serve over the library's plain call: ``python with_ray.py BUNDLE PORT``."""
+"""Ray Serve over the library's plain call: ``python with_ray.py BUNDLE PORT``.
 
-from __future__ import annotations
+It reads the types of its arguments as they are: no annotations from the future.
+"""
 
 import sys
 import time
