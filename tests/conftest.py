@@ -46,6 +46,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture
 def manifest() -> Manifest:
     """A manifest of one part, without files."""
+    return small_manifest()
+
+
+def small_manifest() -> Manifest:
+    """A manifest of one part, without files."""
     spec = PartSpec(
         name="vision",
         inputs=(TensorSpec(name="pixels", dtype="float32", shape=("batch", 3, 28, 28)),),

@@ -5,18 +5,22 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from made_up import made_up_onnx, reseal, stamp
-from tests.conftest import _enliven, _once
+from tests.conftest import _enliven, _once, small_manifest
 
 import samforge
+from samforge.core.detections import Detections
 from samforge.core.images import ImageSpec
-from samforge.core.manifest import Manifest, PartEntry, TextSpec
+from samforge.core.labelled import LabelledImage, Question
+from samforge.core.manifest import PICTURES_NAME, Manifest, PartEntry, TextSpec
+from samforge.core.masks import Masks
 from samforge.core.session import PartSpec, TensorSpec
+from samforge.measure.proof_pictures import write_proof_pictures
 from samforge.models import tiny
 
 CONTEXT, WIDTH, QUERIES = 32, 4, 3
@@ -48,38 +52,76 @@ FAKE_PARTS = (
 @pytest.fixture
 def fake_bundle(manifest: Manifest, tmp_path: Path) -> Callable[..., samforge.Bundle]:
     """Makes a bundle of small ONNX graphs, whose answers depend on their inputs alone."""
+    return partial(_fake_bundle, manifest, tmp_path)
 
-    def make(
-        name: str = "fake",
-        *,
-        precision: str = "fp32",
-        parts: tuple[PartSpec, ...] = FAKE_PARTS,
-        text: bool = True,
-    ) -> samforge.Bundle:
-        root = tmp_path / name
-        (root / "tokenizer").mkdir(parents=True)
-        shutil.copy(tiny.TOKENIZER_PATH, root / "tokenizer" / "tokenizer.json")
-        own = replace(
-            manifest,
-            recipe={"model": "tiny", "precision": precision},
-            image=ImageSpec(size=28),
-            text=TextSpec(
-                context=CONTEXT, pad_id=0, tokenizer="tokenizer/tokenizer.json", synthetic=False
-            )
-            if text
-            else None,
-            parts={
-                part.name: PartEntry(spec=part, artifact=f"parts/{part.name}/{part.name}.onnx")
-                for part in parts
-            },
+
+def _fake_bundle(  # each is a choice of its own
+    manifest: Manifest,
+    folder: Path,
+    name: str = "fake",
+    *,
+    precision: str = "fp32",
+    parts: tuple[PartSpec, ...] = FAKE_PARTS,
+    text: bool = True,
+) -> samforge.Bundle:
+    root = folder / name
+    (root / "tokenizer").mkdir(parents=True)
+    shutil.copy(tiny.TOKENIZER_PATH, root / "tokenizer" / "tokenizer.json")
+    own = replace(
+        manifest,
+        recipe={"model": "tiny", "precision": precision},
+        image=ImageSpec(size=28),
+        text=TextSpec(
+            context=CONTEXT, pad_id=0, tokenizer="tokenizer/tokenizer.json", synthetic=False
         )
-        for part in parts:
-            file = root / own.parts[part.name].artifact
-            file.parent.mkdir(parents=True)
-            file.write_bytes(made_up_onnx(part))
-            stamp(file, own, part.name)
-        reseal(root, own)
-        return samforge.open_bundle(root)
+        if text
+        else None,
+        parts={
+            part.name: PartEntry(spec=part, artifact=f"parts/{part.name}/{part.name}.onnx")
+            for part in parts
+        },
+    )
+    for part in parts:
+        file = root / own.parts[part.name].artifact
+        file.parent.mkdir(parents=True)
+        file.write_bytes(made_up_onnx(part))
+        stamp(file, own, part.name)
+    reseal(root, own)
+    return samforge.open_bundle(root)
+
+
+_EXAMPLES = (
+    TensorSpec(name="boxes_cxcywh", dtype="float32", shape=("batch", "prompts", "boxes", 4)),
+    TensorSpec(name="box_labels", dtype="int64", shape=("batch", "prompts", "boxes")),
+)
+
+
+@pytest.fixture(scope="session")
+def proven_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Makes such a bundle that takes boxes too, and carries what its segmenter found as proof."""
+    folder = tmp_path_factory.mktemp("proven")
+
+    def make(name: str = "fake", *, broken: bool = False, precision: str = "fp32") -> Path:
+        boxes = PartSpec(
+            name="detector_boxes", inputs=(*_PYRAMID, *_TEXT, *_EXAMPLES), outputs=_PREDICTIONS
+        )
+        parts = (*FAKE_PARTS, boxes)
+        bundle = _fake_bundle(small_manifest(), folder, name, precision=precision, parts=parts)
+        pictures = [tiny.draw_scene(number, split="demo").image for number in range(2)]
+        asked = Question(text="star", masks=Masks.empty(pictures[0].shape[:2]))
+        images = [
+            LabelledImage(name=str(number), image_rgb=picture, questions=(asked,))
+            for number, picture in enumerate(pictures)
+        ]
+        with samforge.load(bundle) as segmenter:
+            found = [segmenter.predict(one, text="star") for one in pictures]
+        if broken:
+            found = [Detections.empty(one.size_hw, {"star": 0.1}) for one in found]
+        write_proof_pictures(
+            bundle.root / PICTURES_NAME, images, {(i, 0): one for i, one in enumerate(found)}
+        )
+        reseal(bundle.root, bundle.manifest)
+        return bundle.root
 
     return make
 

@@ -48,13 +48,15 @@ MAY_IMPORT = {
     "labelling": {
         *("labelling", "runtime", "formats", "media", "draw", "workflows", "assembly", "core"),
     },
+    # A server without a wire.
+    "serving": {"serving", "runtime", "formats", "media", "workflows", "assembly", "core"},
 }
 
 DOORS = {
     "samforge",
     *("samforge.draw", "samforge.formats", "samforge.labelling", "samforge.measure"),
     *("samforge.media", "samforge.pipeline", "samforge.rasters", "samforge.report"),
-    *("samforge.runtime", "samforge.transform"),
+    *("samforge.runtime", "samforge.serving", "samforge.transform"),
 }
 """What apps come in by, beside the verbs of workflows and the types of core."""
 

@@ -133,6 +133,32 @@ class OutOfMemory(SamforgeError):
     exit_code = 8
 
 
+class ServiceError(SamforgeError):
+    """A server does not answer: not now, or not in time."""
+
+
+class Overloaded(ServiceError):
+    """More is asked than can be done in time, or the server ends: ask again later."""
+
+    def __init__(self, message: str, *, retry_after_s: float, of_client: bool = False) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+        self.of_client = of_client
+        """Whether this client alone asks too much."""
+
+
+class DeadlineExceeded(ServiceError):
+    """The time that a request was given has passed."""
+
+
+class NotHere(InputError):
+    """What a client names is not at this server, or no longer."""
+
+
+class TooLarge(InputError):
+    """A request is larger than the server's limits allow."""
+
+
 class SamforgeWarning(UserWarning):
     """Base of samforge's warnings."""
 

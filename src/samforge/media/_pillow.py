@@ -22,12 +22,13 @@ Just below the point where Pillow refuses by itself (178,956,970)."""
 _FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF")
 
 
-def rgb_from_file(data: bytes, name: str) -> RgbImage:
+def rgb_from_file(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> RgbImage:
     """Decode an image file.
 
     Args:
         data: The whole file.
         name: What the messages call it.
+        max_pixels: Larger ones are refused.
 
     Raises:
         ImageError: It is no image of a known format, broken, or too large.
@@ -36,7 +37,7 @@ def rgb_from_file(data: bytes, name: str) -> RgbImage:
     if not data:
         raise ImageError(f"{name} is empty: 0 bytes.")
     with _opened(data, name) as image:
-        return rgb_from_pillow(image, name)
+        return rgb_from_pillow(image, name, max_pixels)
 
 
 def _opened(data: bytes, name: str) -> Image.Image:
@@ -74,7 +75,7 @@ def _opened(data: bytes, name: str) -> Image.Image:
     )
 
 
-def rgb_from_pillow(image: Image.Image, name: str) -> RgbImage:
+def rgb_from_pillow(image: Image.Image, name: str, max_pixels: int = MAX_PIXELS) -> RgbImage:
     """Decode, turn upright and convert a Pillow image, which stays as it is.
 
     Raises:
@@ -83,10 +84,10 @@ def rgb_from_pillow(image: Image.Image, name: str) -> RgbImage:
     width, height = image.size
     if width * height == 0:
         raise ImageError(f"{name} has no pixels: it is {width} x {height}.")
-    if width * height > MAX_PIXELS:
+    if width * height > max_pixels:
         raise ImageError(
             f"{name} has {width} x {height} = {width * height:,} pixels, "
-            f"at most {MAX_PIXELS:,} are read. Shrink it or cut it into tiles first."
+            f"at most {max_pixels:,} are read. Shrink it or cut it into tiles first."
         )
     try:
         _load(image)

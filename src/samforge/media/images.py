@@ -37,7 +37,7 @@ SUFFIXES = (
 """File name endings that ``list_images`` takes for images, in lower case."""
 
 
-def read_image(source: ImageSource) -> RgbImage:
+def read_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> RgbImage:
     """Read one image as 8-bit RGB, the way a viewer shows it.
 
     EXIF orientation is applied; grey, palette and CMYK become RGB; transparency is laid on white,
@@ -48,24 +48,25 @@ def read_image(source: ImageSource) -> RgbImage:
         source: A path; the bytes of an image file; a Pillow image; or an array (H, W), (H, W, 1),
             (H, W, 3) or (H, W, 4) in RGB order: uint8, uint16 (0 to 65535), bool, or float within
             0 to 1.
+        max_pixels: Of a file or a Pillow image: larger ones are refused before they are decoded.
 
     Returns:
         (H, W, 3), uint8. It shares memory with an array that already has this form.
 
     Raises:
         ImageError: There is no file, it is no image or broken, it has no pixels or more than
-            ``MAX_PIXELS``, or the array has another form.
+            ``max_pixels``, or the array has another form.
         MissingExtra: It is a HEIC picture, and what reads them is not installed.
     """
     if isinstance(source, np.ndarray):
         return rgb_from_array(source)
     if isinstance(source, Image.Image):
-        return rgb_from_pillow(source, f"The {source.mode} image")
+        return rgb_from_pillow(source, f"The {source.mode} image", max_pixels)
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return rgb_from_file(bytes(source), f"The {len(source)} bytes")
+        return rgb_from_file(bytes(source), f"The {len(source)} bytes", max_pixels)
     if isinstance(source, (str, os.PathLike)):
         path = Path(source)
-        return rgb_from_file(_bytes_of(path), str(path))
+        return rgb_from_file(_bytes_of(path), str(path), max_pixels)
     raise ImageError(
         f"Cannot read an image from {type(source).__name__}. Give a path, the bytes of an image "
         "file, a PIL.Image.Image or a numpy array."

@@ -2,6 +2,7 @@
 
 from samforge.runtime.choose import segmenter_from_sessions
 from samforge.runtime.encoded import EncodedImage
+from samforge.runtime.executor import joined
 from samforge.runtime.features import FeatureExtractor, Features, FeatureStatistics
 from samforge.runtime.follow import follow_video
 from samforge.runtime.postprocess import RawDetections, Thresholds, detections_from_raw
@@ -30,6 +31,7 @@ __all__ = [
     "detections_from_raw",
     "follow_video",
     "image_bchw_from_rgb",
+    "joined",
     "question_from",
     "segment_video",
     "segmenter_from_sessions",

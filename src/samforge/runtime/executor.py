@@ -59,6 +59,27 @@ class Executor(Protocol):
         """Run the vision part on one image."""
         ...
 
+    def encode_images(
+        self, images: Sequence[TakenImage], timings: Timings | None
+    ) -> list[EncodedImage]:
+        """Run the vision part on images, ``most_images`` in a call."""
+        ...
+
+    def answers(
+        self, images: Sequence[EncodedImage], question: Question, timings: Timings | None
+    ) -> list[list[Detections]]:
+        """Ask every phrase of every image and keep the answers apart.
+
+        Args:
+            images: At most ``most_images``.
+            question: What each is asked. ``max_detections`` holds for each phrase by itself.
+            timings: Collects the stages.
+
+        Returns:
+            By image, then by phrase. :func:`joined` makes one image's detections of them.
+        """
+        ...
+
     def encode_text(self, phrases: tuple[str, ...], timings: Timings | None) -> None:
         """Encode phrases that are not known yet, and remember them."""
         ...
@@ -107,6 +128,16 @@ class Executor(Protocol):
     def close(self) -> None:
         """Free the parts."""
         ...
+
+
+def joined(answers: Sequence[Detections], most: int | None) -> Detections:
+    """Answers to the phrases of one question about one image, as one result.
+
+    Args:
+        answers: Phrase by phrase, in the question's order.
+        most: Detections that are given of the image, over all phrases; None for all.
+    """
+    return Detections.concatenate(answers).best(most)
 
 
 def check_sessions(

@@ -17,7 +17,12 @@ from samforge.core.reference import META
 from samforge.core.session import Array, DeviceSession, Session, fixed_axis
 from samforge.core.timing import Timings
 from samforge.runtime.encoded import EncodedImage, Ready, TakenImage
-from samforge.runtime.executor import check_sessions, images_in_a_call, phrases_in_a_call
+from samforge.runtime.executor import (
+    check_sessions,
+    images_in_a_call,
+    joined,
+    phrases_in_a_call,
+)
 from samforge.runtime.postprocess import RawDetections, admitted_queries, detections_from_raw
 from samforge.runtime.preprocess import image_bchw_from_rgb
 from samforge.runtime.question import Question
@@ -89,11 +94,26 @@ class HostExecutor:
 
     def encode(self, image: TakenImage, timings: Timings | None) -> EncodedImage:
         """Run the vision part on one image."""
-        return EncodedImage(
-            features=self._seen([image], timings or Timings()),
-            size_hw=image.size_hw,
-            image_size=self._image.size,
-        )
+        return self.encode_images([image], timings)[0]
+
+    def encode_images(
+        self, images: Sequence[TakenImage], timings: Timings | None
+    ) -> list[EncodedImage]:
+        """Run the vision part on images, as many in a call as pay."""
+        encoded: list[EncodedImage] = []
+        for start in range(0, len(images), self.most_images):
+            group = images[start : start + self.most_images]
+            features = self._seen(group, timings or Timings())
+            for row, image in enumerate(group):
+                # Copies: a view would keep the features of the whole batch alive.
+                own = {
+                    name: array if len(group) == 1 else array[row : row + 1].copy()
+                    for name, array in features.items()
+                }
+                encoded.append(
+                    EncodedImage(features=own, size_hw=image.size_hw, image_size=self._image.size)
+                )
+        return encoded
 
     def encode_text(self, phrases: tuple[str, ...], timings: Timings | None) -> None:
         """Encode phrases that are not known yet."""
@@ -113,6 +133,19 @@ class HostExecutor:
     ) -> list[Detections]:
         """Take a batch of images to detections, some phrases at a time."""
         timings = timings or Timings()
+        found = self._asked(images, question, timings)
+        with timings.stage("post-process"):
+            return [joined(parts, question.most) for parts in found]
+
+    def answers(
+        self, images: Sequence[EncodedImage], question: Question, timings: Timings | None
+    ) -> list[list[Detections]]:
+        """Ask every phrase of every image, some phrases at a time."""
+        return self._asked(images, question, timings or Timings())
+
+    def _asked(
+        self, images: Sequence[Ready], question: Question, timings: Timings
+    ) -> list[list[Detections]]:
         exemplars = question.exemplars
         detector = self._sessions[TEXT.detector if exemplars is None else BOXES.detector]
         wanted = {tensor.name for tensor in detector.spec.inputs}
@@ -133,8 +166,7 @@ class HostExecutor:
                     found[number] += self._found(
                         out, number, image.size_hw, question.part(start, step)
                     )
-        with timings.stage("post-process"):
-            return [Detections.concatenate(parts).best(question.most) for parts in found]
+        return found
 
     def finish(self, begun: list[Detections]) -> list[Detections]:
         """Nothing is left to do."""

@@ -393,6 +393,60 @@ class Segmenter:
         """Wait for what was launched."""
         return self._executor.finish(launched)[0]
 
+    @property
+    def most_images(self) -> int:
+        """Images that go in one call of the parts."""
+        return self._executor.most_images
+
+    def encode_images(
+        self, images: Sequence[ImageSource], *, timings: Timings | None = None
+    ) -> list[EncodedImage]:
+        """Run the vision part on several images, ``most_images`` in a call.
+
+        Raises:
+            ImageError: One cannot be read; its position is named.
+            OutOfMemory: The GPU has no room for them.
+        """
+        self._require_open()
+        take = self._executor.take
+        taken = [
+            one
+            for one in numbered(images, lambda one: take(one, own=False, timings=timings), "list")
+            if isinstance(one, TakenImage)
+        ]
+        return self._executor.encode_images(taken, timings)
+
+    def answers(
+        self,
+        images: Sequence[EncodedImage],
+        question: Question,
+        *,
+        timings: Timings | None = None,
+    ) -> list[list[Detections]]:
+        """Ask every phrase of every image in as few calls as the parts allow.
+
+        For whoever gathers what several callers ask: each phrase has its own thresholds, one may
+        come twice, and the answers are kept apart. :func:`joined` makes of one caller's answers
+        what :meth:`predict` would have given.
+
+        Args:
+            images: Encoded by this segmenter, at most :attr:`most_images`.
+            question: Phrases, or one phrase with boxes; ``max_detections`` holds for each phrase.
+            timings: Collects the stages.
+
+        Returns:
+            By image, then by phrase.
+
+        Raises:
+            ShapeError: An image is of another image size or device.
+            FidelityError: The model's output holds NaN.
+            OutOfMemory: The GPU has no room for the batch.
+        """
+        self._require_open()
+        for image in images:
+            self._ready(image, timings)
+        return self._executor.answers(images, question, timings)
+
     def take(
         self, image: ImageSource, *, own: bool = False, timings: Timings | None = None
     ) -> TakenImage:

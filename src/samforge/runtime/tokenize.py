@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -101,8 +101,8 @@ class PhraseTokenizer:
                 )
             encoding = self._encoded(text)
             row[: len(encoding.ids)] = encoding.ids
-            self._warn_if_truncated(phrase, text, encoding)
-            self._warn_if_unknown(phrase, text, encoding)
+            for remark in self._remarks(phrase, text, encoding):
+                warnings.warn(remark, PromptWarning, stacklevel=2)
         return ids
 
     def _text(self, phrase: object) -> str:
@@ -156,18 +156,23 @@ class PhraseTokenizer:
         """
         return not self._encoded(self._text(phrase)).overflowing
 
-    def _warn_if_truncated(self, phrase: str, text: str, encoding: Encoding) -> None:
-        if not encoding.overflowing:
-            return
-        kept = text[: max(end for _, end in encoding.offsets)].strip()
-        warnings.warn(
-            f"The phrase {phrase!r} is longer than the model's {self.context} tokens: only "
-            f"{kept!r} is used. Shorten it.",
-            PromptWarning,
-            stacklevel=3,
-        )
+    def remarks(self, phrase: str) -> tuple[str, ...]:
+        """What :meth:`encode` warns of: words that the model does not read, or not know.
 
-    def _warn_if_unknown(self, phrase: str, text: str, encoding: Encoding) -> None:
+        Raises:
+            PromptError: It is no text that can be encoded.
+            DamagedBundle: The tokenizer fails on it.
+        """
+        text = self._text(phrase)
+        return tuple(self._remarks(phrase, text, self._encoded(text))) if text else ()
+
+    def _remarks(self, phrase: str, text: str, encoding: Encoding) -> Iterator[str]:
+        if encoding.overflowing:
+            kept = text[: max(end for _, end in encoding.offsets)].strip()
+            yield (
+                f"The phrase {phrase!r} is longer than the model's {self.context} tokens: only "
+                f"{kept!r} is used. Shorten it."
+            )
         words = [
             text[start:end].strip()
             for token, (start, end), mark in zip(
@@ -176,17 +181,14 @@ class PhraseTokenizer:
             # CLIP's unknown token is also its end token: the mask tells them apart.
             if token == self._unknown and not mark
         ]
-        if not words:
-            return
-        known = ""
-        if 0 < len(self.known_words) <= _LISTED_WORDS:
-            known = f" It knows: {', '.join(self.known_words)}."
-        warnings.warn(
-            f"The model does not know {', '.join(map(repr, dict.fromkeys(words)))} of the phrase "
-            f"{phrase!r}, and reads an unknown word instead.{known}",
-            PromptWarning,
-            stacklevel=3,
-        )
+        if words:
+            known = ""
+            if 0 < len(self.known_words) <= _LISTED_WORDS:
+                known = f" It knows: {', '.join(self.known_words)}."
+            yield (
+                f"The model does not know {', '.join(map(repr, dict.fromkeys(words)))} of the "
+                f"phrase {phrase!r}, and reads an unknown word instead.{known}"
+            )
 
 
 def _unusable(phrase: str, path: Path, error: BaseException) -> DamagedBundle:

@@ -77,12 +77,14 @@ class Verification:
     tracker_unproven: bool
     """Whether it has a tracker and carries nothing to hold it to, as older ones do."""
     recorded: bool
-    """Whether the bundle remembers it; False where its folder cannot be written."""
+    """Whether the bundle remembers it; False where it was not to, or cannot be written."""
     digest: str
     """The bundle's digest now: what it remembers is part of it."""
 
 
-def verify(path: str | Path, *, device: str = AUTO, digest: str | None = None) -> Verification:
+def verify(
+    path: str | Path, *, device: str = AUTO, digest: str | None = None, record: bool = True
+) -> Verification:
     """Hold a bundle to what fp32 gave when it was built, here, and remember that it held.
 
     Parts run on the tensors that bundles for other machines carry. Then the segmenter that
@@ -96,6 +98,7 @@ def verify(path: str | Path, *, device: str = AUTO, digest: str | None = None) -
         path: The bundle's folder.
         device: Where to run, as ``samforge.load`` takes it.
         digest: The bundle's digest, as a build prints it: any other bundle is refused.
+        record: Whether the bundle is to remember it. A server leaves what it serves as it is.
 
     Returns:
         What each part gave, and what the segmenter found, compared with fp32.
@@ -129,7 +132,7 @@ def verify(path: str | Path, *, device: str = AUTO, digest: str | None = None) -
         held["feature_cosine"] = limit
     figures = [{"part": one.part, **one.fidelity.to_dict()} for one in tensors]
     figures += answers.figures()
-    after = _recorded(bundle, figures, processor, seconds, held)
+    after = _recorded(bundle, figures, processor, seconds, held) if record else None
     reached = {one.gate: one.interval.value for one in judged}
     if answers.tracking is not None:
         reached |= answers.tracking.measured

@@ -29,6 +29,7 @@ from samforge.apps.cli.output import (
 )
 from samforge.apps.cli.predict import predict
 from samforge.apps.cli.raster import raster
+from samforge.apps.cli.serve import serve
 from samforge.apps.cli.verify import verify
 from samforge.apps.cli.video import video
 from samforge.core.native import error_from_system
@@ -42,7 +43,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for command in (
-    *(demo, build, predict, video, label, raster, features, inspect, compare, verify),
+    *(demo, build, predict, video, label, raster, serve, features, inspect, compare, verify),
     *(mesh_compare, bench, doctor),
 ):
     app.command(command.__name__.replace("_", "-"))(command)

@@ -30,7 +30,12 @@ from samforge.runtime.device.session import placed, run
 from samforge.runtime.device.tracker import DeviceTrackerParts
 from samforge.runtime.device.transfer import Uploader
 from samforge.runtime.encoded import EncodedImage, Ready, TakenImage
-from samforge.runtime.executor import check_sessions, images_in_a_call, phrases_in_a_call
+from samforge.runtime.executor import (
+    check_sessions,
+    images_in_a_call,
+    joined,
+    phrases_in_a_call,
+)
 from samforge.runtime.question import Question, question_from
 from samforge.runtime.tokenize import PhraseTokenizer
 from samforge.runtime.tracking.host_parts import facts_from_sessions
@@ -138,19 +143,54 @@ class DeviceExecutor(OfOneProcess):
 
     def encode(self, image: TakenImage, timings: Timings | None) -> EncodedImage:
         """Run the vision part on one image."""
+        return self.encode_images([image], timings)[0]
+
+    def encode_images(
+        self, images: Sequence[TakenImage], timings: Timings | None
+    ) -> list[EncodedImage]:
+        """Run the vision part on images, as many in a call as pay."""
         marks = self._marks(timings)
+        encoded: list[EncodedImage] = []
         with self._here():
-            features = self._vision([image.rgb], marks)
-            # The graph's next replay writes into its own outputs.
-            kept = {name: tensor.clone() for name, tensor in features.items()}
+            for start in range(0, len(images), self.most_images):
+                group = images[start : start + self.most_images]
+                features = self._vision([image.rgb for image in group], marks)
+                for row, image in enumerate(group):
+                    # The graph's next replay writes into its own outputs.
+                    kept = {key: one[row : row + 1].clone() for key, one in features.items()}
+                    encoded.append(
+                        EncodedImage(
+                            features=kept,
+                            size_hw=image.size_hw,
+                            image_size=self._image.size,
+                            device=self.device,
+                        )
+                    )
             self._upload.wait()  # what the caller holds may change from now on
             marks.add()
-        return EncodedImage(
-            features=kept,
-            size_hw=image.size_hw,
-            image_size=self._image.size,
-            device=self.device,
-        )
+        return encoded
+
+    def answers(
+        self, images: Sequence[EncodedImage], question: Question, timings: Timings | None
+    ) -> list[list[Detections]]:
+        """Ask every phrase of every image, some phrases at a time."""
+        marks = self._marks(timings)
+        name = (TEXT if question.exemplars is None else BOXES).detector
+        sizes = tuple(image.size_hw for image in images)
+        found: list[list[Detections]] = [[] for _ in images]
+        with self._here():
+            self._fill([image.features for image in images])
+            marks.begin()
+            step = self._prompt_batch or phrases_in_a_call(self._sessions[name], len(images))
+            for start in range(0, len(question.phrases), step):
+                part = question.part(start, step)
+                asked = Asked(question=part, sizes_hw=sizes, apart=True)
+                pending = self._detect(name, asked, marks, alone=True)
+                for image, phrases in enumerate(self._reader.apart(pending)):
+                    found[image] += phrases
+            marks.end("post-process")
+            marks.add()
+        return found
 
     def encode_text(self, phrases: tuple[str, ...], timings: Timings | None) -> None:
         """Encode phrases that are not known yet."""
@@ -202,10 +242,7 @@ class DeviceExecutor(OfOneProcess):
                 return last
             parts = [*begun.done, last]
             most = begun.parts[-1].asked.question.most
-            return [
-                Detections.concatenate([part[image] for part in parts]).best(most)
-                for image in range(len(last))
-            ]
+            return [joined([part[image] for part in parts], most) for image in range(len(last))]
 
     def tracker(self, needs: Sequence[str], digest: str) -> DeviceTrackerParts:
         """What runs the tracker's parts."""

@@ -17,6 +17,7 @@ from samforge.runtime.device.places import Places, places_from_reach, places_on_
 from samforge.runtime.device.reach import reach
 from samforge.runtime.device.results import (
     Found,
+    answers_from_joined,
     chosen_from_found,
     detections_from_found,
     found_from_summary,
@@ -43,6 +44,8 @@ class Asked:
     """The same of every image."""
     sizes_hw: tuple[tuple[int, int], ...]
     """Height and width of each image, pixels."""
+    apart: bool = False
+    """Whether ``max_detections`` holds for each phrase by itself, or for all of an image."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -194,7 +197,9 @@ class ResultReader:
             pending.ready.synchronize()
         question = pending.asked.question
         found = found_from_summary(pending.scores)
-        chosen, cut_off = chosen_from_found(found, question.thresholds, question.most)
+        chosen, cut_off = chosen_from_found(
+            found, question.thresholds, question.most, apart=pending.asked.apart
+        )
         limit = mask_limit(question.mask, self._reference)
         images = range(len(pending.asked.sizes_hw))
         places = tuple(self._places(pending, chosen, image) for image in images)
@@ -239,3 +244,17 @@ class ResultReader:
             )
             bits.wait()
             yield detections
+
+    def apart(self, pending: InFlight) -> Iterator[list[Detections]]:
+        """The same, of each image phrase by phrase."""
+        arriving = self._arriving(pending)
+        question = pending.asked.question
+        for image, detections in enumerate(self.detections(pending)):
+            yield answers_from_joined(
+                detections,
+                arriving.found,
+                arriving.chosen,
+                question.thresholds,
+                question.phrases,
+                image,
+            )

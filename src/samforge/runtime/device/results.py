@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -129,8 +129,36 @@ def detections_from_found(
     )
 
 
+def answers_from_joined(  # all that is known of a batch
+    joined: Detections,
+    found: Found,
+    chosen: Mapping[tuple[int, int], npt.NDArray[np.intp]],
+    thresholds: Sequence[Thresholds],
+    labels: tuple[str, ...],
+    image: int,
+) -> list[Detections]:
+    """Take the detections of one image apart again, phrase by phrase."""
+    answers, start = [], 0
+    for phrase, label in enumerate(labels):
+        count = len(chosen[image, phrase])
+        scores = found.scores[image, phrase]
+        answers.append(
+            replace(
+                joined[start : start + count],
+                best_scores={label: float(scores.max())},
+                cut_off=len(admitted(scores, thresholds[phrase].score)) - count,
+            )
+        )
+        start += count
+    return answers
+
+
 def chosen_from_found(
-    found: Found, thresholds: Sequence[Thresholds], most: int | None = None
+    found: Found,
+    thresholds: Sequence[Thresholds],
+    most: int | None = None,
+    *,
+    apart: bool = False,
 ) -> tuple[dict[tuple[int, int], npt.NDArray[np.intp]], tuple[int, ...]]:
     """Choose queries.
 
@@ -138,6 +166,7 @@ def chosen_from_found(
         found: Scores of the batch.
         thresholds: One for each phrase.
         most: Detections of an image, over all phrases; None for all.
+        apart: Whether each phrase has a most of its own instead, with its thresholds.
 
     Returns:
         Admitted queries by image and phrase, and how many each image has beyond the most wanted.
@@ -149,7 +178,11 @@ def chosen_from_found(
         scores = found.scores[image]
         queries = [admitted(scores[phrase], thresholds[phrase].score) for phrase in range(phrases)]
         count = sum(map(len, queries))
-        if most is not None and count > most:
+        if apart:
+            queries = [
+                one[: own.max_detections] for one, own in zip(queries, thresholds, strict=True)
+            ]
+        elif most is not None and count > most:
             queries = _best(scores, queries, most)
         chosen |= {(image, phrase): one for phrase, one in enumerate(queries)}
         cut_off.append(count - sum(map(len, queries)))

@@ -1,0 +1,1 @@
+"""``samforge serve``: HTTP over :mod:`samforge.serving`."""

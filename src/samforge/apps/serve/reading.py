@@ -1,0 +1,188 @@
+"""From a request's body to a picture and a question: JSON with base64, or a form with files."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import json
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from fastapi import Request
+from pydantic import BaseModel
+from starlette.datastructures import FormData, UploadFile
+
+from samforge.apps.serve.bodies import AskBody, SegmentBody
+from samforge.apps.serve.problems import Refused
+from samforge.core.detections import Detections
+from samforge.core.errors import ImageError, PromptError, SettingError
+from samforge.runtime import ObjectPrompt
+from samforge.serving import Ask, Picture, Service
+
+Body = TypeVar("Body", bound=BaseModel)
+_TEXTS = {"text", "model", "image_id", "masks", "earlier"}
+"""Fields of a form that are text as they stand; the others are read as JSON."""
+_MOST_FIELDS = 256
+SMALL_BYTES = 1 << 18
+"""What is read at once: a thread of its own costs more than a millisecond of the event loop."""
+
+
+async def body_of(request: Request, kind: type[Body]) -> tuple[Body, bytes | None]:
+    """The fields of a request, and its picture where that came as a file.
+
+    Raises:
+        Refused: It is neither JSON nor a form.
+        ValidationError: A field is missing, of another type, or unknown.
+    """
+    content = content_type(request)
+    if content == "application/json":
+        text = await request.body()
+        if len(text) < SMALL_BYTES:
+            return kind.model_validate_json(text), None
+        return await asyncio.to_thread(kind.model_validate_json, text), None
+    if content != "multipart/form-data":
+        raise Refused(
+            415,
+            f"The body is {content[:80] or 'of no content type'}. Send application/json with the "
+            "picture as base64, or multipart/form-data with it as a file.",
+        )
+    async with request.form(max_files=4, max_fields=_MOST_FIELDS) as form:
+        fields, file = fields_of(form, "image")
+        data = None if file is None else await file.read()
+    if data is not None and "image" in kind.model_fields:
+        fields.setdefault("image", "")
+    return kind.model_validate(fields), data
+
+
+def content_type(request: Request) -> str:
+    """Without its parameters, in lower case."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def fields_of(form: FormData, file_name: str) -> tuple[dict[str, Any], UploadFile | None]:
+    """The fields of a form as JSON has them, and its one file.
+
+    Raises:
+        Refused: Another field is a file.
+        SettingError: A field is not JSON.
+    """
+    file: UploadFile | None = None
+    fields: dict[str, Any] = {}
+    for name in dict.fromkeys(form.keys()):
+        values = form.getlist(name)
+        if name == file_name and isinstance(values[0], UploadFile):
+            file = values[0]
+        elif any(isinstance(value, UploadFile) for value in values):
+            raise Refused(422, f"{name[:40]} came as a file. Only {file_name} is one.")
+        elif name == "text":
+            fields[name] = [str(value) for value in values]
+        else:
+            fields[name] = _value(name, str(values[-1]))
+    return fields, file
+
+
+def _value(name: str, text: str) -> Any:
+    """A field of a form: JSON, but for those that are text."""
+    if name in _TEXTS and not (name == "earlier" and text.lstrip().startswith("[")):
+        return text
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise SettingError(
+            f"The field {name[:40]} is JSON in a form, got {text!r:.80}. Boxes are "
+            "[[left, top, right, bottom]], for one."
+        ) from error
+
+
+async def picture_from(service: Service, body: SegmentBody, file: bytes | None) -> Picture:
+    """The picture that a request is about.
+
+    Raises:
+        ImageError: There is none, or more than one, or it is not base64.
+        NotHere: Nothing is kept under its id.
+    """
+    given = [name for name, one in (("image", body.image), ("image_id", body.image_id)) if one]
+    if file is not None and "image" not in given:
+        given.append("image")
+    if len(given) != 1:
+        raise ImageError(
+            f"The request brings {' and '.join(given) or 'no picture'}. Send one picture: a file "
+            "or base64 as image, or an image_id."
+        )
+    if body.image_id:
+        return service.pictures.get(body.image_id)
+    return await picture_from_data(file if file is not None else str(body.image))
+
+
+async def picture_from_data(data: bytes | str) -> Picture:
+    """A picture from its file, or from that as base64 or data URI; hashed beside the event loop.
+
+    Raises:
+        ImageError: It is not base64.
+    """
+    if len(data) < SMALL_BYTES:
+        return _hashed(data)
+    return await asyncio.to_thread(_hashed, data)
+
+
+def _hashed(data: bytes | str) -> Picture:
+    return Picture.of(data if isinstance(data, bytes) else bytes_from_base64(data))
+
+
+def bytes_from_base64(text: str) -> bytes:
+    """Bytes of base64, alone or behind ``data:image/…;base64,``.
+
+    Raises:
+        ImageError: It is something else.
+    """
+    if text.startswith(("http://", "https://", "ftp://", "file:")):
+        raise ImageError("image is a URL, and this server fetches none. Send the file itself.")
+    if text.startswith("data:"):
+        head, _, text = text.partition(",")
+        if not head.endswith(";base64"):
+            raise ImageError(f"The data URI begins {head[:40]!r}. Send data:image/png;base64,….")
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ImageError(f"image is not base64: {error}. Send the file's bytes as it.") from error
+
+
+def ask_from(service: Service, body: AskBody) -> Ask:
+    """The question of a request.
+
+    Raises:
+        PromptError: Prompts exclude each other, or do not fit.
+        NotHere: What clicks correct is not kept.
+    """
+    return Ask(
+        text=(body.text,) if isinstance(body.text, str) else _tuple(body.text),
+        boxes_xyxy=body.boxes_xyxy,
+        box_labels=body.box_labels,
+        objects=tuple(
+            ObjectPrompt(points=one.points, labels=one.labels, box_xyxy=one.box_xyxy)
+            for one in body.objects or ()
+        ),
+        earlier=_earlier(service, body),
+        candidates=body.candidates,
+        threshold=tuple(body.threshold) if isinstance(body.threshold, list) else body.threshold,
+        mask_threshold=body.mask_threshold,
+        max_detections=body.max_detections,
+    )
+
+
+def _tuple(text: list[str] | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(text)
+
+
+def _earlier(service: Service, body: AskBody) -> Detections | None:
+    if body.earlier is None or isinstance(body.earlier, str):
+        return None if body.earlier is None else service.answers.get(body.earlier)
+    if not body.earlier:
+        raise PromptError("earlier is empty. Give a mask for each object, or leave it out.")
+    rles: list[Mapping[str, Any]] = [one.rle.model_dump() for one in body.earlier]
+    size = tuple(rles[0]["size"])
+    rows = [
+        {"segmentation": rle, "category_name": f"object {row + 1}"} for row, rle in enumerate(rles)
+    ]
+    return Detections.from_coco(rows, (size[0], size[1]))

@@ -1,0 +1,203 @@
+"""One bundle of a server: proven on this machine, then loaded, then asked."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from samforge.assembly import load, tokenizer_from_bundle
+from samforge.core.bundle import Bundle, open_bundle
+from samforge.core.devices import AUTO
+from samforge.core.errors import DamagedBundle, Overloaded, SamforgeError
+from samforge.core.native import error_of_item
+from samforge.serving.cache import EncodingCache
+from samforge.serving.limits import Limits
+from samforge.serving.scheduler import Read, Scheduler
+from samforge.serving.watching import Watcher
+from samforge.workflows.verify import Verification, verify
+
+_LOG = logging.getLogger("samforge.serving")
+
+
+class State(StrEnum):
+    """How far a bundle has come."""
+
+    VERIFYING = "verifying"
+    LOADING = "loading"
+    READY = "ready"
+    FAILED = "failed"
+    CLOSED = "closed"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Served:
+    """A bundle to serve."""
+
+    name: str
+    """What clients call it."""
+    path: Path
+    """Its folder."""
+    devices: tuple[str, ...] = (AUTO,)
+    """Where to run it, as ``samforge.load`` takes it; each gets a copy of its own."""
+    threads: int | None = None
+    """Processor threads of each session; None for the runtime's own choice."""
+    digests: tuple[str, ...] = ()
+    """Where there are some, a bundle of any other digest is refused."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Proof:
+    """What verification on this machine gave."""
+
+    verifications: tuple[Verification, ...] = ()
+    """One for each device."""
+    error: SamforgeError | None = None
+    """Why the bundle is not served."""
+    seconds: float = 0.0
+    """What verifying and loading took."""
+
+
+class Model:
+    """A bundle, its state and, once it is ready, what answers for it."""
+
+    def __init__(
+        self,
+        served: Served,
+        read: Read,
+        *,
+        limits: Limits,
+        cache: EncodingCache,
+        watcher: Watcher | None = None,
+    ) -> None:
+        """Open a bundle; :meth:`start` makes it ready.
+
+        Raises:
+            BundleError: It is none, damaged, or another than the one of the digest.
+        """
+        self.name = served.name
+        self.served = served
+        self.bundle: Bundle = _opened(served)
+        self._tokenizer = tokenizer_from_bundle(self.bundle)
+        self.state = State.VERIFYING
+        self.proof = Proof()
+        self.processors: tuple[str, ...] = ()
+        self.scheduler: Scheduler | None = None
+        self._read, self._limits, self._cache, self._watcher = read, limits, cache, watcher
+        self._thread = threading.Thread(
+            target=self._make_ready, name=f"verify {self.name}", daemon=True
+        )
+        self._lock = threading.Lock()
+
+    @property
+    def digest(self) -> str:
+        """Of the bundle: it names every answer."""
+        return self.bundle.digest
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What it can run."""
+        return tuple(self.bundle.manifest.parts)
+
+    def start(self) -> None:
+        """Verify and load in a thread of its own."""
+        self._thread.start()
+
+    def wait(self) -> State:
+        """Wait until it is ready, or failed."""
+        self._thread.join()
+        return self.state
+
+    def require(self) -> Scheduler:
+        """What answers.
+
+        Raises:
+            Overloaded: The bundle is not proven on this machine, yet or at all.
+        """
+        if self.scheduler is None or self.state is not State.READY:
+            why = f": {self.proof.error}" if self.proof.error is not None else "."
+            raise Overloaded(
+                f"The bundle {self.name} is {self.state}, and answers once it has held its proof "
+                f"on this machine{why}",
+                retry_after_s=30.0 if self.state is State.FAILED else 5.0,
+            )
+        return self.scheduler
+
+    def verdict(self) -> dict[str, Any]:
+        """What answers say of the proof."""
+        found = self.proof.verifications
+        return {
+            "held": self.state is State.READY,
+            "gates": {
+                gate: {"figure": value, "limit": limit}
+                for one in found
+                for gate, (value, limit) in one.gates.items()
+            },
+            "processor": ", ".join(dict.fromkeys(one.processor for one in found)),
+        }
+
+    def remarks(self, phrases: Iterable[str]) -> list[str]:
+        """What the model does not read of phrases, or not know."""
+        return [remark for one in phrases for remark in self._tokenizer.remarks(one)]
+
+    def close(self) -> None:
+        """Stop, and free the parts."""
+        with self._lock:
+            scheduler, self.scheduler = self.scheduler, None
+            self.state = State.CLOSED
+        if scheduler is not None:
+            scheduler.close()
+
+    def _make_ready(self) -> None:
+        start = time.monotonic()
+        try:
+            self._verify_and_load()
+        except Exception as error:  # noqa: BLE001  # told by /health/ready, and in the log
+            self.proof.error = error_of_item(error)
+            self.state = State.FAILED
+            _LOG.exception("bundle %s is not served", self.name)
+        self.proof.seconds = time.monotonic() - start
+
+    def _verify_and_load(self) -> None:
+        served = self.served
+        self.proof.verifications = tuple(
+            verify(served.path, device=device, digest=self.digest, record=False)
+            for device in dict.fromkeys(served.devices)
+        )
+        self.state = State.LOADING
+        # What was opened is what was verified, file by file: both have one digest.
+        segmenters = [
+            load(self.bundle, device=device, threads=served.threads, digest=self.digest)
+            for device in served.devices
+        ]
+        self.processors = tuple(one.processor for one in segmenters)
+        with self._lock:
+            if self.state is State.CLOSED:
+                for one in segmenters:
+                    one.close()
+                return
+            self.scheduler = Scheduler(
+                segmenters,
+                self._read,
+                digest=self.digest,
+                limits=self._limits,
+                cache=self._cache,
+                watcher=self._watcher,
+            )
+            self.state = State.READY
+        _LOG.info("bundle %s is ready", self.name)
+
+
+def _opened(served: Served) -> Bundle:
+    bundle = open_bundle(served.path)
+    if served.digests and bundle.digest not in served.digests:
+        raise DamagedBundle(
+            f"{bundle.root} is none of the bundles that were asked for: its digest is "
+            f"{bundle.digest}. Review it, and pin that."
+        )
+    return bundle

@@ -1,0 +1,306 @@
+"""Two stages over any number of segmenters: a picture is encoded once, then asked by everybody.
+
+decode threads -> encode (batches of distinct pictures) -> detect (pairs of picture and phrase, of
+any jobs). Before each stage, jobs that are late or whose clients left are taken out.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from samforge.core.errors import DeadlineExceeded, Overloaded
+from samforge.core.images import RgbImage
+from samforge.runtime import Segmenter
+from samforge.serving.admission import Admission, Pace, Refusal
+from samforge.serving.cache import EncodingCache
+from samforge.serving.encoding import Encoding
+from samforge.serving.groups import Group
+from samforge.serving.jobs import Job, Picture, Ticket
+from samforge.serving.limits import Limits
+from samforge.serving.lines import Lines
+from samforge.serving.watching import Load, Unwatched, Watcher
+
+_DECODERS = 2
+Read = Callable[[Picture], RgbImage]
+
+
+class Scheduler:
+    """Accepts jobs from any thread and answers them through futures."""
+
+    def __init__(
+        self,
+        segmenters: Sequence[Segmenter],
+        read: Read,
+        *,
+        digest: str = "",
+        limits: Limits | None = None,
+        cache: EncodingCache | None = None,
+        watcher: Watcher | None = None,
+    ) -> None:
+        """Start the threads.
+
+        Args:
+            segmenters: Of one bundle, one for each device.
+            read: Decodes a picture.
+            digest: Of the bundle: encodings are kept under it.
+            limits: What is accepted.
+            cache: Keeps encodings, for several schedulers together.
+            watcher: Hears of what happens.
+        """
+        self._limits = limits or Limits()
+        self._segmenters = tuple(segmenters)
+        self._read = read
+        cache = EncodingCache(self._limits.cache_bytes) if cache is None else cache
+        self._lines = Lines([one.device for one in self._segmenters], cache, digest)
+        self._watcher = watcher or Unwatched()
+        self._changed = threading.Condition()
+        self._admission = Admission(self._limits)
+        self._encode_pace, self._detect_pace = Pace(), Pace()
+        self._closing = self._stopped = False
+        self._open: set[Ticket] = set()
+        # Decoded pictures that wait: enough that no segmenter does, and no more than that.
+        self._most_decoded = sum(2 * one.most_images for one in self._segmenters)
+        self._threads = [
+            threading.Thread(target=self._decode, name="decode", daemon=True)
+            for _ in range(_DECODERS)
+        ]
+        self._threads += [
+            threading.Thread(target=self._work, args=(index,), name=f"segment {index}", daemon=True)
+            for index in range(len(self._segmenters))
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def workers(self) -> int:
+        """How many segmenters there are."""
+        return len(self._segmenters)
+
+    def submit(self, job: Job) -> Ticket:
+        """Accept a job.
+
+        Returns:
+            What its client waits with: ``future`` has the answer, and cancelling it is leaving.
+
+        Raises:
+            Overloaded: It cannot be answered in time, or too much waits already.
+        """
+        with self._changed:
+            try:
+                self._check(job)
+            except Refusal as refusal:
+                self._watcher.refused(refusal.reason)
+                raise
+            ticket = Ticket(job=job)
+            self._admission.add(job)
+            self._open.add(ticket)
+            known = self._lines.place(ticket)
+            self._changed.notify_all()
+        if known is not None:
+            self._watcher.looked_up(known=known)
+        # Outside the lock: the future calls it at once where it is done already.
+        ticket.future.add_done_callback(lambda _: self._ended(ticket))
+        return ticket
+
+    def load(self) -> Load:
+        """How much there is to do."""
+        with self._changed:
+            return Load(
+                waiting=self._admission.waiting,
+                to_decode=len(self._lines.to_decode),
+                to_encode=len(self._lines.to_encode),
+                to_detect=sum(map(len, self._lines.to_detect.values())),
+                expected_s=self._expected_s(),
+                closing=self._closing,
+            )
+
+    def forget(self, picture: str) -> None:
+        """Drop the encoding of a picture."""
+        self._lines.forget(picture)
+
+    def is_alive(self) -> bool:
+        """Whether every thread runs."""
+        return all(thread.is_alive() for thread in self._threads)
+
+    def drain(self, seconds: float) -> bool:
+        """Accept nothing more, and wait for what was accepted.
+
+        Returns:
+            Whether all of it was answered in time.
+        """
+        end = time.monotonic() + seconds
+        with self._changed:
+            self._closing = True
+            while self._open:
+                left = end - time.monotonic()
+                if left <= 0:
+                    return False
+                self._changed.wait(left)
+        return True
+
+    def close(self) -> None:
+        """Stop at once: what waits is refused, and the segmenters are closed."""
+        with self._changed:
+            self._closing = self._stopped = True
+            left = list(self._open)
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+        for ticket in left:
+            ticket.fail(Overloaded("The server has ended. Ask it again later.", retry_after_s=5.0))
+        for segmenter in self._segmenters:
+            segmenter.close()
+
+    # --- acceptance, under the lock
+
+    def _check(self, job: Job) -> None:
+        if self._closing:
+            raise Refusal("The server is ending. Ask it again later.", "closing", 5.0)
+        self._admission.check(job, self._expected_s(job))
+
+    def _expected_s(self, job: Job | None = None) -> float:
+        """Seconds until everything that waits is done, and a job that comes now."""
+        pictures = len(self._lines.encodings)
+        asked = self._admission.waiting
+        if job is not None:
+            asked += 1
+            pictures += job.picture is not None and not self._lines.is_known(job.picture)
+        total = pictures * self._encode_pace.seconds + asked * self._detect_pace.seconds
+        return total / len(self._segmenters)
+
+    def _ended(self, ticket: Ticket) -> None:
+        """A job was answered, failed, or its client left: what it took is free."""
+        with self._changed:
+            self._open.discard(ticket)
+            self._admission.remove(ticket.job)
+            self._lines.leave(ticket)
+            self._changed.notify_all()
+        self._watcher.ended(_outcome(ticket.future), ticket.spent)
+
+    # --- the threads
+
+    def _decode(self) -> None:
+        while True:
+            with self._changed:
+                while (encoding := self._next_to_decode()) is None:
+                    if self._stopped:
+                        return
+                    self._changed.wait()
+            self._decoded(encoding)
+            del encoding  # its pixels are not this thread's to keep while it waits
+
+    def _next_to_decode(self) -> Encoding | None:
+        if len(self._lines.to_encode) >= self._most_decoded or self._stopped:
+            return None
+        return self._lines.next_to_decode()
+
+    def _decoded(self, encoding: Encoding) -> None:
+        start = time.monotonic()
+        try:
+            rgb = self._read(encoding.picture)
+        except Exception as error:  # noqa: BLE001  # told to those who sent it
+            self._failed(encoding, error)
+            return
+        with self._changed:
+            self._lines.decoded(encoding, rgb, (time.monotonic() - start) * 1e3)
+            self._changed.notify_all()
+
+    def _failed(self, encoding: Encoding, error: Exception) -> None:
+        with self._changed:
+            tickets = self._lines.failed(encoding)
+        for ticket in tickets:
+            ticket.fail(error)
+
+    def _work(self, index: int) -> None:
+        asks: bool | None = True
+        while asks is not None:
+            asks = self._step(index, asks=asks)
+
+    def _step(self, index: int, *, asks: bool) -> bool | None:
+        """Do the next thing: what it is of is free when this returns, and not when the next comes.
+
+        Returns:
+            Whether the detector's turn is next, where both stages have work; None at the end.
+        """
+        with self._changed:
+            while (batch := self._next(index, asks=asks)) is None:
+                if self._stopped:
+                    return None
+                self._changed.wait()
+        if isinstance(batch, Group):
+            self._ask(self._segmenters[index], batch)
+            return False
+        self._encode(self._segmenters[index], batch)
+        return True
+
+    def _next(self, index: int, *, asks: bool) -> Group | list[Encoding] | None:
+        if self._stopped:
+            return None
+        if asks:
+            return self._next_group(index) or self._next_pictures(index)
+        return self._next_pictures(index) or self._next_group(index)
+
+    def _next_pictures(self, index: int) -> list[Encoding] | None:
+        batch = self._lines.next_pictures(self._segmenters[index].most_images)
+        if batch:
+            self._changed.notify_all()  # there is room for decoded ones
+        return batch
+
+    def _next_group(self, index: int) -> Group | None:
+        one = self._segmenters[index]
+        return self._lines.next_group(
+            index, one.device, images=one.most_images, rows=self._limits.phrases
+        )
+
+    def _encode(self, segmenter: Segmenter, batch: Sequence[Encoding]) -> None:
+        start = time.monotonic()
+        try:
+            encoded = segmenter.encode_images([one.rgb for one in batch if one.rgb is not None])
+        except Exception as error:  # noqa: BLE001  # told to those who asked
+            if len(batch) == 1:
+                self._failed(batch[0], error)
+            else:  # one of them may be at fault, or all together too large
+                for one in batch:
+                    self._encode(segmenter, [one])
+            return
+        seconds = time.monotonic() - start
+        self._watcher.encoded(len(batch), seconds * 1e3)
+        with self._changed:
+            self._encode_pace.took(seconds, len(batch))
+            for one, features in zip(batch, encoded, strict=True):
+                self._lines.encoded(one, features, seconds * 1e3)
+            self._changed.notify_all()
+
+    def _ask(self, segmenter: Segmenter, group: Group) -> None:
+        start = time.monotonic()
+        try:
+            results = group.run(segmenter)
+        except Exception as error:  # noqa: BLE001  # told to those who asked
+            if len(group.tickets) == 1:
+                group.tickets[0].fail(error)
+            else:  # a fault of one is not the others'
+                for ticket in group.tickets:
+                    if ticket.is_live():
+                        self._ask(segmenter, Group.of(ticket))
+            return
+        seconds = time.monotonic() - start
+        self._watcher.detected(len(group.tickets), group.pairs, seconds * 1e3)
+        with self._changed:
+            self._detect_pace.took(seconds, len(group.tickets))
+        for ticket, result in zip(group.tickets, results, strict=True):
+            ticket.spent.detect = seconds * 1e3
+            ticket.encoded = None
+            ticket.answer(result)
+
+
+def _outcome(future: Future[Any]) -> str:
+    if future.cancelled():
+        return "left"
+    error = future.exception()
+    if error is None:
+        return "answered"
+    return "late" if isinstance(error, DeadlineExceeded) else "failed"
