@@ -1,5 +1,6 @@
 """Detections and labels as files of other tools: COCO, LVIS, SA-Co, YOLO, tracks, maps, …"""
 
+from samforge.formats.brush import brush_rle
 from samforge.formats.coco_data import CocoData, coco_data_from_file
 from samforge.formats.coco_dataset import coco_dataset
 from samforge.formats.coco_stream import CocoStream
@@ -12,6 +13,7 @@ from samforge.formats.geo_features import (
 from samforge.formats.geo_writer import geo_writer
 from samforge.formats.label_formats import LABEL_FORMATS, label_writer
 from samforge.formats.labels import DataSet, LabelledObject, LabelledPicture, LabelWriter
+from samforge.formats.rings import pixel_rings_from_crop, rings_from_crop
 from samforge.formats.tracks import TRACK_SUFFIXES, TrackWriter
 from samforge.formats.video_data import VideoData, video_data_from_file
 
@@ -30,9 +32,12 @@ __all__ = [
     "LabelledPicture",
     "TrackWriter",
     "VideoData",
+    "brush_rle",
     "coco_data_from_file",
     "coco_dataset",
     "geo_writer",
     "label_writer",
+    "pixel_rings_from_crop",
+    "rings_from_crop",
     "video_data_from_file",
 ]

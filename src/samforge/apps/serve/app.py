@@ -9,17 +9,24 @@ from typing import Any
 from fastapi import FastAPI
 
 import samforge
+from samforge.apps.serve.dialects.labelstudio import labelstudio_router
+from samforge.apps.serve.dialects.roboflow import roboflow_router
+from samforge.apps.serve.dialects.xanylabeling import xanylabeling_router
 from samforge.apps.serve.door import Door, Scope, Tokens
 from samforge.apps.serve.health import health_router
 from samforge.apps.serve.metrics import Metrics
 from samforge.apps.serve.native import native_router
 from samforge.apps.serve.oip import oip_router
+from samforge.apps.serve.page import page_router
 from samforge.apps.serve.problems import add_problems
 from samforge.apps.serve.video import video_router
 from samforge.serving import Service, Settings
 
 _LOG = logging.getLogger("samforge.serve")
-ROUTERS = (health_router, native_router, video_router, oip_router)
+ROUTERS = (
+    *(health_router, native_router, video_router, oip_router, page_router),
+    *(labelstudio_router, roboflow_router, xanylabeling_router),
+)
 """What the server speaks: each makes a router over a service. A dialect is one more."""
 
 

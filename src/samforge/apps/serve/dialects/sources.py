@@ -1,0 +1,93 @@
+"""Pictures by their URL: from nowhere, unless the server's owner says from where."""
+
+from __future__ import annotations
+
+import asyncio
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import IO, Any
+from urllib.parse import unquote, urljoin, urlsplit
+
+from fastapi import Request
+
+from samforge.core.errors import ImageError, SettingError, TooLarge
+from samforge.serving import Limits, Service
+
+_SECONDS = 20.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageSources:
+    """Where pictures may be fetched from.
+
+    Raises:
+        SettingError: A prefix is no URL of a folder.
+    """
+
+    prefixes: tuple[str, ...] = ()
+    """URLs of folders, each with its final slash: what lies below one may be fetched. A path
+    without a host lies below the first."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Sent with every request, such as ``Authorization``."""
+    most_bytes: int = Limits().request_bytes
+    """Of a picture."""
+
+    def __post_init__(self) -> None:
+        for one in self.prefixes:
+            parts = urlsplit(one)
+            if parts.scheme not in ("http", "https") or not parts.netloc or one[-1] != "/":
+                raise SettingError(
+                    f"{one!r:.80} is no place to fetch from. Give http://HOST/ or a folder below "
+                    "it, with its final slash."
+                )
+
+    async def fetch(self, url: str) -> bytes:
+        """The bytes behind a URL.
+
+        Raises:
+            ImageError: It may not be fetched, or cannot be.
+            TooLarge: There are too many bytes.
+        """
+        try:
+            whole = urljoin(self.prefixes[0], url) if self.prefixes else url
+            steps = unquote(urlsplit(whole).path).replace("\\", "/").split("/")
+        except ValueError as error:
+            raise ImageError(f"{url[:120]!r} is no URL: {error}.") from error
+        below = any(whole.startswith(one) for one in self.prefixes)
+        if not below or ".." in steps:  # which a server might take out of the folder
+            allowed = ", ".join(self.prefixes) or "nowhere"
+            raise ImageError(
+                f"{url[:120]!r} is not fetched: this server fetches from {allowed}. Send the "
+                "picture itself as base64, or let the server fetch from there."
+            )
+        return await asyncio.to_thread(self._read, whole)
+
+    def _read(self, url: str) -> bytes:
+        opener = urllib.request.build_opener(_NoRedirects)
+        request = urllib.request.Request(url, headers=dict(self.headers))  # noqa: S310  # checked
+        try:
+            with opener.open(request, timeout=_SECONDS) as answer:
+                data: bytes = answer.read(self.most_bytes + 1)
+        except (OSError, ValueError) as error:  # URLError is an OSError
+            raise ImageError(f"{url[:120]} cannot be fetched: {error}.") from error
+        if len(data) > self.most_bytes:
+            raise TooLarge(f"{url[:120]} has more than {self.most_bytes:,} bytes.")
+        return data
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """A redirect could lead anywhere."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, *_: Any
+    ) -> None:
+        raise urllib.error.HTTPError(req.full_url, code, f"redirected: {msg}", req.headers, fp)  # type: ignore[arg-type]
+
+
+def sources_of(request: Request) -> ImageSources:
+    """What the application may fetch from: nothing, where nobody said otherwise."""
+    service: Service = request.app.state.service
+    found: ImageSources | None = getattr(request.app.state, "sources", None)
+    return found or ImageSources(most_bytes=service.limits.request_bytes)
