@@ -161,6 +161,9 @@ def test_others_may_ask_only_with_tokens_or_where_it_is_meant(
     assert Listening(host="0.0.0.0", tokens=Tokens(by_name={"a": "b"})).port == 8000
     assert cli.main(["serve", str(tmp_path), "--host", "0.0.0.0"]) == 2
     assert "--open" in capsys.readouterr().err
+    for place in ("nowhere", "file:///etc/", "https://host/folder"):
+        assert cli.main(["serve", str(tmp_path), "--fetch-from", place]) == 2
+        assert "no place to fetch from" in " ".join(capsys.readouterr().err.split())
     assert cli.main(["serve", str(tmp_path)]) == 5  # no bundle
 
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
-import numpy as np
-
 from samforge.core.runs import Crop
 from samforge.core.words import json_text
 from samforge.formats._growing_folder import GrowingFolder
+from samforge.formats.brush import brush_rle
 from samforge.formats.labels import DataSet, LabelledObject, LabelledPicture
 
-_SIZES = (3, 4, 8, 16)
 _LOCAL = "/data/local-files/?d="
 
 
@@ -91,39 +88,6 @@ class LabelStudioLabels:
                 "brushlabels": [self._data.categories[one.category]],
             },
         }
-
-
-def brush_rle(crop: Crop, top_left: tuple[int, int], size_hw: tuple[int, int]) -> list[int]:
-    """A mask in Label Studio's packing of RGBA pixels, as bytes.
-
-    Source: ``encode_rle`` of label-studio-sdk, ``converter/brush.py``: 32 bits for the number of
-    values, 5 for their width less one, 4 each for the widths of lengths less one; then runs, each a
-    bit (several alike), two bits for the width of its length, the length less one, and the value.
-    """
-    bits = [f"{4 * size_hw[0] * size_hw[1]:032b}", f"{8 - 1:05b}"]
-    bits += [f"{size - 1:04b}" for size in _SIZES]
-    for length, value in _runs(crop, top_left, size_hw):
-        kind = next(i for i, size in enumerate(_SIZES) if length <= 1 << size)
-        bits.append(f"1{kind:02b}{length - 1:0{_SIZES[kind]}b}{value:08b}")
-    text = "".join(bits)
-    text += "0" * (-len(text) % 8)
-    return list(int(text, 2).to_bytes(len(text) // 8, "big"))
-
-
-def _runs(
-    crop: Crop, top_left: tuple[int, int], size_hw: tuple[int, int]
-) -> Iterator[tuple[int, int]]:
-    """Runs of 0 and 255 along the rows, four values a pixel, none longer than 16 bits say."""
-    (height, width), (top, left) = size_hw, top_left
-    padded = np.pad(crop, ((0, 0), (1, 1))).astype(np.int8)
-    rows, columns = np.nonzero(np.diff(padded, axis=1))
-    edges = (rows + top) * width + columns + left
-    lengths = np.diff(edges, prepend=0, append=height * width) * 4
-    longest = 1 << _SIZES[-1]
-    for number, length in enumerate(lengths.tolist()):
-        whole, rest = divmod(length, longest)
-        for part in (*[longest] * whole, *[rest] * (rest > 0)):
-            yield part, 255 * (number % 2)
 
 
 def _config(data: DataSet) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -69,6 +70,16 @@ def serve(  # noqa: PLR0913, PLR0917  # options of a command
             show_default="docs/serving.md",
         ),
     ] = None,
+    fetch_from: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--fetch-from",
+            metavar="URL",
+            help="Fetch pictures below this address for clients that send addresses, as Label "
+            "Studio does. SAMFORGE_FETCH_AUTHORIZATION is sent along. Repeat it.",
+            show_default="no address is fetched",
+        ),
+    ] = None,
     drain: Annotated[
         float,
         typer.Option("--drain", help="Seconds that accepted requests have to end after SIGTERM."),
@@ -97,6 +108,7 @@ def serve(  # noqa: PLR0913, PLR0917  # options of a command
     from samforge.serving import Served, Settings, named
 
     try:
+        from samforge.apps.serve.dialects.sources import ImageSources
         from samforge.apps.serve.door import Tokens
         from samforge.apps.serve.logs import log_to_stderr
         from samforge.apps.serve.run import Listening
@@ -106,11 +118,18 @@ def serve(  # noqa: PLR0913, PLR0917  # options of a command
             raise
         raise MissingExtra(str(error.name), "serve") from error
     folders = named(bundles)
+    own_limits = limits_from_texts(limits or ())
+    secret = os.environ.get("SAMFORGE_FETCH_AUTHORIZATION")
     listening = Listening(
         host=host,
         port=port,
         tokens=Tokens(by_name={} if tokens is None else tokens_from_file(tokens)),
         open_to_all=open_to_all,
+        sources=ImageSources(
+            prefixes=tuple(fetch_from or ()),
+            headers={} if secret is None else {"Authorization": secret},
+            most_bytes=own_limits.request_bytes,
+        ),
         drain_seconds=drain,
         notice_seconds=notice,
     )
@@ -125,7 +144,7 @@ def serve(  # noqa: PLR0913, PLR0917  # options of a command
             )
             for name, folder in folders.items()
         ),
-        limits=limits_from_texts(limits or ()),
+        limits=own_limits,
         shadowing=None if shadow is None else shadowing_from_text(shadow),
     )
     log_to_stderr()

@@ -11,6 +11,7 @@ from fastapi import FastAPI
 import samforge
 from samforge.apps.serve.dialects.labelstudio import labelstudio_router
 from samforge.apps.serve.dialects.roboflow import roboflow_router
+from samforge.apps.serve.dialects.sources import ImageSources
 from samforge.apps.serve.dialects.xanylabeling import xanylabeling_router
 from samforge.apps.serve.door import Door, Scope, Tokens
 from samforge.apps.serve.health import health_router
@@ -30,12 +31,15 @@ ROUTERS = (
 """What the server speaks: each makes a router over a service. A dialect is one more."""
 
 
-def app_from_settings(settings: Settings, *, tokens: Tokens | None = None) -> FastAPI:
+def app_from_settings(
+    settings: Settings, *, tokens: Tokens | None = None, sources: ImageSources | None = None
+) -> FastAPI:
     """Put the server together; nothing is verified or loaded before ``app.state.service`` starts.
 
     Args:
         settings: What to serve.
         tokens: Who may ask; None lets everybody.
+        sources: Where dialects may fetch pictures from; None: nowhere.
 
     Raises:
         BundleError: A bundle cannot be opened.
@@ -49,7 +53,7 @@ def app_from_settings(settings: Settings, *, tokens: Tokens | None = None) -> Fa
         version=samforge.__version__,
         description="Segments pictures with bundles that have held their proof on this machine.",
     )
-    app.state.service, app.state.metrics = service, metrics
+    app.state.service, app.state.metrics, app.state.sources = service, metrics, sources
     for make in ROUTERS:
         app.include_router(make(service))
     add_problems(app)

@@ -27,8 +27,10 @@ Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
 App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-OPEN = ("/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready")
-"""Paths that probes ask without a token."""
+OPEN = ("/", "/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready")
+"""Paths that probes ask without a token, and the page, which asks for one."""
+OPEN_BELOW = "/page/"
+"""Files of the page."""
 _LOG = logging.getLogger("samforge.serve")
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -119,7 +121,8 @@ class Door:
     def _identify(self, scope: Scope, headers: Mapping[str, str]) -> None:
         address = (scope.get("client") or ("unknown", 0))[0]
         client = self._tokens.client(headers, address)
-        if client is None and scope["path"] not in OPEN:
+        path: str = scope["path"]
+        if client is None and path not in OPEN and not path.startswith(OPEN_BELOW):
             raise Refused(
                 401,
                 "The request has no token that this server knows. Send it as "

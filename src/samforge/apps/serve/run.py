@@ -7,6 +7,7 @@ import contextlib
 import logging
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import FrameType
@@ -15,6 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from samforge.apps.serve.app import app_from_settings
+from samforge.apps.serve.dialects.sources import ImageSources
 from samforge.apps.serve.door import Tokens
 from samforge.core.errors import SettingError
 from samforge.serving import Service, Settings
@@ -35,6 +37,8 @@ class Listening:
     """Whether others than this machine may ask without a token."""
     drain_seconds: float = 30.0
     """Time that accepted requests have to end after SIGTERM."""
+    sources: ImageSources = field(default_factory=ImageSources)
+    """Where pictures may be fetched from, for clients that send their addresses."""
     notice_seconds: float = 0.0
     """Time between becoming unready and refusing: a load balancer has to notice."""
 
@@ -62,7 +66,7 @@ def serve(
         BundleError: A bundle cannot be opened.
         SettingError: The address cannot be had.
     """
-    app = app_from_settings(settings, tokens=listening.tokens)
+    app = app_from_settings(settings, tokens=listening.tokens, sources=listening.sources)
     service: Service = app.state.service
     bound = _bound(listening)
     host, port = bound.getsockname()[:2]
@@ -128,7 +132,7 @@ def running(app: FastAPI) -> Iterator[str]:
     """Run an application in a thread, on a free port of this machine: for tests and notebooks.
 
     Yields:
-        Its URL.
+        Its URL, once it answers there.
     """
     bound = _bound(Listening(port=0))
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
@@ -137,6 +141,8 @@ def running(app: FastAPI) -> Iterator[str]:
     )
     thread.start()
     try:
+        while not server.started and thread.is_alive():
+            time.sleep(0.01)
         yield f"http://127.0.0.1:{bound.getsockname()[1]}"
     finally:
         server.should_exit = True
