@@ -257,8 +257,8 @@ def test_tokens_name_clients(root: Path) -> None:
         assert client.get("/health/ready").status_code == 200
         assert client.get("/metrics").status_code == 401
         # The page comes without one, and asks for it.
-        page = client.get("/")
-        assert (page.status_code, page.headers["content-type"][:9]) == (200, "text/html")
+        shown = client.get("/")
+        assert (shown.status_code, shown.headers["content-type"][:9]) == (200, "text/html")
         assert client.get("/page/main.js").status_code == 200
         assert client.get("/page/../metrics").status_code in {401, 404}
         # An id of one client is none of another: it names its owner.

@@ -7,6 +7,7 @@ import os
 import queue
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -30,7 +31,7 @@ from samforge.apps.cli.serving import (
     tokens_from_file,
 )
 from samforge.apps.serve.door import Tokens
-from samforge.apps.serve.run import Listening
+from samforge.apps.serve.run import Listening, _bound
 from samforge.core.errors import SettingError
 from samforge.models import tiny
 from samforge.serving import Limits, named
@@ -167,11 +168,18 @@ def test_others_may_ask_only_with_tokens_or_where_it_is_meant(
     assert cli.main(["serve", str(tmp_path)]) == 5  # no bundle
 
 
+def test_it_listens_before_it_says_so() -> None:
+    bound = _bound(Listening(port=0))
+    try:
+        with socket.create_connection(bound.getsockname(), timeout=5):
+            pass
+    finally:
+        bound.close()
+
+
 def test_a_port_that_is_taken(
     proven_bundle: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import socket
-
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -7,7 +7,6 @@ import contextlib
 import logging
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import FrameType
@@ -22,6 +21,8 @@ from samforge.core.errors import SettingError
 from samforge.serving import Service, Settings
 
 _LOG = logging.getLogger("samforge.serve")
+_WAITING = 2048
+"""Connections that wait to be accepted; uvicorn's own number."""
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -118,6 +119,9 @@ def _bound(listening: Listening) -> socket.socket:
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((listening.host, listening.port))
+        bound.listen(
+            _WAITING
+        )  # who connects before the first is accepted waits, and is not refused
     except OSError as error:
         bound.close()
         raise SettingError(
@@ -132,7 +136,7 @@ def running(app: FastAPI) -> Iterator[str]:
     """Run an application in a thread, on a free port of this machine: for tests and notebooks.
 
     Yields:
-        Its URL, once it answers there.
+        Its URL: it listens there.
     """
     bound = _bound(Listening(port=0))
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
@@ -141,8 +145,6 @@ def running(app: FastAPI) -> Iterator[str]:
     )
     thread.start()
     try:
-        while not server.started and thread.is_alive():
-            time.sleep(0.01)
         yield f"http://127.0.0.1:{bound.getsockname()[1]}"
     finally:
         server.should_exit = True
