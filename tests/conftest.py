@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shutil
 import signal
 import sys
@@ -30,17 +31,28 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(tryfirst=True)  # before those that are marked slow are left out
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let one process begin with the tiny bundle, and the others with what does without.
+    """Mark what slow.txt names, and let one process begin with the tiny bundle.
 
-    Files that need it come last, for they would wait for minutes; one of them is the first of all.
+    Files that need the bundle come last, for they would wait for minutes; one is the first of all.
     """
+    patterns = [re.compile(re.escape(name).replace(r"\*", ".*")) for name in slow_tests()]
+    for item in items:
+        if any(pattern.fullmatch(item.nodeid) for pattern in patterns):
+            item.add_marker(pytest.mark.slow)
     needs: dict[Path, bool] = {}
     for item in items:
         own = "tiny_bundle" in getattr(item, "fixturenames", ())
         needs[item.path] = own or needs.get(item.path, False)
     builds = next((path for path, own in needs.items() if own), None)
     items.sort(key=lambda item: (item.path != builds, needs[item.path]))
+
+
+def slow_tests() -> frozenset[str]:
+    """Tests that take long and rarely break, by the names that pytest gives them."""
+    lines = (Path(__file__).parent / "slow.txt").read_text(encoding="utf-8").splitlines()
+    return frozenset(line.split(maxsplit=1)[1] for line in lines if line and line[0] != "#")
 
 
 @pytest.fixture

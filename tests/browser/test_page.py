@@ -17,6 +17,7 @@ from samforge.core.rle import mask_from_segmentation
 from samforge.draw.tags import PALETTE
 from samforge.serving import State
 
+pytestmark = pytest.mark.slow
 GREY = (128, 128, 128)
 Open = Callable[..., Visit]
 

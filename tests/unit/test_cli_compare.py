@@ -281,7 +281,7 @@ def test_options_that_do_not_belong_to_the_data(
 ) -> None:
     words = ["compare", str(tiny_bundle.root), "--images", str(tmp_path)]
     assert cli.main(words) == 2
-    assert "--data is scenes, which are drawn" in capsys.readouterr().err
+    assert "Give it with --data coco:FILE.json." in capsys.readouterr().err
     assert cli.main([*words, "--data", "coco:"]) == 2
     assert "Give a COCO file: coco:annotations.json" in capsys.readouterr().err
 
@@ -440,7 +440,7 @@ def test_an_unknown_source_lists_the_known(tiny_bundle: samforge.Bundle, capsys:
     assert cli.main(["compare", str(tiny_bundle.root), "--data", "voc:val"]) == 2
     err = capsys.readouterr().err
     assert "--data is 'voc:val', and there is no source 'voc'. Known: scenes:N" in err
-    assert "coco:FILE.json: labelled images with masks in COCO's format." in err
+    assert "coco:FILE.json: labelled images with masks in COCO's format; clips:N" in err
 
 
 def test_a_damaged_bundle_stops_it(bundle_copy: Path, capsys: Capture) -> None:

@@ -169,7 +169,7 @@ def test_verify_does_not_write_into_a_cache(fake_bundle: Make, tmp_path: Path) -
 
     snapshot = _cached(fake_bundle(), tmp_path / "hub")
     opened = samforge.open_bundle(snapshot)
-    assert _recorded(opened, (), None, "CPU", 1.0, {"feature_cosine": 0.9}) is None
+    assert _recorded(opened, (), "CPU", 1.0, {"feature_cosine": 0.9}) is None
     assert samforge.open_bundle(snapshot).digest == opened.digest
 
 

@@ -55,6 +55,8 @@ def server(
         tensors=(),
         evidence=None,
         gates={},
+        tracking=None,
+        tracker_unproven=False,
         recorded=False,
         digest=bundle.digest,
     )

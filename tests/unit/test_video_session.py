@@ -564,7 +564,9 @@ def test_a_truncated_video_is_followed_as_far_as_it_goes(tmp_path: Path) -> None
     cut = tmp_path / "cut.mp4"
     cut.write_bytes(content[: len(content) * 2 // 3])
     parts = ScriptedParts([CAT, DOG])
-    segmenter = cast(Segmenter, SimpleNamespace(tracker_parts=lambda: parts, processor="script"))
+    segmenter = cast(
+        Segmenter, SimpleNamespace(tracker_parts=lambda: parts, processor="script", overlaps=False)
+    )
     with VideoReader(cut) as reader, follow_video(segmenter, reader.frames(), text="cat") as shots:
         ids = [shot.detections.ids.tolist() for shot in shots]
     # Those that waited out their hot start came out, too.

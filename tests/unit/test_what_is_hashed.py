@@ -366,5 +366,5 @@ def test_verify_refuses_a_bundle_that_was_replaced(fake_bundle: Make) -> None:
     bundle = fake_bundle()
     reseal(bundle.root, replace(bundle.manifest, model="another"))
     with pytest.raises(DamagedBundle, match="was replaced while it was verified"):
-        _recorded(bundle, (), None, "CPU", 1.0, {"feature_cosine": 0.9})
+        _recorded(bundle, (), "CPU", 1.0, {"feature_cosine": 0.9})
     assert samforge.open_bundle(bundle.root).manifest.model == "another"

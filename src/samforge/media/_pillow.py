@@ -22,13 +22,13 @@ Just below the point where Pillow refuses by itself (178,956,970)."""
 _FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF")
 
 
-def rgb_from_file(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> RgbImage:
+def rgb_from_file(data: bytes, name: str, max_pixels: int | None = None) -> RgbImage:
     """Decode an image file.
 
     Args:
         data: The whole file.
         name: What the messages call it.
-        max_pixels: Larger ones are refused.
+        max_pixels: Larger ones are refused; None takes ``MAX_PIXELS``.
 
     Raises:
         ImageError: It is no image of a known format, broken, or too large.
@@ -75,7 +75,7 @@ def _opened(data: bytes, name: str) -> Image.Image:
     )
 
 
-def rgb_from_pillow(image: Image.Image, name: str, max_pixels: int = MAX_PIXELS) -> RgbImage:
+def rgb_from_pillow(image: Image.Image, name: str, max_pixels: int | None = None) -> RgbImage:
     """Decode, turn upright and convert a Pillow image, which stays as it is.
 
     Raises:
@@ -84,10 +84,11 @@ def rgb_from_pillow(image: Image.Image, name: str, max_pixels: int = MAX_PIXELS)
     width, height = image.size
     if width * height == 0:
         raise ImageError(f"{name} has no pixels: it is {width} x {height}.")
-    if width * height > max_pixels:
+    most = MAX_PIXELS if max_pixels is None else max_pixels
+    if width * height > most:
         raise ImageError(
             f"{name} has {width} x {height} = {width * height:,} pixels, "
-            f"at most {max_pixels:,} are read. Shrink it or cut it into tiles first."
+            f"at most {most:,} are read. Shrink it or cut it into tiles first."
         )
     try:
         _load(image)

@@ -37,7 +37,7 @@ SUFFIXES = (
 """File name endings that ``list_images`` takes for images, in lower case."""
 
 
-def read_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> RgbImage:
+def read_image(source: ImageSource, *, max_pixels: int | None = None) -> RgbImage:
     """Read one image as 8-bit RGB, the way a viewer shows it.
 
     EXIF orientation is applied; grey, palette and CMYK become RGB; transparency is laid on white,
@@ -48,7 +48,8 @@ def read_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> RgbImage
         source: A path; the bytes of an image file; a Pillow image; or an array (H, W), (H, W, 1),
             (H, W, 3) or (H, W, 4) in RGB order: uint8, uint16 (0 to 65535), bool, or float within
             0 to 1.
-        max_pixels: Of a file or a Pillow image: larger ones are refused before they are decoded.
+        max_pixels: Of a file or a Pillow image: larger ones are refused before they are decoded;
+            None takes ``MAX_PIXELS``.
 
     Returns:
         (H, W, 3), uint8. It shares memory with an array that already has this form.
