@@ -8,9 +8,8 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
+from samforge.core.closing import Closing
 from samforge.core.errors import BuildError, OutputError, SamforgeWarning, SettingError
 from samforge.core.file_state import FileState, hashed, state_of
 from samforge.core.files import atomic_write_json, output_errors
@@ -100,7 +99,7 @@ def staged_path(root: Path, relative: str) -> Path:
     return path
 
 
-class Staging:
+class Staging(Closing):
     """Works in ``.<name>.building`` next to the output and puts the bundle there when whole.
 
     Use it as a context manager. Leaving it releases the lock and keeps the folder, so a failed
@@ -149,17 +148,6 @@ class Staging:
             lock.release()
             raise
         return cls(out, lock, steps)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Let other builds have the output; the folder stays unless it was published."""

@@ -10,12 +10,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from samforge.core.closing import Closing
 from samforge.core.errors import SettingError
 from samforge.core.files import atomic_write_text, output_errors
 from samforge.core.words import json_text
@@ -180,7 +180,7 @@ def _signature(
     return digest.hexdigest()
 
 
-class Pictures:
+class Pictures(Closing):
     """Gives formats the pictures that they hold: read in order, a video once through."""
 
     def __init__(self, items: Sequence[Item]) -> None:
@@ -230,14 +230,3 @@ class Pictures:
         if self._video is not None:
             self._video[1].close()
             self._video = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()

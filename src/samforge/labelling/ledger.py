@@ -14,9 +14,9 @@ import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
+from samforge.core.closing import Closing
 from samforge.core.errors import InputError, OutputError
 from samforge.core.files import free_bytes, size_text
 from samforge.core.structure import value_from_json
@@ -45,7 +45,7 @@ class OtherRun(InputError):
     """The output folder holds labels of another model, ontology, version or source."""
 
 
-class Ledger:
+class Ledger(Closing):
     """Which items are done, with their labels, and which failed and why."""
 
     def __init__(self, path: Path, *, most_pages: int | None = None) -> None:
@@ -183,17 +183,6 @@ class Ledger:
         """Put everything into the one file and give it free."""
         with self._errors():
             self._base.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

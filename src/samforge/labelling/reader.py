@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO
 
+from samforge.core.closing import Closing
 from samforge.core.native import native_errors
 from samforge.labelling.items import Item, ParquetCell, PartOfFile, SourceError, WholeFile
 from samforge.labelling.places import opened, read_file
 from samforge.labelling.shards import parquet
 
 
-class ItemReader:
+class ItemReader(Closing):
     """Reads pictures wherever they are. One thread uses it at a time."""
 
     def __init__(self) -> None:
@@ -69,14 +69,3 @@ class ItemReader:
             self.close()
             self._file = name, self._stack.enter_context(opened(name))
         return self._file[1]
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()

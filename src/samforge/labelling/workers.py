@@ -10,9 +10,8 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from multiprocessing.connection import Connection, wait
-from types import TracebackType
-from typing import Self
 
+from samforge.core.closing import Closing
 from samforge.core.errors import ItemError, SamforgeError
 from samforge.labelling.engine import Chunk
 from samforge.labelling.ontology import Ontology
@@ -24,7 +23,7 @@ _WAITING = 2
 _PATIENCE_SECONDS = 10.0
 
 
-class Workers:
+class Workers(Closing):
     """Processes that label; an engine for :func:`samforge.label`."""
 
     def __init__(self, openings: Sequence[Opening], ontology: Ontology) -> None:
@@ -67,17 +66,6 @@ class Workers:
         """End the processes."""
         for worker in self._workers:
             worker.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _buried(
         self, worker: _Worker, left: deque[Chunk], suspects: set[Chunk]

@@ -7,11 +7,11 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
+from samforge.core.closing import Closing
 from samforge.core.errors import SettingError, VideoError
 from samforge.core.images import RgbImage
 from samforge.core.paths import checked_path
@@ -66,7 +66,7 @@ class VideoFrame:
     """Every frame has memory of its own: streams need not copy it."""
 
 
-class VideoReader:
+class VideoReader(Closing):
     """Reads a video frame by frame, whatever its length in the same memory."""
 
     def __init__(self, path: Path) -> None:
@@ -143,17 +143,6 @@ class VideoReader:
         if self._decoding is not None:
             self._decoding.close()
         self._container.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _opened(self) -> Any:
         path = checked_path(self._path, VideoError)

@@ -7,9 +7,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
+from samforge.core.closing import Closing
 from samforge.core.errors import SettingError
 from samforge.core.files import output_errors
 from samforge.core.words import json_text
@@ -32,7 +32,7 @@ class WindowFound:
     """Whether it holds no data, and was not segmented."""
 
 
-class Ledger:
+class Ledger(Closing):
     """A line for each window that is done. Use it as a context manager."""
 
     def __init__(self, path: Path, key: Mapping[str, Any], *, restart: bool) -> None:
@@ -103,15 +103,8 @@ class Ledger:
         self._file.close()
         self.path.unlink(missing_ok=True)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Close its file."""
         self._file.close()
 
     def _begin(self, head: bytes) -> None:

@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from samforge.core.closing import Closing
 from samforge.core.errors import ImageError, MissingExtra, SettingError
 from samforge.core.paths import checked_path, is_file
 from samforge.rasters.georeference import Georeference, georeference_of
@@ -36,7 +36,7 @@ class Excerpt:
     """(h, w), False where there is no data; None where all of it is valid."""
 
 
-class RasterSource:
+class RasterSource(Closing):
     """An open raster. Use it as a context manager."""
 
     def __init__(self, path: Path, *, bands: Sequence[int] | None, crs: str | None) -> None:
@@ -130,15 +130,8 @@ class RasterSource:
             valid = self._valid(bands, **where)
         return Excerpt(bands=bands, valid=valid)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Close its file."""
         self._stack.close()
 
     def _valid(self, bands: Bands, **where: Any) -> Valid | None:

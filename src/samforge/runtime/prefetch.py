@@ -6,16 +6,16 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
-from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, TypeVar
 
+from samforge.core.closing import Closing
 from samforge.core.errors import ForkedSession, SettingError
 from samforge.core.forks import after_fork
 
 Item = TypeVar("Item")
 
 
-class Prefetcher(Iterator[Item], Generic[Item]):
+class Prefetcher(Closing, Iterator[Item], Generic[Item]):
     """Gives the items of an iterable in order while a thread makes the next ones.
 
     At most ``ahead`` items wait, and the thread holds one more. Whatever the iterable raises is
@@ -63,17 +63,6 @@ class Prefetcher(Iterator[Item], Generic[Item]):
         """Stop, and wait until the thread is done with the item it is at."""
         self._line.stop()
         self._thread.join()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class _Line(Generic[Item]):

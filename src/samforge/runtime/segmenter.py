@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TypeAlias, TypeVar, overload
+from typing import Any, TypeAlias, TypeVar, overload
 
 import numpy.typing as npt
 
 from samforge.core.capabilities import BOXES, POINTS, TRACKER_PARTS
+from samforge.core.closing import Closing
 from samforge.core.detections import Detections
 from samforge.core.errors import PromptError, SettingError, ShapeError
 from samforge.core.images import ImageSource
@@ -33,7 +33,7 @@ Prompted: TypeAlias = ImageSource | EncodedImage
 AnyPrompted = TypeVar("AnyPrompted", bound=Prompted)  # lists are invariant: list[Path] counts too
 
 
-class Segmenter:
+class Segmenter(Closing):
     """Finds what phrases or boxes name in images.
 
     Its calls, errors and results are the same on the processor and on a GPU. Safe to use from
@@ -470,17 +470,6 @@ class Segmenter:
         if not self._closed:
             self._closed = True
             self._executor.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _require_open(self) -> None:
         if self._closed:
