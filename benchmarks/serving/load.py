@@ -193,7 +193,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=1.0)
     parser.add_argument("--seconds", type=float, default=10.0)
     given = parser.parse_args()
-    images = [path.read_bytes() for path in sorted(given.images.glob("*.png"))]
+    images = [path.read_bytes() for path in sorted(given.images.iterdir())]
     fields = [tuple(one.split("=", 1)) for one in given.field]
     if given.mode == "closed":
         outcome = closed_loop(

@@ -79,6 +79,7 @@ def test_steps_in_order_and_what_the_bundle_says(
         "report/text/fusions.json",
         *(f"report/text/weights-{step}.json" for step in ("export", "fuse", "onnx")),
         "tokenizer/tokenizer.json",
+        "verify/proof.npz",
     }
     assert manifest.parents == {"weights": "random:seed=0"}
     assert manifest.gates == {
@@ -94,6 +95,19 @@ def test_steps_in_order_and_what_the_bundle_says(
     assert 0 <= max(close) <= 1e-4
     assert "random numbers" in bundle.path("LICENSE-weights.txt").read_text()
     assert not list(bundle.root.parent.glob(".*"))
+
+
+def test_random_weights_are_held_to_tensors(
+    text_build: tuple[samforge.Bundle, Watched],
+) -> None:
+    """What they find means nothing; whether they are computed right can be asked all the same."""
+    found = samforge.verify(text_build[0].root, record=False)
+    assert [(one.part, one.fidelity.tensor) for one in found.tensors] == [
+        ("text", "text_features"),
+        ("text", "text_mask"),
+    ]
+    assert min(one.fidelity.cosine for one in found.tensors) > 0.99999
+    assert found.evidence is None
 
 
 @pytest.fixture(scope="module")
