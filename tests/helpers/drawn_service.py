@@ -103,7 +103,10 @@ class DrawnService:
         self.asks.append((model.name, ask))
         return self._ticket(picture, drawn(ask, read_image(picture.data).shape[:2]))
 
-    def forget(self, picture: Picture) -> None:
+    def forget(self, client: str, number: str) -> None:
+        picture = self.pictures.drop(client, number)
+        if self.pictures.holds(picture.key):
+            return
         self.encoded = [key for key in self.encoded if key != picture.key]
 
     def _check(self, model: DrawnModel) -> None:

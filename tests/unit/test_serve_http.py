@@ -161,7 +161,8 @@ def test_a_picture_is_kept_under_an_id(server: tuple[httpx.Client, Service]) -> 
     assert first.json()["image_id"] == number
     assert first.json()["encoded"] is other.json()["encoded"] is False
     # What is encoded may be dropped for others: the file is kept, and is encoded again.
-    service.forget(service.pictures.get(number))
+    picture = service.pictures.get("127.0.0.1", number)
+    service.model().require().forget(picture.key)
     assert client.post(f"/v1/images/{number}/segment", json={"text": "star"}).json()["encoded"]
     assert client.delete(f"/v1/images/{number}").status_code == 204
     for gone in (

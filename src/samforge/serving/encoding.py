@@ -32,3 +32,8 @@ class Encoding:
     rgb: RgbImage | None = None
     """The decoded picture, until it is encoded."""
     decode_ms: float = 0.0
+
+    def pixels(self) -> RgbImage:
+        """The decoded picture: whoever encodes a batch leaves none of it out."""
+        assert self.rgb is not None  # noqa: S101  # it was decoded before it stood in line
+        return self.rgb

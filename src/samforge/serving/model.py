@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -16,6 +17,7 @@ from samforge.core.bundle import Bundle, open_bundle
 from samforge.core.devices import AUTO
 from samforge.core.errors import DamagedBundle, Overloaded, SamforgeError
 from samforge.core.native import error_of_item
+from samforge.runtime import Segmenter
 from samforge.serving.cache import EncodingCache
 from samforge.serving.limits import Limits
 from samforge.serving.scheduler import Read, Scheduler
@@ -105,7 +107,7 @@ class Model:
         return tuple(self.bundle.manifest.parts)
 
     def start(self) -> None:
-        """Verify and load in a thread of its own."""
+        """Verify and load in a thread of its own, unless it was closed before."""
         self._thread.start()
 
     def wait(self) -> State:
@@ -159,28 +161,44 @@ class Model:
             self._verify_and_load()
         except Exception as error:  # noqa: BLE001  # told by /health/ready, and in the log
             self.proof.error = error_of_item(error)
-            self.state = State.FAILED
+            self._become(State.FAILED)
             _LOG.exception("bundle %s is not served", self.name)
         self.proof.seconds = time.monotonic() - start
 
     def _verify_and_load(self) -> None:
-        served = self.served
-        self.proof.verifications = tuple(
-            verify(served.path, device=device, digest=self.digest, record=False)
-            for device in dict.fromkeys(served.devices)
-        )
-        self.state = State.LOADING
-        # What was opened is what was verified, file by file: both have one digest.
-        segmenters = [
-            load(self.bundle, device=device, threads=served.threads, digest=self.digest)
-            for device in served.devices
-        ]
-        self.processors = tuple(one.processor for one in segmenters)
+        served, found = self.served, []
+        for device in dict.fromkeys(served.devices):
+            if not self._become(State.VERIFYING):
+                return
+            found.append(verify(served.path, device=device, digest=self.digest, record=False))
+        self.proof.verifications = tuple(found)
+        with ExitStack() as loaded:  # what is not handed on is freed
+            segmenters = []
+            # What was opened is what was verified, file by file: both have one digest.
+            for device in served.devices:
+                if not self._become(State.LOADING):
+                    return
+                one = load(self.bundle, device=device, threads=served.threads, digest=self.digest)
+                loaded.callback(one.close)
+                segmenters.append(one)
+            self.processors = tuple(one.processor for one in segmenters)
+            if self._answer_with(segmenters):
+                loaded.pop_all()
+                _LOG.info("bundle %s is ready", self.name)
+
+    def _become(self, state: State) -> bool:
+        """Go on to a state, unless the bundle was closed meanwhile: then it stays so."""
         with self._lock:
             if self.state is State.CLOSED:
-                for one in segmenters:
-                    one.close()
-                return
+                return False
+            self.state = state
+            return True
+
+    def _answer_with(self, segmenters: Sequence[Segmenter]) -> bool:
+        """Become ready, unless the bundle was closed meanwhile."""
+        with self._lock:
+            if self.state is State.CLOSED:
+                return False
             self.scheduler = Scheduler(
                 segmenters,
                 self._read,
@@ -190,7 +208,7 @@ class Model:
                 watcher=self._watcher,
             )
             self.state = State.READY
-        _LOG.info("bundle %s is ready", self.name)
+            return True
 
 
 def _opened(served: Served) -> Bundle:

@@ -261,7 +261,7 @@ class Scheduler:
     def _encode(self, segmenter: Segmenter, batch: Sequence[Encoding]) -> None:
         start = time.monotonic()
         try:
-            encoded = segmenter.encode_images([one.rgb for one in batch if one.rgb is not None])
+            encoded = segmenter.encode_images([one.pixels() for one in batch])
         except Exception as error:  # noqa: BLE001  # told to those who asked
             if len(batch) == 1:
                 self._failed(batch[0], error)

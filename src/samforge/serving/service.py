@@ -214,8 +214,15 @@ class Service:
             )
         return time.monotonic() + given
 
-    def forget(self, picture: Picture) -> None:
-        """Drop what is known of a picture."""
+    def forget(self, client: str, number: str) -> None:
+        """Drop a picture that a client keeps, and its encoding unless others keep it too.
+
+        Raises:
+            NotHere: This client keeps none under the id.
+        """
+        picture = self.pictures.drop(client, number)
+        if self.pictures.holds(picture.key):
+            return
         for model in self.models.values():
             if model.scheduler is not None:
                 model.scheduler.forget(picture.key)

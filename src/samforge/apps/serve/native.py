@@ -18,6 +18,7 @@ from samforge.apps.serve.bodies import (
     SegmentAnswer,
     SegmentBody,
 )
+from samforge.apps.serve.context import client_of
 from samforge.apps.serve.describing import bundle_of, limits_of, model_of, timings_of
 from samforge.apps.serve.openapi import PROBLEMS, body_schema
 from samforge.apps.serve.reading import ask_from, body_of, picture_from, picture_from_data
@@ -42,7 +43,7 @@ def native_router(service: Service) -> APIRouter:
     async def segment(request: Request) -> Response:
         """Find what phrases or boxes name in a picture, or segment what clicks show."""
         body, file = await body_of(request, SegmentBody)
-        picture = await picture_from(service, body, file)
+        picture = await picture_from(request, body, file)
         return await _segmented(service, request, picture, body)
 
     @router.post(
@@ -79,12 +80,13 @@ def native_router(service: Service) -> APIRouter:
     async def segment_kept(image_id: str, request: Request) -> Response:
         """Ask about a picture that is kept."""
         body, _ = await body_of(request, AskBody)
-        return await _segmented(service, request, service.pictures.get(image_id), body)
+        picture = service.pictures.get(client_of(request), image_id)
+        return await _segmented(service, request, picture, body)
 
     @router.delete("/images/{image_id}", status_code=204, operation_id="forget_image")
-    async def forget(image_id: str) -> Response:
+    async def forget(image_id: str, request: Request) -> Response:
         """Drop a picture and its encoding."""
-        service.forget(service.pictures.drop(image_id))
+        service.forget(client_of(request), image_id)
         return Response(status_code=204)
 
     @router.get("/models", response_model=ModelsAnswer, operation_id="models")
@@ -103,7 +105,7 @@ async def _segmented(
 ) -> Response:
     model = service.model(body.model)
     client = client_of(request)
-    ask = ask_from(service, body)
+    ask = ask_from(request, body)
     ticket = service.segment(model, picture, ask, client=client, seconds=body.seconds)
     found: Detections = await answered(request, ticket)
     number = service.pictures.put(client, picture.key, picture, picture.nbytes)
@@ -147,11 +149,6 @@ def _kept_answer(service: Service, request: Request, found: Detections) -> str |
     name = f"answer {request.scope['samforge.request_id']} {time.monotonic_ns()}"
     size = int(found.logits.nbytes) + found.masks.nbytes
     return service.answers.put(client_of(request), name, found, size)
-
-
-def client_of(request: Request) -> str:
-    """Whose turn a request takes: the name of its token, or its address."""
-    return str(request.scope["samforge.client"])
 
 
 def as_json(answer: Any, status: int = 200) -> Response:

@@ -16,7 +16,8 @@ from fastapi import APIRouter, Request
 from pydantic import Field
 from starlette.responses import Response
 
-from samforge.apps.serve.dialects.common import Loose, Share, found_in
+from samforge.apps.serve.bodies import Share
+from samforge.apps.serve.dialects.common import Loose, found_in
 from samforge.apps.serve.dialects.labelling import Interface, interface_from_config
 from samforge.apps.serve.dialects.sources import sources_of
 from samforge.apps.serve.native import as_json

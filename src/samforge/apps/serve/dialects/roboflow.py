@@ -14,9 +14,11 @@ from fastapi import APIRouter, Request
 from pydantic import Field, FiniteFloat
 from starlette.responses import Response
 
-from samforge.apps.serve.dialects.common import Loose, Share, found_in
+from samforge.apps.serve.bodies import Label, OfBoxes, OfObjects, OfPoints, Share, at_most
+from samforge.apps.serve.context import client_of
+from samforge.apps.serve.dialects.common import Loose, found_in
 from samforge.apps.serve.dialects.sources import sources_of
-from samforge.apps.serve.native import as_json, client_of
+from samforge.apps.serve.native import as_json
 from samforge.apps.serve.openapi import PROBLEMS, body_schema
 from samforge.apps.serve.reading import body_of, picture_from_data
 from samforge.apps.serve.waiting import answered
@@ -70,15 +72,15 @@ class ConceptPrompt(Loose):
     type: str | None = None
     text: str | None = None
     output_prob_thresh: Share | None = None
-    boxes: list[Box] | None = None
-    box_labels: list[Annotated[int, Field(ge=0, le=1)]] | None = None
+    boxes: Annotated[list[Box] | None, OfBoxes] = None
+    box_labels: Annotated[list[Label] | None, OfBoxes] = None
 
 
 class ConceptBody(Loose):
     """Find everything that prompts name."""
 
     image: Image
-    prompts: list[ConceptPrompt] = Field(min_length=1)
+    prompts: Annotated[list[ConceptPrompt], at_most("prompts", "phrases")] = Field(min_length=1)
     output_prob_thresh: Share = 0.5
     format: str = "polygon"
     nms_iou_threshold: Share | None = None
@@ -106,20 +108,20 @@ class VisualPrompt(Loose):
     """One object by clicks, by a box around it, or by both."""
 
     box: Box | None = Field(default=None, description="Here x and y are the middle of the box.")
-    points: list[Point] | None = None
+    points: Annotated[list[Point] | None, OfPoints] = None
 
 
 class PromptSet(Loose):
     """Objects."""
 
-    prompts: list[VisualPrompt] | None = None
+    prompts: Annotated[list[VisualPrompt] | None, OfObjects] = None
 
 
 class VisualBody(Loose):
     """Segment objects that clicks show."""
 
     image: Image
-    prompts: PromptSet | list[VisualPrompt]
+    prompts: Annotated[PromptSet | list[VisualPrompt], OfObjects]
     format: str = "json"
     multimask_output: bool = True
 

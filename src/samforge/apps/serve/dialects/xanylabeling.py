@@ -18,7 +18,8 @@ from pydantic import Field, FiniteFloat, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from samforge.apps.serve.dialects.common import Loose, Share, found_in
+from samforge.apps.serve.bodies import OfPoints, Share
+from samforge.apps.serve.dialects.common import Loose, found_in
 from samforge.apps.serve.native import as_json
 from samforge.apps.serve.openapi import PROBLEMS, body_schema
 from samforge.apps.serve.problems import Refused, problem_from_error, request_id_of
@@ -48,7 +49,9 @@ class Mark(Loose):
     """Something that the user pointed at."""
 
     type: str
-    data: list[FiniteFloat] = Field(description="A point's x, y; a rectangle's x1, y1, x2, y2.")
+    data: list[FiniteFloat] = Field(
+        max_length=8, description="A point's x, y; a rectangle's x1, y1, x2, y2."
+    )
     label: Literal[0, 1] = 1
 
 
@@ -58,7 +61,7 @@ class Parameters(Loose):
     conf_threshold: Share = 0.25
     epsilon_factor: Annotated[FiniteFloat, Field(ge=0, le=1)] = 0.001
     text_prompt: str = Field(default="", description="Phrases, parted by commas or by full stops.")
-    marks: list[Mark] = Field(default_factory=list)
+    marks: Annotated[list[Mark], OfPoints] = Field(default_factory=list)
     show_boxes: bool = False
     show_masks: bool = True
 
