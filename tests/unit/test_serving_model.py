@@ -124,6 +124,34 @@ def test_what_fails_after_it_was_closed_is_closed(bundle: Path, steps: Steps) ->
     assert_closed(one, steps)
 
 
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("{root} is damaged: {root}/parts/vision.onnx.", "…/closing is damaged: …/vision.onnx."),
+        ("read('/srv/a b/x.json'), ~/models/x, ./a/b", "read('…/a b/x.json'), …/x, …/b"),
+        ("mask_iou is 0.9/1.0, 3 images/s; see https://a.b/c.", None),
+    ],
+)
+def test_clients_hear_of_no_place_of_a_file(
+    bundle: Path, steps: Steps, said: str, told: str | None
+) -> None:
+    said = said.format(root=bundle)
+
+    def fails() -> Any:
+        raise FidelityError(said)
+
+    one = made(bundle)
+    assert one.trouble() is None
+    steps.verify.give = fails
+    one.start()
+    assert one.wait() is State.FAILED
+    assert one.trouble() == (told or said)
+    with pytest.raises(Overloaded) as refused:
+        one.require()
+    assert str(one.trouble()) in str(refused.value)
+    assert str(bundle.parent) not in str(refused.value)
+
+
 def test_what_was_closed_before_it_began_never_begins(bundle: Path, steps: Steps) -> None:
     one = made(bundle)
     one.close()

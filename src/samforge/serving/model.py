@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from collections.abc import Iterable, Sequence
@@ -24,6 +25,8 @@ from samforge.serving.scheduler import Read, Scheduler
 from samforge.serving.watching import Watcher
 from samforge.workflows.verify import Verification, verify
 
+_PATH = re.compile(r"(?<![\w/.:])(?:~|\.{1,2})?(?:/[^\s/:;,'\"()]+)*/([^\s/:;,'\"()]+)")
+"""A path in a message; its last part is kept."""
 _LOG = logging.getLogger("samforge.serving")
 
 
@@ -115,6 +118,12 @@ class Model:
         self._thread.join()
         return self.state
 
+    def trouble(self) -> str | None:
+        """Why it is not served, for clients: without the places of files, which are the log's."""
+        if self.proof.error is None:
+            return None
+        return _PATH.sub(r"…/\1", str(self.proof.error))
+
     def require(self) -> Scheduler:
         """What answers.
 
@@ -122,7 +131,8 @@ class Model:
             Overloaded: The bundle is not proven on this machine, yet or at all.
         """
         if self.scheduler is None or self.state is not State.READY:
-            why = f": {self.proof.error}" if self.proof.error is not None else "."
+            trouble = self.trouble()
+            why = "." if trouble is None else f": {trouble}"
             raise Overloaded(
                 f"The bundle {self.name} is {self.state}, and answers once it has held its proof "
                 f"on this machine{why}",

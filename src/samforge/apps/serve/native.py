@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVar
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
@@ -26,6 +27,8 @@ from samforge.apps.serve.waiting import answered
 from samforge.core.detections import Detections
 from samforge.serving import MaskFormat, Model, Picture, Service, Ticket, packed
 
+P = ParamSpec("P")
+T = TypeVar("T")
 _SMALL_MASKS, _FEW = 1 << 14, 16
 """Bytes of packed masks, and detections, that take about a millisecond to write."""
 
@@ -120,10 +123,24 @@ async def _segmented(
         "bundle": bundle_of(model),
     }
     request.scope["samforge.model"] = model.name
-    arguments = (answer, found, body.masks, ticket, model, request)
-    if found.masks.nbytes < _SMALL_MASKS and len(found) < _FEW:
-        return _packed(*arguments)
-    return await asyncio.to_thread(_packed, *arguments)
+    return await beside([found], _packed, answer, found, body.masks, ticket, model, request)
+
+
+async def beside(
+    found: Sequence[Detections], write: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+) -> T:
+    """Write an answer beside the event loop, unless it is so small that a thread costs more.
+
+    Args:
+        found: What is written of.
+        write: Does it.
+        *args: What it takes.
+        **kwargs: Likewise.
+    """
+    few = sum(map(len, found)) < _FEW
+    if few and sum(one.masks.nbytes for one in found) < _SMALL_MASKS:
+        return write(*args, **kwargs)
+    return await asyncio.to_thread(write, *args, **kwargs)
 
 
 def _packed(

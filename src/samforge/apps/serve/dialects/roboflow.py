@@ -7,6 +7,7 @@ The wire format: roboflow/inference, ``inference/core/entities`` (``requests/sam
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -18,7 +19,7 @@ from samforge.apps.serve.bodies import Label, OfBoxes, OfObjects, OfPoints, Shar
 from samforge.apps.serve.context import client_of
 from samforge.apps.serve.dialects.common import Loose, found_in
 from samforge.apps.serve.dialects.sources import sources_of
-from samforge.apps.serve.native import as_json
+from samforge.apps.serve.native import as_json, beside
 from samforge.apps.serve.openapi import PROBLEMS, body_schema
 from samforge.apps.serve.reading import body_of, picture_from_data
 from samforge.apps.serve.waiting import answered
@@ -146,15 +147,8 @@ def roboflow_router(service: Service) -> APIRouter:
                 "this server does not do. Leave it out."
             )
         picture = await _picture(request, body.image)
-        results = [
-            {
-                "prompt_index": index,
-                "echo": _echo(index, prompt),
-                "predictions": await _concept(service, request, picture, body, prompt),
-            }
-            for index, prompt in enumerate(body.prompts)
-        ]
-        return as_json({"prompt_results": results, "time": time.perf_counter() - start})
+        found = [await _concept(service, request, picture, body, prompt) for prompt in body.prompts]
+        return await beside(found, _concepts_written, found, body, start)
 
     @router.post(
         "/sam3/embed_image",
@@ -187,8 +181,7 @@ def roboflow_router(service: Service) -> APIRouter:
         picture = await _picture(request, body.image)
         ask = Ask(objects=tuple(_object(one) for one in given))
         found = await found_in(service, request, service.model(), picture, ask)
-        predictions = _predictions(found, body.format)
-        return as_json({"predictions": predictions, "time": time.perf_counter() - start})
+        return await beside([found], _written, found, body.format, start)
 
     return router
 
@@ -206,7 +199,7 @@ async def _picture(request: Request, image: Image) -> Picture:
 
 async def _concept(
     service: Service, request: Request, picture: Picture, body: ConceptBody, prompt: ConceptPrompt
-) -> list[dict[str, Any]]:
+) -> Detections:
     boxes = [one.xyxy() for one in prompt.boxes or ()]
     ask = Ask(
         text=(prompt.text,) if prompt.text else None,
@@ -219,8 +212,26 @@ async def _concept(
         ),
     )
     model = service.models.get(body.model_id or "", service.model())
-    found = await found_in(service, request, model, picture, ask)
-    return _predictions(found, body.format)
+    return await found_in(service, request, model, picture, ask)
+
+
+def _concepts_written(found: Sequence[Detections], body: ConceptBody, start: float) -> Response:
+    """An answer for each prompt."""
+    results = [
+        {
+            "prompt_index": index,
+            "echo": _echo(index, prompt),
+            "predictions": _predictions(one, body.format),
+        }
+        for index, (one, prompt) in enumerate(zip(found, body.prompts, strict=True))
+    ]
+    return as_json({"prompt_results": results, "time": time.perf_counter() - start})
+
+
+def _written(found: Detections, kind: str, start: float) -> Response:
+    """An answer for all objects."""
+    predictions = _predictions(found, kind)
+    return as_json({"predictions": predictions, "time": time.perf_counter() - start})
 
 
 def _echo(index: int, prompt: ConceptPrompt) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from starlette.responses import Response
 
 from samforge.apps.serve.bodies import OfPoints, Share
 from samforge.apps.serve.dialects.common import Loose, found_in
-from samforge.apps.serve.native import as_json
+from samforge.apps.serve.native import as_json, beside
 from samforge.apps.serve.openapi import PROBLEMS, body_schema
 from samforge.apps.serve.problems import Refused, problem_from_error, request_id_of
 from samforge.apps.serve.reading import body_of, picture_from_data
@@ -160,11 +160,7 @@ def xanylabeling_router(service: Service) -> APIRouter:
         picture = await picture_from_data(body.image)
         ask = _ask(body.params)
         found = await found_in(service, request, model, picture, ask)
-        shapes = _shapes(found, body.params, named=bool(ask.text))
-        data: dict[str, Any] = {"shapes": shapes, "description": ""}
-        if not shapes:
-            data["replace"] = False  # the client would delete what a person drew
-        return as_json({"success": True, "data": data})
+        return await beside([found], _written, found, body.params, named=bool(ask.text))
 
     return router
 
@@ -222,6 +218,14 @@ def _ordered(box: list[float]) -> list[float]:
     """A rectangle from any corner to the one across."""
     x, y = sorted(box[::2]), sorted(box[1::2])
     return [x[0], y[0], x[1], y[1]]
+
+
+def _written(found: Detections, params: Parameters, *, named: bool) -> Response:
+    shapes = _shapes(found, params, named=named)
+    data: dict[str, Any] = {"shapes": shapes, "description": ""}
+    if not shapes:
+        data["replace"] = False  # the client would delete what a person drew
+    return as_json({"success": True, "data": data})
 
 
 def _shapes(found: Detections, params: Parameters, *, named: bool) -> list[dict[str, Any]]:
