@@ -88,24 +88,25 @@ def test_it_is_ready_where_nobody_closes_it(bundle: Path, steps: Steps) -> None:
     assert len(steps.loaded) == 2
 
 
+def closed_during(one: Model, step: Held) -> None:
+    """Close it while a step is under way."""
+    step.go.clear()
+    one.start()
+    assert step.come.wait(10)
+    one.close()
+    step.go.set()
+
+
 def test_closing_while_it_is_verified_lasts(bundle: Path, steps: Steps) -> None:
     one = made(bundle, ("cpu", "cuda:0"))
-    steps.verify.go.clear()
-    one.start()
-    assert steps.verify.come.wait(10)
-    one.close()
-    steps.verify.go.set()
+    closed_during(one, steps.verify)
     assert_closed(one, steps)
     assert (steps.verify.calls, steps.load.calls) == (1, 0)  # the second device is not begun
 
 
 def test_closing_while_it_is_loaded_lasts(bundle: Path, steps: Steps) -> None:
     one = made(bundle, ("cpu", "cuda:0"))
-    steps.load.go.clear()
-    one.start()
-    assert steps.load.come.wait(10)
-    one.close()
-    steps.load.go.set()
+    closed_during(one, steps.load)
     assert_closed(one, steps)
     assert len(steps.loaded) == 1
 
@@ -116,11 +117,7 @@ def test_what_fails_after_it_was_closed_is_closed(bundle: Path, steps: Steps) ->
 
     one = made(bundle)
     steps.verify.give = fails
-    steps.verify.go.clear()
-    one.start()
-    assert steps.verify.come.wait(10)
-    one.close()
-    steps.verify.go.set()
+    closed_during(one, steps.verify)
     assert_closed(one, steps)
 
 
