@@ -96,6 +96,8 @@ def signalled(bundle: Path, images: list[bytes], left: TimeLeft) -> dict[str, An
             time.sleep(0.05)
             with lock:
                 done = len(statuses)
+        if done == 0:
+            raise TimeoutError("Nothing was answered in time: there is no load to end. Give more.")
         sent = time.perf_counter()
         os.kill(pid, signal.SIGTERM)
         for thread in threads:

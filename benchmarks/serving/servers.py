@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import signal
@@ -24,10 +25,11 @@ class TimeLeft:
     """How long one measurement may go on: what it has until then counts, with its number."""
 
     def __init__(self, minutes: float) -> None:
-        self._end = time.monotonic() + 60 * minutes
+        self._seconds, self._end = 60 * minutes, math.inf
 
     def is_over(self) -> bool:
-        """Whether nothing more is begun."""
+        """Whether nothing more is begun; time counts from the first call, once servers are up."""
+        self._end = min(self._end, time.monotonic() + self._seconds)
         return time.monotonic() > self._end
 
 
