@@ -309,7 +309,7 @@ def test_a_forgotten_picture_is_sent_again(visit: Open, service: DrawnService) -
     one = visit(service)
     one.open_picture()
     for number in list(service.pictures._kept):
-        service.pictures.drop(number)
+        service.pictures.drop("127.0.0.1", number)
     one.find("star")
     assert one.page.locator("#found li").count() == 2
     assert one.posts() == ["images", "segment", "images", "segment"]

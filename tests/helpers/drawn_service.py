@@ -18,7 +18,7 @@ from drawn_masks import FINDS, drawn
 from fastapi import FastAPI
 
 from samforge.apps.serve.app import ROUTERS
-from samforge.apps.serve.door import Door, Tokens
+from samforge.apps.serve.door import Door, Seen, Tokens
 from samforge.apps.serve.metrics import Metrics
 from samforge.apps.serve.problems import add_problems
 from samforge.apps.serve.run import running
@@ -26,6 +26,7 @@ from samforge.core.capabilities import BOXES, POINTS, TEXT
 from samforge.core.detections import Detections
 from samforge.core.errors import NotHere, Overloaded, SettingError
 from samforge.media import read_image
+from samforge.runtime.prompts import exemplars_from_boxes
 from samforge.serving import Ask, Job, Limits, Picture, Service, State, Ticket
 from samforge.serving.kept import Kept
 
@@ -53,6 +54,9 @@ class DrawnModel:
     def remarks(self, phrases: Sequence[str]) -> list[str]:
         unknown = [one for one in phrases if one not in FINDS]
         return [f"The model knows nothing of the phrase {one!r}." for one in unknown]
+
+    def trouble(self) -> str | None:
+        return None
 
     def verdict(self) -> dict[str, Any]:
         gates = {"mask_iou": {"figure": 1.0, "limit": 0.995}}
@@ -101,9 +105,15 @@ class DrawnService:
             raise SettingError(f"The bundle {model.name} lacks a part for that.")
         ask.question()
         self.asks.append((model.name, ask))
-        return self._ticket(picture, drawn(ask, read_image(picture.data).shape[:2]))
+        size_hw = read_image(picture.data).shape[:2]
+        if ask.boxes_xyxy is not None:
+            exemplars_from_boxes(ask.boxes_xyxy, ask.box_labels, size_hw)
+        return self._ticket(picture, drawn(ask, size_hw))
 
-    def forget(self, picture: Picture) -> None:
+    def forget(self, client: str, number: str) -> None:
+        picture = self.pictures.drop(client, number)
+        if self.pictures.holds(picture.key):
+            return
         self.encoded = [key for key in self.encoded if key != picture.key]
 
     def _check(self, model: DrawnModel) -> None:
@@ -125,7 +135,9 @@ class DrawnService:
         return ticket
 
 
-def drawn_app(service: DrawnService, tokens: Tokens | None = None) -> FastAPI:
+def drawn_app(
+    service: DrawnService, tokens: Tokens | None = None, seen: Seen = lambda *_: None
+) -> FastAPI:
     """The server's own application before such a service."""
     app = FastAPI(title="drawn")
     app.state.service, app.state.metrics = service, Metrics()
@@ -136,7 +148,7 @@ def drawn_app(service: DrawnService, tokens: Tokens | None = None) -> FastAPI:
         Door,
         limits=service.limits,
         tokens=tokens or Tokens(by_name={}),
-        seen=lambda *_: None,
+        seen=seen,
     )
     return app
 

@@ -91,6 +91,8 @@ def test_pictures_of_a_batch_are_encoded_apart(rig: Rig) -> None:
     assert (first.features["fpn_0"].max(), second.features["fpn_0"].max()) == (1, -1)
     with pytest.raises(ImageError, match="Image 1 of the list"):
         rig.segmenter.encode_images([IMAGE, np.zeros((0, 4, 3), np.uint8)])
+    with pytest.raises(ImageError, match="Image 1 of the list"):  # none is left out in silence
+        rig.segmenter.encode_images([IMAGE, first, DARK])  # type: ignore[list-item]
 
 
 def test_pictures_of_one_call_are_answered_apart(rig: Rig) -> None:

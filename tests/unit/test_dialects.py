@@ -421,8 +421,7 @@ def pictures() -> Iterator[str]:
 
 def test_pictures_are_fetched_where_that_is_allowed(pictures: str, service: DrawnService) -> None:
     app = drawn_app(service)
-    headers = {"Authorization": "Token abc"}
-    app.state.sources = ImageSources(prefixes=(f"{pictures}data/",), headers=headers)
+    app.state.sources = ImageSources(prefixes=(f"{pictures}data/",), authorization="Token abc")
     with TestClient(app) as client:
         body = {"tasks": [{"data": {"image": "/data/a.png?x=1"}}], "label_config": CONFIG}
         answer = client.post("/labelstudio/predict", json=body)
@@ -438,7 +437,9 @@ def test_pictures_are_fetched_where_that_is_allowed(pictures: str, service: Draw
         assert _Pictures.seen[1:] == [("/data/away.png", "Token abc")]
 
 
-@pytest.mark.parametrize("prefix", ["ftp://a/", "http://a", "a/", ""])
+@pytest.mark.parametrize(
+    "prefix", ["ftp://a/", "http://a", "a/", "", "http://a:b/", "http://[/", "http:///"]
+)
 def test_prefixes_are_folders(prefix: str) -> None:
     with pytest.raises(SettingError, match="no place to fetch from"):
         ImageSources(prefixes=(prefix,))

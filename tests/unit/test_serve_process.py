@@ -222,6 +222,40 @@ def test_options_as_values() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    "bundles", [["a/tiny", "b/tiny"], ["a/tiny/", "tiny=b"], ["x=a", "c", "x=b"]]
+)
+def test_two_bundles_of_one_name_are_refused(
+    bundles: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = named(bundles[:1]).popitem()[0]
+    with pytest.raises(SettingError, match=f"both called {name}.*{name}-2="):
+        named(bundles)
+    assert cli.main(["serve", *bundles]) == 2
+    assert f"{name}-2=" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("bundle", ["/", "=a", "a=", ""])
+def test_a_bundle_has_a_name_and_a_folder(bundle: str) -> None:
+    with pytest.raises(SettingError, match="names no bundle"):
+        named([bundle])
+
+
+def test_what_comes_twice_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "tokens"
+    one, other = "a" * 16, "b" * 16
+    for text in (f"robot:{one}\n\nrobot:{other}\n", f"robot:{one}\n# same\npage:{one}\n"):
+        file.write_text(text)
+        with pytest.raises(SettingError, match=r"Line 3 .* that a line above has") as caught:
+            tokens_from_file(file)
+        assert one not in str(caught.value)
+    file.write_text("robot:" + "ä" * 20)  # headers have no such letters
+    with pytest.raises(SettingError, match="ASCII"):
+        tokens_from_file(file)
+    with pytest.raises(SettingError, match="pixels came twice"):
+        limits_from_texts(["pixels=5", "pixels=6"])
+
+
 @pytest.mark.parametrize("name", ["waiting", "seconds", "cache_bytes"])
 @pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), True, "1"])
 def test_limits_that_are_none(name: str, value: object) -> None:

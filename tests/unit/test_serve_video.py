@@ -210,10 +210,11 @@ def test_videos_that_are_none(server: tuple[httpx.Client, Service], clip: Path) 
 
 def test_only_so_many_videos_at_a_time(server: tuple[httpx.Client, Service], clip: Path) -> None:
     client, service = server
-    service.videos.begin()
+    place = service.videos.begin()
     answer = client.post("/v1/video", files={"video": clip.read_bytes()}, data={"text": "object"})
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "10")
-    service.videos.end()
+    place.close()
+    place.close()
     assert followed(client, clip, text="object", masks="none")[-1]["frames"] == 6
 
 

@@ -412,3 +412,103 @@ def test_nothing_is_kept_of_what_was_answered(make: Make) -> None:
     assert (scheduler._lines.encodings, scheduler._open) == ({}, set())
     assert len(scheduler._lines._cache) == 3
     assert not any(map(len, scheduler._lines.to_detect.values()))
+
+
+class Slow(Heard):
+    """Keeps a worker at the end of a job: whatever is asleep meanwhile stays so."""
+
+    def ended(self, outcome: str, spent: Spent) -> None:
+        time.sleep(0.005)
+        super().ended(outcome, spent)
+
+
+def test_a_shared_picture_leaves_nobody_asleep(make: Make) -> None:
+    """Its places in other clients' lines are no pictures that wait: decoders have room."""
+    for _ in range(3):
+        segmenter = Counting()
+        segmenter.gate.clear()
+        scheduler = make(segmenter, watcher=Slow())
+        shared = [scheduler.submit(job(1, client=f"client {number}")) for number in range(4)]
+        until(segmenter.waits.is_set)
+        other = scheduler.submit(job(2, client="other"))
+        time.sleep(0.02)
+        segmenter.gate.set()
+        assert len(results(shared)) == 4
+        assert other.future.result(2).scores.tolist() == [2 / 256]
+        assert not any((len(scheduler._lines.to_decode), len(scheduler._lines.to_encode)))
+
+
+def test_a_shared_picture_is_one_that_waits(make: Make) -> None:
+    segmenter = Counting()
+    segmenter.gate.clear()
+    reading = threading.Event()
+
+    def slow(one: Picture) -> RgbImage:
+        assert reading.wait(10)
+        return read(one)
+
+    scheduler = make(segmenter, read=slow)
+    first = [scheduler.submit(job(number, client="first")) for number in (100, 101)]
+    until(lambda: scheduler.load().to_decode == 0)  # both decoders have one
+    tickets = [scheduler.submit(job(1, client=f"client {number}")) for number in range(5)]
+    assert scheduler.load().to_decode == 1
+    reading.set()
+    until(segmenter.waits.is_set)
+    until(lambda: scheduler.load().to_encode == 2)  # there is room to decode it
+    assert scheduler.load().to_decode == 0
+    segmenter.gate.set()
+    assert len(results([*first, *tickets])) == 7
+
+
+def test_a_slow_beginning_is_forgotten(make: Make) -> None:
+    """One encode that took longer than requests have: the next one is tried, and so measured."""
+    segmenter, heard = Counting(), Heard()
+    scheduler = make(segmenter, watcher=heard)
+    scheduler._encode_pace.seconds = 600.0  # as if measured
+    for number in range(30):
+        assert scheduler.submit(job(number)).future.result(10)
+        until(lambda: scheduler.load().waiting == 0)
+    assert heard.refusals == []
+    assert scheduler._encode_pace.seconds < 1.0
+    segmenter.gate.clear()
+    scheduler._encode_pace.seconds = 600.0
+    probe = scheduler.submit(job(50))
+    with pytest.raises(Refusal, match="too near"):  # one is tried, not all
+        scheduler.submit(job(51))
+    segmenter.gate.set()
+    assert probe.future.result(10)
+
+
+def test_a_slow_beginning_is_forgotten_among_questions_about_known_pictures(make: Make) -> None:
+    """They never end where a server is busy; a new picture waits for them, not for another one."""
+    segmenter = Counting()
+    scheduler = make(segmenter)
+    assert scheduler.submit(job(1)).future.result(10)
+    segmenter.detect_gate.clear()
+    asked = scheduler.submit(job(1, "circle"))
+    scheduler._encode_pace.seconds = 600.0
+    new = scheduler.submit(job(2, client="b"))
+    segmenter.detect_gate.set()
+    assert len(results([asked, new])) == 2
+    scheduler._detect_pace.seconds = 600.0
+    assert scheduler.submit(job(1, "square")).future.result(10)
+
+
+def test_pictures_are_not_asked_what_nobody_wants_to_know(make: Make) -> None:
+    """A call asks every phrase of every picture: those of fewer phrases are calls of their own."""
+    segmenter, heard = Counting("cuda:0", most_images=8), Heard()
+    scheduler = make(segmenter, watcher=heard)
+    known = [scheduler.submit(job(number)) for number in range(8)]
+    assert len(results(known)) == 8
+    segmenter.asks.clear()
+    heard.pairs.clear()
+    segmenter.detect_gate.clear()
+    segmenter.waits.clear()
+    blocked = scheduler.submit(job(0, "first"))
+    until(segmenter.waits.is_set)
+    wide = scheduler.submit(job(0, *[f"phrase {number}" for number in range(8)]))
+    narrow = [scheduler.submit(job(number, "phrase 0")) for number in range(1, 8)]
+    segmenter.detect_gate.set()
+    assert len(results([blocked, wide, *narrow])) == 9
+    until(lambda: len(heard.pairs) == 3)
+    assert heard.pairs == [(1, 1), (1, 8), (7, 7)]

@@ -13,11 +13,12 @@ from samforge.runtime.executor import Executor
 from samforge.runtime.question import Question
 
 Source = TypeVar("Source")
+Taken = TypeVar("Taken", bound=Ready)
 
 
 def numbered(
-    images: Iterable[Source], take: Callable[[Source], Ready], kind: str
-) -> Iterator[Ready]:
+    images: Iterable[Source], take: Callable[[Source], Taken], kind: str
+) -> Iterator[Taken]:
     """Take images over one after the other; an error names the image.
 
     Args:

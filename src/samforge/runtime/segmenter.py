@@ -410,12 +410,8 @@ class Segmenter(Closing):
         """
         self._require_open()
         take = self._executor.take
-        taken = [
-            one
-            for one in numbered(images, lambda one: take(one, own=False, timings=timings), "list")
-            if isinstance(one, TakenImage)
-        ]
-        return [self._own(one) for one in self._executor.encode_images(taken, timings)]
+        taken = numbered(images, lambda one: take(one, own=False, timings=timings), "list")
+        return [self._own(one) for one in self._executor.encode_images(list(taken), timings)]
 
     def answers(
         self,

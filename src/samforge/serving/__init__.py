@@ -1,6 +1,7 @@
 """A server without a wire: bundles proven here, pictures encoded once, questions in turns."""
 
-from samforge.serving.asking import Ask
+from samforge.serving.asking import Ask, check_at_most
+from samforge.serving.bounded import Place
 from samforge.serving.cache import EncodingCache
 from samforge.serving.jobs import Job, Picture, Spent, Ticket
 from samforge.serving.limits import Limits
@@ -25,6 +26,7 @@ __all__ = [
     "MaskFormat",
     "Model",
     "Picture",
+    "Place",
     "Scheduler",
     "Served",
     "Service",
@@ -37,6 +39,7 @@ __all__ = [
     "VideoAsk",
     "VideoRun",
     "Watcher",
+    "check_at_most",
     "drift_between",
     "named",
     "packed",

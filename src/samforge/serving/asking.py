@@ -65,14 +65,11 @@ class Ask:
             SettingError: ``max_detections`` is none.
         """
         phrases = self.text or ()
-        _at_most("phrases", len(phrases), limits.phrases)
+        check_at_most("phrases", len(phrases), limits.phrases)
         longest = max(map(len, phrases), default=0)
-        _at_most("characters in a phrase", longest, MOST_WORD)
-        boxes = len(self.boxes_xyxy) if hasattr(self.boxes_xyxy, "__len__") else 0
-        _at_most("boxes", boxes, limits.boxes)
-        _at_most("objects", len(self.objects), limits.boxes)
-        shown = (one.points for one in self.objects if one.points is not None)
-        _at_most("points", sum(_length(one) for one in shown), limits.points)
+        check_at_most("characters in a phrase", longest, MOST_WORD)
+        check_at_most("boxes", _length(self.boxes_xyxy), limits.boxes)
+        check_objects(self.objects, limits)
         most = self.max_detections
         if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < 1):
             raise SettingError(f"max_detections is {most!r:.40}. Give a whole number from 1.")
@@ -126,10 +123,26 @@ class Ask:
         )
 
 
-def _at_most(what: str, count: int, most: int) -> None:
+def check_objects(objects: Sequence[ObjectPrompt], limits: Limits) -> None:
+    """Make sure that no more objects and points are shown than a server takes.
+
+    Raises:
+        TooLarge: There are more.
+    """
+    check_at_most("objects", len(objects), limits.boxes)
+    check_at_most("points", sum(_length(one.points) for one in objects), limits.points)
+
+
+def check_at_most(what: str, count: int, most: int) -> None:
+    """Make sure that there are no more of something than a server takes.
+
+    Raises:
+        TooLarge: There are more.
+    """
     if count > most:
         raise TooLarge(f"There are {count:,} {what}, at most {most:,} are taken. Ask in parts.")
 
 
 def _length(values: Any) -> int:
-    return len(values) if hasattr(values, "__len__") else 0
+    """Rows of a list or an array; an array of no dimension has none."""
+    return len(values) if hasattr(values, "__len__") and getattr(values, "shape", True) else 0

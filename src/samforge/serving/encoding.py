@@ -27,6 +27,13 @@ class Encoding:
     tickets: list[Ticket] = field(default_factory=list)
     """Jobs that wait for it."""
     stage: Stage = Stage.WAITS
+    lines: set[str] = field(default_factory=set)
+    """Clients in whose lines it stands: those who wait for it, while it waits for a stage."""
     rgb: RgbImage | None = None
     """The decoded picture, until it is encoded."""
     decode_ms: float = 0.0
+
+    def pixels(self) -> RgbImage:
+        """The decoded picture: whoever encodes a batch leaves none of it out."""
+        assert self.rgb is not None  # noqa: S101  # it was decoded before it stood in line
+        return self.rgb

@@ -80,9 +80,11 @@ def group_from(ticket: Ticket, queue: FairQueue[Ticket], *, images: int, rows: i
         return True
 
     def same_question(other: Ticket) -> bool:
-        if not _mergeable(ticket, other) or not set(rows_of(other)) <= set(asked):
+        theirs, known = set(rows_of(other)), id(other.encoded) in pictures
+        # Every row is asked of every picture: a new one has to want all of them.
+        if not (theirs <= set(asked) if known else theirs == set(asked)):
             return False
-        if id(other.encoded) not in pictures and len(pictures) >= images:
+        if not _mergeable(ticket, other) or (not known and len(pictures) >= images):
             return False
         pictures.add(id(other.encoded))
         return True

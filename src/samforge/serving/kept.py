@@ -6,12 +6,21 @@ import hashlib
 import hmac
 import secrets
 from collections import OrderedDict
+from dataclasses import dataclass
 from threading import Lock
 from typing import Generic, TypeVar
 
 from samforge.core.errors import NotHere
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Entry(Generic[T]):
+    owner: str
+    name: str
+    thing: T
+    size: int
 
 
 class Kept(Generic[T]):
@@ -27,7 +36,7 @@ class Kept(Generic[T]):
         self._most_bytes, self._what = most_bytes, what
         self._secret = secrets.token_bytes(32)
         self._lock = Lock()
-        self._kept: OrderedDict[str, tuple[T, int]] = OrderedDict()
+        self._kept: OrderedDict[str, _Entry[T]] = OrderedDict()
         self._bytes = 0
 
     def __len__(self) -> int:
@@ -54,41 +63,52 @@ class Kept(Generic[T]):
         number = hmac.new(self._secret, key, hashlib.sha256).hexdigest()[:32]
         with self._lock:
             self._drop(number)
-            self._kept[number] = (thing, size)
+            self._kept[number] = _Entry(owner=owner, name=name, thing=thing, size=size)
             self._bytes += size
             while self._bytes > self._most_bytes and len(self._kept) > 1:
                 self._drop(next(iter(self._kept)))
         return number
 
-    def get(self, number: str) -> T:
+    def get(self, owner: str, number: str) -> T:
         """A thing by its id; it was used last now.
 
+        Args:
+            owner: Who asks.
+            number: The id that :meth:`put` gave the same owner.
+
         Raises:
-            NotHere: Nothing is kept under it.
+            NotHere: Nothing of this owner is kept under it.
         """
         with self._lock:
-            found = self._kept.get(number)
-            if found is None:
-                raise self._unknown(number)
+            thing = self._of(owner, number).thing
             self._kept.move_to_end(number)
-            return found[0]
+            return thing
 
-    def drop(self, number: str) -> T:
-        """Forget a thing.
+    def drop(self, owner: str, number: str) -> T:
+        """Forget a thing of an owner.
 
         Raises:
-            NotHere: Nothing is kept under the id.
+            NotHere: Nothing of this owner is kept under the id.
         """
         with self._lock:
-            if number not in self._kept:
-                raise self._unknown(number)
-            thing = self._kept[number][0]
+            thing = self._of(owner, number).thing
             self._drop(number)
             return thing
 
+    def holds(self, name: str) -> bool:
+        """Whether something is kept by this name, whoever owns it."""
+        with self._lock:
+            return any(one.name == name for one in self._kept.values())
+
+    def _of(self, owner: str, number: str) -> _Entry[T]:
+        found = self._kept.get(number)
+        if found is None or found.owner != owner:  # no word of what belongs to others
+            raise self._unknown(number)
+        return found
+
     def _drop(self, number: str) -> None:
-        _, size = self._kept.pop(number, (None, 0))
-        self._bytes -= size
+        dropped = self._kept.pop(number, None)
+        self._bytes -= 0 if dropped is None else dropped.size
 
     def _unknown(self, number: str) -> NotHere:
         return NotHere(

@@ -15,7 +15,8 @@ class Limits:
     """Bounds of one server: what is beyond them is refused before memory is taken for it.
 
     Raises:
-        SettingError: One is not above zero, or ``seconds`` is above ``most_seconds``.
+        SettingError: One is not above zero, or ``seconds`` is above ``most_seconds``, or
+            ``request_bytes`` above ``bodies_bytes``.
     """
 
     request_bytes: int = 64 * _MIB
@@ -44,6 +45,8 @@ class Limits:
     """Time that a body has to arrive."""
     video_upload_seconds: float = 600.0
     """The same of a video."""
+    bodies_bytes: int = 512 * _MIB
+    """Most bytes of bodies that are in memory: arriving, or of requests that have not ended."""
     waiting: int = 256
     """Most requests that are accepted and not yet answered."""
     waiting_of_client: int = 128
@@ -61,6 +64,11 @@ class Limits:
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if not (number and math.isfinite(value) and value > 0):
                 raise SettingError(f"{one.name} is {value!r:.40}. Give a number above 0.")
+        if self.request_bytes > self.bodies_bytes:
+            raise SettingError(
+                f"request_bytes is {self.request_bytes:,}, above bodies_bytes, "
+                f"{self.bodies_bytes:,}, which holds all of them. Give at most as much."
+            )
         if self.seconds > self.most_seconds:
             raise SettingError(
                 f"seconds is {self.seconds:g}, above most_seconds, {self.most_seconds:g}. "

@@ -65,15 +65,10 @@ class Lines:
         if encoding is None:
             encoding = self.encodings[job.picture.key] = Encoding(picture=job.picture)
             encoding.tickets.append(ticket)
-            self.to_decode.push(job.client, encoding)
+            self._line_up(encoding, job.client)
             return False
-        clients = {one.job.client for one in encoding.tickets}
         encoding.tickets.append(ticket)
-        if job.client not in clients:  # it waits in this client's line as well
-            if encoding.stage is Stage.WAITS:
-                self.to_decode.push(job.client, encoding)
-            elif encoding.stage is Stage.DECODED:
-                self.to_encode.push(job.client, encoding)
+        self._line_up(encoding, job.client)  # it waits in this client's line as well
         return True
 
     def leave(self, ticket: Ticket) -> None:
@@ -86,16 +81,22 @@ class Lines:
         if encoding is None or ticket not in encoding.tickets:
             return
         encoding.tickets.remove(ticket)
-        if all(one.job.client != client for one in encoding.tickets):
+        if client in encoding.lines and all(one.job.client != client for one in encoding.tickets):
+            encoding.lines.remove(client)
             for line in (self.to_decode, self.to_encode):
                 line.remove(client, encoding)
         if not encoding.tickets and encoding.stage in (Stage.WAITS, Stage.DECODED):
             encoding.stage = Stage.DONE
             del self.encodings[encoding.picture.key]
 
+    def waiting(self, stage: Stage) -> int:
+        """How many pictures wait at a stage, each once, whoever asks for it."""
+        return sum(one.stage is stage for one in self.encodings.values())
+
     def next_to_decode(self) -> Encoding | None:
         """The picture whose turn it is."""
         while (encoding := self.to_decode.pop()) is not None:
+            self._take_out(encoding, self.to_decode)
             if encoding.stage is Stage.WAITS and _wanted(encoding):
                 encoding.stage = Stage.DECODES
                 return encoding
@@ -105,10 +106,9 @@ class Lines:
         """Put a decoded picture into the line of each client who waits for it."""
         encoding.rgb, encoding.decode_ms = rgb, milliseconds
         encoding.stage = Stage.DECODED
-        clients = dict.fromkeys(one.job.client for one in encoding.tickets)
-        for client in clients:
-            self.to_encode.push(client, encoding)
-        if not clients:
+        for ticket in encoding.tickets:
+            self._line_up(encoding, ticket.job.client)
+        if not encoding.tickets:
             encoding.stage = Stage.DONE
             del self.encodings[encoding.picture.key]
 
@@ -127,6 +127,7 @@ class Lines:
         """Decoded pictures whose turn it is, at most so many."""
         batch: list[Encoding] = []
         while len(batch) < most and (encoding := self.to_encode.pop()) is not None:
+            self._take_out(encoding, self.to_encode)
             if encoding.stage is Stage.DECODED and _wanted(encoding):
                 encoding.stage = Stage.ENCODES
                 batch.append(encoding)
@@ -158,6 +159,19 @@ class Lines:
                 if ticket.is_live():
                     return group_from(ticket, queue, images=images, rows=rows)
         return None
+
+    def _line_up(self, encoding: Encoding, client: str) -> None:
+        """Let a picture wait in a client's line, where it waits for a stage."""
+        line = {Stage.WAITS: self.to_decode, Stage.DECODED: self.to_encode}.get(encoding.stage)
+        if line is not None and client not in encoding.lines:
+            encoding.lines.add(client)
+            line.push(client, encoding)
+
+    def _take_out(self, encoding: Encoding, line: FairQueue[Encoding]) -> None:
+        """It was taken out of one client's line: it stands in none of the others' any more."""
+        for client in encoding.lines:
+            line.remove(client, encoding)  # one of them had it first, and has it no more
+        encoding.lines.clear()
 
     def _to_ask(self, ticket: Ticket, where: str) -> None:
         self.to_detect.setdefault(where, FairQueue()).push(ticket.job.client, ticket)

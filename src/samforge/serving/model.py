@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -16,12 +18,15 @@ from samforge.core.bundle import Bundle, open_bundle
 from samforge.core.devices import AUTO
 from samforge.core.errors import DamagedBundle, Overloaded, SamforgeError
 from samforge.core.native import error_of_item
+from samforge.runtime import Segmenter
 from samforge.serving.cache import EncodingCache
 from samforge.serving.limits import Limits
 from samforge.serving.scheduler import Read, Scheduler
 from samforge.serving.watching import Watcher
 from samforge.workflows.verify import Verification, verify
 
+_PATH = re.compile(r"(?<![\w/.:])(?:~|\.{1,2})?(?:/[^\s/:;,'\"()]+)*/([^\s/:;,'\"()]+)")
+"""A path in a message; its last part is kept."""
 _LOG = logging.getLogger("samforge.serving")
 
 
@@ -105,13 +110,19 @@ class Model:
         return tuple(self.bundle.manifest.parts)
 
     def start(self) -> None:
-        """Verify and load in a thread of its own."""
+        """Verify and load in a thread of its own, unless it was closed before."""
         self._thread.start()
 
     def wait(self) -> State:
         """Wait until it is ready, or failed."""
         self._thread.join()
         return self.state
+
+    def trouble(self) -> str | None:
+        """Why it is not served, for clients: without the places of files, which are the log's."""
+        if self.proof.error is None:
+            return None
+        return _PATH.sub(r"…/\1", str(self.proof.error))
 
     def require(self) -> Scheduler:
         """What answers.
@@ -120,7 +131,8 @@ class Model:
             Overloaded: The bundle is not proven on this machine, yet or at all.
         """
         if self.scheduler is None or self.state is not State.READY:
-            why = f": {self.proof.error}" if self.proof.error is not None else "."
+            trouble = self.trouble()
+            why = "." if trouble is None else f": {trouble}"
             raise Overloaded(
                 f"The bundle {self.name} is {self.state}, and answers once it has held its proof "
                 f"on this machine{why}",
@@ -159,28 +171,44 @@ class Model:
             self._verify_and_load()
         except Exception as error:  # noqa: BLE001  # told by /health/ready, and in the log
             self.proof.error = error_of_item(error)
-            self.state = State.FAILED
+            self._become(State.FAILED)
             _LOG.exception("bundle %s is not served", self.name)
         self.proof.seconds = time.monotonic() - start
 
     def _verify_and_load(self) -> None:
-        served = self.served
-        self.proof.verifications = tuple(
-            verify(served.path, device=device, digest=self.digest, record=False)
-            for device in dict.fromkeys(served.devices)
-        )
-        self.state = State.LOADING
-        # What was opened is what was verified, file by file: both have one digest.
-        segmenters = [
-            load(self.bundle, device=device, threads=served.threads, digest=self.digest)
-            for device in served.devices
-        ]
-        self.processors = tuple(one.processor for one in segmenters)
+        served, found = self.served, []
+        for device in dict.fromkeys(served.devices):
+            if not self._become(State.VERIFYING):
+                return
+            found.append(verify(served.path, device=device, digest=self.digest, record=False))
+        self.proof.verifications = tuple(found)
+        with ExitStack() as loaded:  # what is not handed on is freed
+            segmenters = []
+            # What was opened is what was verified, file by file: both have one digest.
+            for device in served.devices:
+                if not self._become(State.LOADING):
+                    return
+                one = load(self.bundle, device=device, threads=served.threads, digest=self.digest)
+                loaded.callback(one.close)
+                segmenters.append(one)
+            self.processors = tuple(one.processor for one in segmenters)
+            if self._answer_with(segmenters):
+                loaded.pop_all()
+                _LOG.info("bundle %s is ready", self.name)
+
+    def _become(self, state: State) -> bool:
+        """Go on to a state, unless the bundle was closed meanwhile: then it stays so."""
         with self._lock:
             if self.state is State.CLOSED:
-                for one in segmenters:
-                    one.close()
-                return
+                return False
+            self.state = state
+            return True
+
+    def _answer_with(self, segmenters: Sequence[Segmenter]) -> bool:
+        """Become ready, unless the bundle was closed meanwhile."""
+        with self._lock:
+            if self.state is State.CLOSED:
+                return False
             self.scheduler = Scheduler(
                 segmenters,
                 self._read,
@@ -190,7 +218,7 @@ class Model:
                 watcher=self._watcher,
             )
             self.state = State.READY
-        _LOG.info("bundle %s is ready", self.name)
+            return True
 
 
 def _opened(served: Served) -> Bundle:

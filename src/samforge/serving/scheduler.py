@@ -17,7 +17,7 @@ from samforge.core.images import RgbImage
 from samforge.runtime import Segmenter
 from samforge.serving.admission import Admission, Pace, Refusal
 from samforge.serving.cache import EncodingCache
-from samforge.serving.encoding import Encoding
+from samforge.serving.encoding import Encoding, Stage
 from samforge.serving.groups import Group
 from samforge.serving.jobs import Job, Picture, Ticket
 from samforge.serving.limits import Limits
@@ -111,8 +111,8 @@ class Scheduler:
         with self._changed:
             return Load(
                 waiting=self._admission.waiting,
-                to_decode=len(self._lines.to_decode),
-                to_encode=len(self._lines.to_encode),
+                to_decode=self._lines.waiting(Stage.WAITS),
+                to_encode=self._lines.waiting(Stage.DECODED),
                 to_detect=sum(map(len, self._lines.to_detect.values())),
                 expected_s=self._expected_s(),
                 closing=self._closing,
@@ -160,15 +160,16 @@ class Scheduler:
     def _check(self, job: Job) -> None:
         if self._closing:
             raise Refusal("The server is ending. Ask it again later.", "closing", 5.0)
-        self._admission.check(job, self._expected_s(job))
+        is_new = job.picture is not None and not self._lines.is_known(job.picture)
+        # Nothing of its kind is under way, so no pace is measured anew: it is tried, whatever the
+        # last one took. What waits before it still counts.
+        tried = not self._lines.encodings if is_new else not self._admission.waiting
+        own = 0.0 if tried else self._detect_pace.seconds + is_new * self._encode_pace.seconds
+        self._admission.check(job, self._expected_s() + own / len(self._segmenters))
 
-    def _expected_s(self, job: Job | None = None) -> float:
-        """Seconds until everything that waits is done, and a job that comes now."""
-        pictures = len(self._lines.encodings)
-        asked = self._admission.waiting
-        if job is not None:
-            asked += 1
-            pictures += job.picture is not None and not self._lines.is_known(job.picture)
+    def _expected_s(self) -> float:
+        """Seconds until everything that waits is done."""
+        pictures, asked = len(self._lines.encodings), self._admission.waiting
         total = pictures * self._encode_pace.seconds + asked * self._detect_pace.seconds
         return total / len(self._segmenters)
 
@@ -194,7 +195,7 @@ class Scheduler:
             del encoding  # its pixels are not this thread's to keep while it waits
 
     def _next_to_decode(self) -> Encoding | None:
-        if len(self._lines.to_encode) >= self._most_decoded or self._stopped:
+        if self._stopped or self._lines.waiting(Stage.DECODED) >= self._most_decoded:
             return None
         return self._lines.next_to_decode()
 
@@ -245,8 +246,9 @@ class Scheduler:
         return self._next_pictures(index) or self._next_group(index)
 
     def _next_pictures(self, index: int) -> list[Encoding] | None:
+        before = self._lines.waiting(Stage.DECODED)
         batch = self._lines.next_pictures(self._segmenters[index].most_images)
-        if batch:
+        if self._lines.waiting(Stage.DECODED) < before:  # late ones may be all that was taken out
             self._changed.notify_all()  # there is room for decoded ones
         return batch
 
@@ -259,7 +261,7 @@ class Scheduler:
     def _encode(self, segmenter: Segmenter, batch: Sequence[Encoding]) -> None:
         start = time.monotonic()
         try:
-            encoded = segmenter.encode_images([one.rgb for one in batch if one.rgb is not None])
+            encoded = segmenter.encode_images([one.pixels() for one in batch])
         except Exception as error:  # noqa: BLE001  # told to those who asked
             if len(batch) == 1:
                 self._failed(batch[0], error)

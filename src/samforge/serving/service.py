@@ -214,8 +214,15 @@ class Service:
             )
         return time.monotonic() + given
 
-    def forget(self, picture: Picture) -> None:
-        """Drop what is known of a picture."""
+    def forget(self, client: str, number: str) -> None:
+        """Drop a picture that a client keeps, and its encoding unless others keep it too.
+
+        Raises:
+            NotHere: This client keeps none under the id.
+        """
+        picture = self.pictures.drop(client, number)
+        if self.pictures.holds(picture.key):
+            return
         for model in self.models.values():
             if model.scheduler is not None:
                 model.scheduler.forget(picture.key)
@@ -245,11 +252,22 @@ class Service:
 
 
 def named(paths: Sequence[str]) -> dict[str, str]:
-    """Folders by name: ``NAME=FOLDER``, or a folder whose last part is its name."""
+    """Folders by name: ``NAME=FOLDER``, or a folder whose last part is its name.
+
+    Raises:
+        SettingError: A folder has no name, or two have the same.
+    """
     found: dict[str, str] = {}
     for one in paths:
         name, equals, folder = one.partition("=")
         if not equals:
             name, folder = one.rstrip("/").rpartition("/")[2], one
+        if not name or not folder:
+            raise SettingError(f"{one!r:.80} names no bundle. Give FOLDER or NAME=FOLDER.")
+        if name in found:
+            raise SettingError(
+                f"{found[name]} and {folder} are both called {name}, and clients ask by that name. "
+                f"Give one of them another: {name}-2={folder}."
+            )
         found[name] = folder
     return found

@@ -12,11 +12,12 @@ from threading import Lock
 
 from samforge.core.capabilities import TRACK
 from samforge.core.detections import Detections
-from samforge.core.errors import SettingError, TooLarge
+from samforge.core.errors import SettingError
 from samforge.media import VideoFrame, VideoReader
 from samforge.runtime import EncodedImage, PromptAt, Segmenter, VideoSession
 from samforge.runtime.tracking.video import check_reached, stepped
-from samforge.serving.asking import Ask
+from samforge.serving.asking import Ask, check_objects
+from samforge.serving.bounded import Place
 from samforge.serving.jobs import Job, Ticket
 from samforge.serving.model import Model
 from samforge.serving.service import Service
@@ -57,25 +58,38 @@ class FrameFound:
 class VideoRun:
     """One video on its way. Close it, whether it came to its end or not."""
 
-    def __init__(
-        self, service: Service, model: Model, path: Path, ask: VideoAsk, *, client: str
+    def __init__(  # keyword-only behind what is asked
+        self,
+        service: Service,
+        model: Model,
+        path: Path,
+        ask: VideoAsk,
+        *,
+        client: str,
+        place: Place,
     ) -> None:
         """Open a video; nothing of it is looked at before :meth:`step`.
+
+        Args:
+            service: What answers.
+            model: Which of its bundles.
+            path: The video.
+            ask: What to follow.
+            client: Whose turn each frame takes.
+            place: Among the videos under way; it is given back by :meth:`close`, and is still the
+                caller's where this raises.
 
         Raises:
             VideoError: It is no video that can be read.
             PromptError: There is nothing to follow.
             SettingError: Objects are shown, and the bundle has no tracker.
-            TooLarge: There are too many phrases or objects.
-            Overloaded: Too many videos are under way, or the bundle is not ready.
+            TooLarge: There are too many phrases, objects or points.
+            Overloaded: The bundle is not ready.
         """
         limits = service.limits
         if ask.text is not None or not ask.prompts:
             Ask(text=ask.text, threshold=ask.threshold).within(limits).question()
-        if len(ask.prompts) > limits.boxes:
-            raise TooLarge(
-                f"{len(ask.prompts)} objects are shown, at most {limits.boxes} are followed."
-            )
+        check_objects([one.prompt for one in ask.prompts], limits)
         self.tracks = TRACK.among(model.parts)
         if ask.prompts and not self.tracks:
             raise SettingError(
@@ -84,14 +98,10 @@ class VideoRun:
             )
         self._scheduler = model.require()
         self._service, self._ask, self._client = service, ask, client
-        service.videos.begin()
-        try:
-            self._reader = VideoReader(path)
-            most = min(ask.max_frames or limits.frames, limits.frames)
-            self._frames = iter(self._reader.frames(every=ask.every, at_most=most))
-        except BaseException:
-            service.videos.end()
-            raise
+        self._place = place
+        most = min(ask.max_frames or limits.frames, limits.frames)
+        self._reader = VideoReader(path)
+        self._frames = iter(self._reader.frames(every=ask.every, at_most=most))
         self.info = self._reader.info
         self._worker = next(_TURNS) % self._scheduler.workers
         self._session: VideoSession | None = None
@@ -134,7 +144,7 @@ class VideoRun:
             if not self._closed:
                 self._closed = True
                 self._reader.close()
-                self._service.videos.end()
+                self._place.close()
 
     def _work(self, segmenter: Segmenter, _: EncodedImage | None) -> list[FrameFound]:
         with self._lock:  # a client may leave meanwhile

@@ -76,7 +76,8 @@ def serve(  # noqa: PLR0913, PLR0917  # options of a command
             "--fetch-from",
             metavar="URL",
             help="Fetch pictures below this address for clients that send addresses, as Label "
-            "Studio does. SAMFORGE_FETCH_AUTHORIZATION is sent along. Repeat it.",
+            "Studio does. SAMFORGE_FETCH_AUTHORIZATION is sent along to the host of the first, and "
+            "to no other. Repeat it.",
             show_default="no address is fetched",
         ),
     ] = None,
@@ -127,7 +128,7 @@ def serve(  # noqa: PLR0913, PLR0917  # options of a command
         open_to_all=open_to_all,
         sources=ImageSources(
             prefixes=tuple(fetch_from or ()),
-            headers={} if secret is None else {"Authorization": secret},
+            authorization=secret,
             most_bytes=own_limits.request_bytes,
         ),
         drain_seconds=drain,

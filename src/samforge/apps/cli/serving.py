@@ -29,6 +29,8 @@ def limits_from_texts(texts: Iterable[str]) -> Limits:
         name, _, value = text.partition("=")
         if name not in known:
             raise SettingError(f"There is no limit {name!r:.40}. Give one of {', '.join(known)}.")
+        if name in given:
+            raise SettingError(f"The limit {name} came twice. Give it once.")
         try:
             given[name] = type(known[name])(float(value))
         except (ValueError, OverflowError) as error:
@@ -64,10 +66,15 @@ def tokens_from_file(path: Path) -> dict[str, str]:
         if not line.strip() or line.startswith("#"):
             continue
         name, _, token = (part.strip() for part in line.partition(":"))
-        if not name or len(token) < _SHORTEST:
+        if not name or len(token) < _SHORTEST or not token.isascii():
             raise SettingError(
                 f"Line {number} of {path} is not NAME:TOKEN with a token of {_SHORTEST} characters "
-                "or more."
+                "or more, all of them ASCII."
+            )
+        if name in tokens or token in tokens.values():
+            raise SettingError(
+                f"Line {number} of {path} has a name or a token that a line above has. Give each "
+                "client one line, with a name and a token of its own."
             )
         tokens[name] = token
     if not tokens:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from http import HTTPMethod, HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI
@@ -23,6 +24,7 @@ from samforge.apps.serve.problems import add_problems
 from samforge.apps.serve.video import video_router
 from samforge.serving import Service, Settings
 
+_METHODS = frozenset(HTTPMethod)
 _LOG = logging.getLogger("samforge.serve")
 ROUTERS = (
     *(health_router, native_router, video_router, oip_router, page_router),
@@ -60,7 +62,7 @@ def app_from_settings(
 
     def seen(scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "unknown")
-        metrics.requests.labels(route, scope["method"], str(status)).inc()
+        metrics.requests.labels(route, method_of(scope), str(status)).inc()
         metrics.request_seconds.labels(route).observe(seconds)
         _LOG.info("request", extra={"fields": _fields(scope, status, seconds, route)})
 
@@ -68,12 +70,18 @@ def app_from_settings(
     return app
 
 
+def method_of(scope: Scope) -> str:
+    """The method of a request; ``other`` where HTTP knows it not: anybody can make up more."""
+    method = str(scope["method"])
+    return method if method in _METHODS else "other"
+
+
 def _fields(scope: Scope, status: int, seconds: float, route: str) -> dict[str, Any]:
     """What the log says of a request: never its content."""
     fields: dict[str, Any] = {
         "request_id": scope.get("samforge.request_id"),
         "client": scope.get("samforge.client"),
-        "method": scope["method"],
+        "method": method_of(scope),
         "route": route,
         "status": status,
         "ms": round(seconds * 1e3, 1),
@@ -84,5 +92,7 @@ def _fields(scope: Scope, status: int, seconds: float, route: str) -> dict[str, 
             fields[name] = scope[f"samforge.{name}"]
     error = scope.get("samforge.error")
     if error is not None:
-        fields["error"] = f"{type(error).__name__}: {error}"[:500]
+        # What a client did wrong quotes the client: it is told, and the log has the kind alone.
+        own_fault = status >= HTTPStatus.INTERNAL_SERVER_ERROR
+        fields["error"] = type(error).__name__ + (f": {error}"[:500] if own_fault else "")
     return fields

@@ -4,33 +4,82 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    ValidationInfo,
+    model_validator,
+)
+
+from samforge.core.errors import TooLarge
+from samforge.serving import Limits, check_at_most
+
+_MOST_NAMES = 64
+"""Fields of one object: each that is unknown would be told of."""
+
+
+def at_most(what: str, limit: str) -> BeforeValidator:
+    """Counts a list before anything in it is read; the context of a validation is the limits.
+
+    Args:
+        what: Messages call its entries that.
+        limit: Name of the limit that holds.
+    """
+
+    def check(given: Any, info: ValidationInfo) -> Any:
+        if isinstance(given, list):
+            limits = info.context if isinstance(info.context, Limits) else Limits()
+            check_at_most(what, len(given), getattr(limits, limit))
+        return given
+
+    return BeforeValidator(check)
+
 
 Point = Annotated[list[FiniteFloat], Field(min_length=2, max_length=2)]
 Box = Annotated[list[FiniteFloat], Field(min_length=4, max_length=4)]
 Label = Annotated[int, Field(ge=0, le=1)]
 Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
 Phrase = Annotated[str, Field(min_length=1, max_length=512)]
+OfPhrases = at_most("phrases", "phrases")
+OfBoxes = at_most("boxes", "boxes")
+OfObjects = at_most("objects", "boxes")
+OfPoints = at_most("points", "points")
 
 
 class Strict(BaseModel):
     """A body with the fields that it has, and no others."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_names(cls, given: Any) -> Any:
+        if isinstance(given, dict) and len(given) > _MOST_NAMES:
+            raise TooLarge(
+                f"An object has {len(given):,} fields, and {', '.join(cls.model_fields)} are known."
+            )
+        return given
 
 
 class ObjectBody(Strict):
     """One object, shown by points or by a box around it."""
 
-    points: list[Point] | None = Field(None, description="x and y of each, pixels.")
-    labels: list[Label] | None = Field(None, description="1 on the object, 0 beside it.")
+    points: Annotated[list[Point] | None, OfPoints] = Field(
+        None, description="x and y of each, pixels."
+    )
+    labels: Annotated[list[Label] | None, OfPoints] = Field(
+        None, description="1 on the object, 0 beside it."
+    )
     box_xyxy: Box | None = Field(None, description="Left, top, right, bottom, pixels.")
 
 
 class Rle(BaseModel):
     """COCO's run lengths of a mask."""
 
-    size: Annotated[list[int], Field(min_length=2, max_length=2)]
+    size: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)]
     counts: str | list[int]
 
 
@@ -44,18 +93,24 @@ class AskBody(Strict):
     """What to find, or to segment, and how to answer."""
 
     model: str | None = Field(None, description="A bundle's name; the server's first if left out.")
-    text: Phrase | list[Phrase] | None = Field(None, description="Noun phrases to find.")
-    boxes_xyxy: list[Box] | None = Field(
+    text: Annotated[Phrase | list[Phrase] | None, OfPhrases] = Field(
+        None, description="Noun phrases to find."
+    )
+    boxes_xyxy: Annotated[list[Box] | None, OfBoxes] = Field(
         None, description="Examples of what to find: left, top, right, bottom, pixels."
     )
-    box_labels: list[Label] | None = Field(None, description="1 to find it, 0 to leave it out.")
-    objects: list[ObjectBody] | None = Field(None, description="Clicks: one entry an object.")
-    earlier: str | list[EarlierMask] | None = Field(
+    box_labels: Annotated[list[Label] | None, OfBoxes] = Field(
+        None, description="1 to find it, 0 to leave it out."
+    )
+    objects: Annotated[list[ObjectBody] | None, OfObjects] = Field(
+        None, description="Clicks: one entry an object."
+    )
+    earlier: Annotated[str | list[EarlierMask] | None, OfObjects] = Field(
         None,
         description="What the clicks correct, a row for each object: an answer_id, or masks.",
     )
     candidates: bool = Field(False, description="Give three masks of each object to choose from.")
-    threshold: Share | list[Share] = Field(
+    threshold: Annotated[Share | list[Share], OfPhrases] = Field(
         0.5, description="Detections score above it; one, or one for each phrase."
     )
     mask_threshold: Share = Field(0.5, description="Pixels of a mask are likelier than it.")
@@ -100,8 +155,12 @@ class VideoBody(Strict):
     """What to follow through a video."""
 
     model: str | None = Field(None, description="A bundle's name; the server's first if left out.")
-    text: Phrase | list[Phrase] | None = Field(None, description="Noun phrases to look for.")
-    prompts: list[PromptBody] | None = Field(None, description="Objects that are shown.")
+    text: Annotated[Phrase | list[Phrase] | None, OfPhrases] = Field(
+        None, description="Noun phrases to look for."
+    )
+    prompts: Annotated[list[PromptBody] | None, OfObjects] = Field(
+        None, description="Objects that are shown."
+    )
     threshold: Share = Field(0.5, description="Of each frame, where there is no tracker.")
     every: Annotated[int, Field(ge=1)] = Field(1, description="Only every so many frames.")
     max_frames: Annotated[int, Field(ge=1)] | None = Field(None, description="End after so many.")

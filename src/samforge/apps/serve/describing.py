@@ -34,7 +34,7 @@ def model_of(model: Model) -> dict[str, Any]:
         "prompts": ["text", *(name for name, one in able.items() if one.among(model.parts))],
         "processors": list(model.processors),
         "verdict": model.verdict(),
-        "error": None if model.proof.error is None else str(model.proof.error),
+        "error": model.trouble(),
     }
 
 

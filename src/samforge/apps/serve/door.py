@@ -5,25 +5,25 @@ A plain ASGI layer: bodies stream through it, and are refused at the first byte 
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 import logging
 import re
 import secrets
 import time
 from base64 import b64decode
-from binascii import Error as Base64Error
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from starlette.requests import ClientDisconnect
+
+from samforge.apps.serve.arriving import ArrivingBody, HeldBytes, Message, Receive
 from samforge.apps.serve.problems import CLIENT_LEFT, Refused, problem_from_error
-from samforge.core.errors import TooLarge
+from samforge.core.errors import Overloaded, TooLarge
 from samforge.serving import Limits
 
 Scope: TypeAlias = MutableMapping[str, Any]
-Message: TypeAlias = MutableMapping[str, Any]
-Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
 App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
@@ -69,7 +69,7 @@ def token_from_headers(headers: Mapping[str, str]) -> str:
     if scheme.lower() == "basic":
         try:
             return b64decode(value, validate=True).decode().partition(":")[2]
-        except (Base64Error, UnicodeDecodeError):
+        except ValueError:  # not base64, or not of ASCII or UTF-8
             return ""
     return headers.get("token", "")
 
@@ -91,6 +91,7 @@ class Door:
             seen: Hears of every request that ended.
         """
         self._app, self._limits, self._tokens, self._seen = app, limits, tokens, seen
+        self._held = HeldBytes(limits.bodies_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let one request through."""
@@ -107,10 +108,12 @@ class Door:
         answer = _Answer(send, number)
         try:
             self._identify(scope, headers)
-            body = self._body(scope, receive, headers)
-            await self._app(scope, body, answer)
+            with closing(self._body(scope, receive, headers)) as body:
+                await self._app(scope, body, answer)
+        except ClientDisconnect:
+            pass  # nobody is there to be told
         except Exception as error:
-            if not isinstance(error, Refused | TooLarge):
+            if not isinstance(error, Refused | TooLarge | Overloaded):
                 _LOG.exception("request %s failed", number)
             if answer.status is not None:
                 raise  # half an answer is out: the connection has to break
@@ -131,11 +134,15 @@ class Door:
             )
         scope["samforge.client"] = client or address
 
-    def _body(self, scope: Scope, receive: Receive, headers: Mapping[str, str]) -> _Body:
-        limits = self._limits
-        if scope["path"] == "/v1/video":
-            return _Body(receive, limits.video_bytes, limits.video_upload_seconds, headers)
-        return _Body(receive, limits.request_bytes, limits.upload_seconds, headers)
+    def _body(self, scope: Scope, receive: Receive, headers: Mapping[str, str]) -> ArrivingBody:
+        limits, is_video = self._limits, scope["path"] == "/v1/video"
+        return ArrivingBody(
+            receive,
+            headers,
+            most=limits.video_bytes if is_video else limits.request_bytes,
+            seconds=limits.video_upload_seconds if is_video else limits.upload_seconds,
+            held=None if is_video else self._held,  # videos go to disk, and have places
+        )
 
 
 class _Answer:
@@ -154,42 +161,3 @@ class _Answer:
             ]
             message["headers"] = [*message.get("headers", []), *own]
         await self._send(message)
-
-
-class _Body:
-    """Gives a body on, up to its most bytes, as long as it has time."""
-
-    def __init__(
-        self, receive: Receive, most: int, seconds: float, headers: Mapping[str, str]
-    ) -> None:
-        self._receive, self._most = receive, most
-        self._seconds = seconds
-        self._end = time.monotonic() + seconds
-        self._come, self._whole = 0, False
-        said = headers.get("content-length", "0")
-        if said.isdecimal() and int(said) > most:
-            raise self._too_large(f"{int(said):,}")
-
-    async def __call__(self) -> Message:
-        if self._whole:  # the next message is that the client left
-            return await self._receive()
-        try:
-            message = await asyncio.wait_for(self._receive(), self._end - time.monotonic())
-        except TimeoutError as error:
-            raise Refused(
-                408,
-                f"The body did not arrive within {self._seconds:g} s: {self._come:,} bytes came. "
-                "Send a smaller one.",
-                {"Connection": "close"},
-            ) from error
-        self._come += len(message.get("body", b""))
-        if self._come > self._most:
-            raise self._too_large(f"more than {self._most:,}")
-        self._whole = not message.get("more_body", False)
-        return message
-
-    def _too_large(self, size: str) -> TooLarge:
-        return TooLarge(
-            f"The body has {size} bytes, at most {self._most:,} are taken. Send a smaller picture, "
-            "or fewer at once."
-        )

@@ -36,7 +36,7 @@ def health_router(service: Service) -> APIRouter:
             "models": {
                 name: {
                     "state": str(model.state),
-                    "error": None if model.proof.error is None else str(model.proof.error),
+                    "error": model.trouble(),
                 }
                 for name, model in service.models.items()
             },

@@ -6,6 +6,9 @@ import datetime as dt
 import json
 import logging
 import sys
+import warnings
+
+from samforge.core.errors import PromptWarning
 
 
 class JsonLines(logging.Formatter):
@@ -31,6 +34,7 @@ def log_to_stderr() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     logging.captureWarnings(True)
+    warnings.simplefilter("ignore", PromptWarning)  # it quotes phrases; answers bring it to clients
     for name in ("samforge", "uvicorn", "py.warnings"):
         logger = logging.getLogger(name)
         logger.handlers = [handler]

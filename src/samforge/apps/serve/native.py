@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVar
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
@@ -18,6 +19,7 @@ from samforge.apps.serve.bodies import (
     SegmentAnswer,
     SegmentBody,
 )
+from samforge.apps.serve.context import client_of
 from samforge.apps.serve.describing import bundle_of, limits_of, model_of, timings_of
 from samforge.apps.serve.openapi import PROBLEMS, body_schema
 from samforge.apps.serve.reading import ask_from, body_of, picture_from, picture_from_data
@@ -25,6 +27,8 @@ from samforge.apps.serve.waiting import answered
 from samforge.core.detections import Detections
 from samforge.serving import MaskFormat, Model, Picture, Service, Ticket, packed
 
+P = ParamSpec("P")
+T = TypeVar("T")
 _SMALL_MASKS, _FEW = 1 << 14, 16
 """Bytes of packed masks, and detections, that take about a millisecond to write."""
 
@@ -42,7 +46,7 @@ def native_router(service: Service) -> APIRouter:
     async def segment(request: Request) -> Response:
         """Find what phrases or boxes name in a picture, or segment what clicks show."""
         body, file = await body_of(request, SegmentBody)
-        picture = await picture_from(service, body, file)
+        picture = await picture_from(request, body, file)
         return await _segmented(service, request, picture, body)
 
     @router.post(
@@ -79,12 +83,13 @@ def native_router(service: Service) -> APIRouter:
     async def segment_kept(image_id: str, request: Request) -> Response:
         """Ask about a picture that is kept."""
         body, _ = await body_of(request, AskBody)
-        return await _segmented(service, request, service.pictures.get(image_id), body)
+        picture = service.pictures.get(client_of(request), image_id)
+        return await _segmented(service, request, picture, body)
 
     @router.delete("/images/{image_id}", status_code=204, operation_id="forget_image")
-    async def forget(image_id: str) -> Response:
+    async def forget(image_id: str, request: Request) -> Response:
         """Drop a picture and its encoding."""
-        service.forget(service.pictures.drop(image_id))
+        service.forget(client_of(request), image_id)
         return Response(status_code=204)
 
     @router.get("/models", response_model=ModelsAnswer, operation_id="models")
@@ -103,7 +108,7 @@ async def _segmented(
 ) -> Response:
     model = service.model(body.model)
     client = client_of(request)
-    ask = ask_from(service, body)
+    ask = ask_from(request, body)
     ticket = service.segment(model, picture, ask, client=client, seconds=body.seconds)
     found: Detections = await answered(request, ticket)
     number = service.pictures.put(client, picture.key, picture, picture.nbytes)
@@ -118,10 +123,24 @@ async def _segmented(
         "bundle": bundle_of(model),
     }
     request.scope["samforge.model"] = model.name
-    arguments = (answer, found, body.masks, ticket, model, request)
-    if found.masks.nbytes < _SMALL_MASKS and len(found) < _FEW:
-        return _packed(*arguments)
-    return await asyncio.to_thread(_packed, *arguments)
+    return await beside([found], _packed, answer, found, body.masks, ticket, model, request)
+
+
+async def beside(
+    found: Sequence[Detections], write: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+) -> T:
+    """Write an answer beside the event loop, unless it is so small that a thread costs more.
+
+    Args:
+        found: What is written of.
+        write: Does it.
+        *args: What it takes.
+        **kwargs: Likewise.
+    """
+    few = sum(map(len, found)) < _FEW
+    if few and sum(one.masks.nbytes for one in found) < _SMALL_MASKS:
+        return write(*args, **kwargs)
+    return await asyncio.to_thread(write, *args, **kwargs)
 
 
 def _packed(
@@ -147,11 +166,6 @@ def _kept_answer(service: Service, request: Request, found: Detections) -> str |
     name = f"answer {request.scope['samforge.request_id']} {time.monotonic_ns()}"
     size = int(found.logits.nbytes) + found.masks.nbytes
     return service.answers.put(client_of(request), name, found, size)
-
-
-def client_of(request: Request) -> str:
-    """Whose turn a request takes: the name of its token, or its address."""
-    return str(request.scope["samforge.client"])
 
 
 def as_json(answer: Any, status: int = 200) -> Response:

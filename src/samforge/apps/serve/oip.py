@@ -10,7 +10,8 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 import samforge
-from samforge.apps.serve.native import as_json, client_of
+from samforge.apps.serve.context import client_of
+from samforge.apps.serve.native import as_json
 from samforge.apps.serve.oip_values import (
     HEADER,
     answer_from_detections,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -124,7 +125,7 @@ def seconds_from_request(parameters: Mapping[str, Any]) -> float | None:
     """Triton's timeout of a request, from microseconds.
 
     Raises:
-        ShapeError: It is no number.
+        ShapeError: It is no number above 0.
     """
     given = parameters.get("timeout")
     if given is None:
@@ -132,9 +133,12 @@ def seconds_from_request(parameters: Mapping[str, Any]) -> float | None:
     if isinstance(given, bool) or not isinstance(given, int | float | str):
         raise ShapeError(f"timeout is microseconds, got {given!r:.40}.")
     try:
-        return float(given) / 1e6
-    except ValueError as error:
+        seconds = float(given) / 1e6
+    except (ValueError, OverflowError) as error:
         raise ShapeError(f"timeout is microseconds, got {given!r:.40}.") from error
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise ShapeError(f"timeout is microseconds above 0, got {given!r:.40}.")
+    return seconds
 
 
 def answer_from_detections(asked: InferRequest, model: Model, found: Detections) -> Response:

@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from samforge.core.errors import (
@@ -118,7 +119,7 @@ def problem_from_error(error: Exception, request_id: str) -> Response:
         return problem(
             error.status_code, kind, str(error.detail), request_id, headers=error.headers
         )
-    if isinstance(error, ClientLeft):
+    if isinstance(error, ClientLeft | ClientDisconnect):
         return problem(CLIENT_LEFT, "ClientLeft", "The client left.", request_id)
     return problem(
         500,
@@ -129,9 +130,14 @@ def problem_from_error(error: Exception, request_id: str) -> Response:
 
 
 def _invalid(error: ValidationError | RequestValidationError, request_id: str) -> Response:
+    all_of_them = (
+        error.errors(include_url=False, include_input=False, include_context=False)
+        if isinstance(error, ValidationError)
+        else error.errors()
+    )
     errors = [
         {"field": ".".join(str(one) for one in found["loc"])[:200], "detail": found["msg"][:300]}
-        for found in list(error.errors())[:20]
+        for found in list(all_of_them)[:20]
     ]
     first = errors[0] if errors else {"field": "", "detail": "It cannot be read."}
     where = first["field"] or "the body"
@@ -155,6 +161,7 @@ def add_problems(app: FastAPI) -> None:
         SamforgeError,
         Refused,
         ClientLeft,
+        ClientDisconnect,
         ValidationError,
         RequestValidationError,
         HTTPException,

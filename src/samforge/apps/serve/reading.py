@@ -10,20 +10,25 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from fastapi import Request
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json
 from starlette.datastructures import FormData, UploadFile
 
-from samforge.apps.serve.bodies import AskBody, SegmentBody
+from samforge.apps.serve.bodies import AskBody, ObjectBody, SegmentBody
+from samforge.apps.serve.context import client_of, service_of
 from samforge.apps.serve.problems import Refused
 from samforge.core.detections import Detections
-from samforge.core.errors import ImageError, PromptError, SettingError
+from samforge.core.errors import ImageError, PromptError, SettingError, TooLarge
 from samforge.runtime import ObjectPrompt
-from samforge.serving import Ask, Picture, Service
+from samforge.serving import Ask, Limits, Picture
 
 Body = TypeVar("Body", bound=BaseModel)
 _TEXTS = {"text", "model", "image_id", "masks", "earlier"}
 """Fields of a form that are text as they stand; the others are read as JSON."""
-_MOST_FIELDS = 256
+MOST_FIELDS = 256
+"""Fields of a form."""
+MOST_VALUES = 1_000_000
+"""Of a body: masks as runs have many, nothing else does."""
 SMALL_BYTES = 1 << 18
 """What is read at once: a thread of its own costs more than a millisecond of the event loop."""
 
@@ -34,25 +39,56 @@ async def body_of(request: Request, kind: type[Body]) -> tuple[Body, bytes | Non
     Raises:
         Refused: It is neither JSON nor a form.
         ValidationError: A field is missing, of another type, or unknown.
+        TooLarge: A list is longer than the limits say.
     """
-    content = content_type(request)
+    content, limits = content_type(request), service_of(request).limits
     if content == "application/json":
         text = await request.body()
         if len(text) < SMALL_BYTES:
-            return kind.model_validate_json(text), None
-        return await asyncio.to_thread(kind.model_validate_json, text), None
+            return _from_json(kind, text, limits), None
+        return await asyncio.to_thread(_from_json, kind, text, limits), None
     if content != "multipart/form-data":
         raise Refused(
             415,
             f"The body is {content[:80] or 'of no content type'}. Send application/json with the "
             "picture as base64, or multipart/form-data with it as a file.",
         )
-    async with request.form(max_files=4, max_fields=_MOST_FIELDS) as form:
+    async with request.form(max_files=4, max_fields=MOST_FIELDS) as form:
         fields, file = fields_of(form, "image")
         data = None if file is None else await file.read()
     if data is not None and "image" in kind.model_fields:
         fields.setdefault("image", "")
-    return kind.model_validate(fields), data
+    return checked(kind, fields, limits), data
+
+
+def checked(kind: type[Body], fields: Any, limits: Limits) -> Body:
+    """Fields as a body: lists are counted before what is in them is read.
+
+    Raises:
+        ValidationError: A field is missing, of another type, or unknown.
+        TooLarge: A list is longer than the limits say.
+    """
+    try:
+        return kind.model_validate(fields, context=limits)
+    except ValidationError as error:
+        for found in error.errors(include_url=False, include_input=False):
+            inner = found.get("ctx", {}).get("error")
+            if isinstance(inner, TooLarge):  # which is a ValueError, and so was wrapped
+                raise inner from None
+        raise
+
+
+def _from_json(kind: type[Body], text: bytes, limits: Limits) -> Body:
+    # A value takes up to a hundred times the memory of its two characters.
+    if text.count(b",") > MOST_VALUES:
+        raise TooLarge(
+            f"The body has more than {MOST_VALUES:,} values beside its picture. Ask in parts."
+        )
+    try:
+        fields = from_json(text)
+    except ValueError as error:
+        raise Refused(422, f"The body is not JSON: {error}.") from error
+    return checked(kind, fields, limits)
 
 
 def content_type(request: Request) -> str:
@@ -95,7 +131,7 @@ def _value(name: str, text: str) -> Any:
         ) from error
 
 
-async def picture_from(service: Service, body: SegmentBody, file: bytes | None) -> Picture:
+async def picture_from(request: Request, body: SegmentBody, file: bytes | None) -> Picture:
     """The picture that a request is about.
 
     Raises:
@@ -111,7 +147,7 @@ async def picture_from(service: Service, body: SegmentBody, file: bytes | None) 
             "or base64 as image, or an image_id."
         )
     if body.image_id:
-        return service.pictures.get(body.image_id)
+        return service_of(request).pictures.get(client_of(request), body.image_id)
     return await picture_from_data(file if file is not None else str(body.image))
 
 
@@ -148,7 +184,7 @@ def bytes_from_base64(text: str) -> bytes:
         raise ImageError(f"image is not base64: {error}. Send the file's bytes as it.") from error
 
 
-def ask_from(service: Service, body: AskBody) -> Ask:
+def ask_from(request: Request, body: AskBody) -> Ask:
     """The question of a request.
 
     Raises:
@@ -156,14 +192,11 @@ def ask_from(service: Service, body: AskBody) -> Ask:
         NotHere: What clicks correct is not kept.
     """
     return Ask(
-        text=(body.text,) if isinstance(body.text, str) else _tuple(body.text),
+        text=phrases_from(body.text),
         boxes_xyxy=body.boxes_xyxy,
         box_labels=body.box_labels,
-        objects=tuple(
-            ObjectPrompt(points=one.points, labels=one.labels, box_xyxy=one.box_xyxy)
-            for one in body.objects or ()
-        ),
-        earlier=_earlier(service, body),
+        objects=tuple(object_from(one) for one in body.objects or ()),
+        earlier=_earlier(request, body),
         candidates=body.candidates,
         threshold=tuple(body.threshold) if isinstance(body.threshold, list) else body.threshold,
         mask_threshold=body.mask_threshold,
@@ -171,17 +204,33 @@ def ask_from(service: Service, body: AskBody) -> Ask:
     )
 
 
-def _tuple(text: list[str] | None) -> tuple[str, ...] | None:
-    return None if text is None else tuple(text)
+def phrases_from(text: str | list[str] | None) -> tuple[str, ...] | None:
+    """One phrase or several, as they may come."""
+    if text is None:
+        return None
+    return (text,) if isinstance(text, str) else tuple(text)
 
 
-def _earlier(service: Service, body: AskBody) -> Detections | None:
-    if body.earlier is None or isinstance(body.earlier, str):
-        return None if body.earlier is None else service.answers.get(body.earlier)
+def object_from(body: ObjectBody) -> ObjectPrompt:
+    """What shows one object."""
+    return ObjectPrompt(points=body.points, labels=body.labels, box_xyxy=body.box_xyxy)
+
+
+def _earlier(request: Request, body: AskBody) -> Detections | None:
+    service = service_of(request)
+    if body.earlier is None:
+        return None
+    if isinstance(body.earlier, str):
+        return service.answers.get(client_of(request), body.earlier)
     if not body.earlier:
         raise PromptError("earlier is empty. Give a mask for each object, or leave it out.")
     rles: list[Mapping[str, Any]] = [one.rle.model_dump() for one in body.earlier]
     size = tuple(rles[0]["size"])
+    if size[0] * size[1] > service.limits.pixels:
+        raise TooLarge(
+            f"The masks of earlier have {size[0]} x {size[1]} pixels, at most "
+            f"{service.limits.pixels:,} are taken."
+        )
     rows = [
         {"segmentation": rle, "category_name": f"object {row + 1}"} for row, rle in enumerate(rles)
     ]

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from samforge.core.errors import ShapeError
+from samforge.apps.serve.arriving import whole_number
+from samforge.core.errors import ShapeError, TooLarge
 
 DTYPES = {
     "BOOL": np.bool_,
@@ -30,6 +31,8 @@ DTYPES = {
 """Names of the protocol that are spoken here; BYTES is a list of strings of bytes."""
 BYTES = "BYTES"
 _MOST_DIMENSIONS = 8
+_MOST_VALUES = 8_000_000
+"""Of a request's JSON: each takes about 30 bytes while it is read."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -68,12 +71,13 @@ def request_from_body(body: bytes, header_length: str | None) -> InferRequest:
     """
     length = len(body)
     if header_length is not None:
-        if not header_length.isdecimal() or int(header_length) > length:
+        said = whole_number(header_length)
+        if said is None or said > length:
             raise ShapeError(
                 f"Inference-Header-Content-Length is {header_length[:40]!r}, and the body has "
                 f"{length} bytes. Give the bytes of its JSON."
             )
-        length = int(header_length)
+        length = said
     table = _table(body[:length])
     blobs = memoryview(body)[length:]
     parameters = _mapping(table.get("parameters", {}), "parameters")
@@ -141,6 +145,8 @@ def body_from_tensors(
 
 
 def _table(text: bytes) -> Mapping[str, Any]:
+    if text.count(b",") > _MOST_VALUES:
+        raise TooLarge(f"The JSON has more than {_MOST_VALUES:,} values. Send tensors as binary.")
     try:
         return _mapping(json.loads(text), "the request")
     except (ValueError, RecursionError) as error:
@@ -188,13 +194,28 @@ def _from_json(name: str, datatype: str, shape: tuple[int, ...], data: Any) -> T
     if datatype == BYTES:
         if not all(isinstance(one, str) for one in flat):
             raise ShapeError(f"data of {name[:40]!r} is text, as BYTES in JSON are.")
-        return _of_bytes(name, [one.encode() for one in flat], shape)
+        try:
+            return _of_bytes(name, [one.encode() for one in flat], shape)
+        except UnicodeEncodeError as error:  # JSON can write half a pair
+            raise ShapeError(f"data of {name[:40]!r} is no Unicode text.") from error
     array: npt.NDArray[Any]
     try:
         array = np.array(flat, DTYPES[datatype])
     except (TypeError, ValueError, OverflowError) as error:
         raise ShapeError(f"data of {name[:40]!r} is not {datatype}: {error}.") from error
-    return Tensor(name=name, datatype=datatype, array=array.reshape(shape))
+    return _shaped(name, datatype, array, shape)
+
+
+def _shaped(name: str, datatype: str, array: npt.NDArray[Any], shape: tuple[int, ...]) -> Tensor:
+    """A tensor of a shape whose count was checked.
+
+    Raises:
+        ShapeError: The shape is empty, and beyond what an array can be.
+    """
+    try:
+        return Tensor(name=name, datatype=datatype, array=array.reshape(shape))
+    except ValueError as error:
+        raise ShapeError(f"The shape of {name[:40]!r} is {list(shape)}: {error}.") from error
 
 
 def _flat(data: list[Any]) -> list[Any]:
@@ -213,8 +234,8 @@ def _from_binary(name: str, datatype: str, shape: tuple[int, ...], blob: memoryv
         return _of_bytes(name, values, shape)
     dtype = np.dtype(DTYPES[datatype])
     _check_count(name, len(blob) / dtype.itemsize, shape)
-    array = np.frombuffer(blob, dtype.newbyteorder("<")).astype(dtype, copy=False).reshape(shape)
-    return Tensor(name=name, datatype=datatype, array=array)
+    array = np.frombuffer(blob, dtype.newbyteorder("<")).astype(dtype, copy=False)
+    return _shaped(name, datatype, array, shape)
 
 
 def _strings(name: str, blob: memoryview) -> list[bytes]:
@@ -242,7 +263,7 @@ def _check_count(name: str, count: float, shape: tuple[int, ...]) -> None:
 def _of_bytes(name: str, values: list[bytes], shape: tuple[int, ...]) -> Tensor:
     array = np.empty(len(values), object)
     array[:] = values
-    return Tensor(name=name, datatype=BYTES, array=array.reshape(shape))
+    return _shaped(name, BYTES, array, shape)
 
 
 def _blob(tensor: Tensor) -> bytes:

@@ -7,6 +7,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import AsyncIterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,21 @@ from starlette.datastructures import UploadFile
 from starlette.responses import Response, StreamingResponse
 
 from samforge.apps.serve.bodies import VideoBody
+from samforge.apps.serve.context import client_of
 from samforge.apps.serve.describing import bundle_of
-from samforge.apps.serve.native import client_of
 from samforge.apps.serve.openapi import PROBLEMS, form_schema
 from samforge.apps.serve.problems import Refused, problem_from_error, request_id_of
-from samforge.apps.serve.reading import content_type, fields_of
+from samforge.apps.serve.reading import (
+    MOST_FIELDS,
+    checked,
+    content_type,
+    fields_of,
+    object_from,
+    phrases_from,
+)
 from samforge.core.errors import Overloaded, SamforgeError
-from samforge.runtime import ObjectPrompt, PromptAt
-from samforge.serving import FrameFound, MaskFormat, Service, VideoAsk, VideoRun, packed
+from samforge.runtime import PromptAt
+from samforge.serving import FrameFound, MaskFormat, Place, Service, VideoAsk, VideoRun, packed
 
 _AGAIN_SECONDS = 0.05
 _LINES = "application/x-ndjson"
@@ -47,17 +55,17 @@ def video_router(service: Service) -> APIRouter:
         """
         if content_type(request) != "multipart/form-data":
             raise Refused(415, "Send multipart/form-data with the file as video.")
-        folder = await asyncio.to_thread(tempfile.TemporaryDirectory, prefix="samforge-")
-        try:
-            async with request.form(max_files=1, max_fields=256) as form:
+        with ExitStack() as held:
+            place = held.enter_context(closing(service.videos.begin()))  # before any of it is read
+            folder = await asyncio.to_thread(tempfile.TemporaryDirectory, prefix="samforge-")
+            held.callback(folder.cleanup)
+            async with request.form(max_files=1, max_fields=MOST_FIELDS) as form:
                 fields, file = fields_of(form, "video")
-                body = VideoBody.model_validate(fields)
+                body = checked(VideoBody, fields, service.limits)
                 path = Path(folder.name) / "video"
                 await asyncio.to_thread(_copied, file, path)
-            run = await asyncio.to_thread(_opened, service, request, path, body)
-        except BaseException:
-            folder.cleanup()
-            raise
+            run = await asyncio.to_thread(_opened, service, request, path, body, place)
+            held.pop_all()
         return _Lines(run, folder, _lines(run, service, request, body))
 
     return router
@@ -70,26 +78,21 @@ def _copied(file: UploadFile | None, path: Path) -> None:
         shutil.copyfileobj(file.file, target, 1 << 20)
 
 
-def _opened(service: Service, request: Request, path: Path, body: VideoBody) -> VideoRun:
+def _opened(
+    service: Service, request: Request, path: Path, body: VideoBody, place: Place
+) -> VideoRun:
     ask = VideoAsk(
-        text=(body.text,) if isinstance(body.text, str) else _tuple(body.text),
+        text=phrases_from(body.text),
         prompts=tuple(
-            PromptAt(
-                frame=one.frame,
-                prompt=ObjectPrompt(points=one.points, labels=one.labels, box_xyxy=one.box_xyxy),
-                label=one.label,
-            )
+            PromptAt(frame=one.frame, prompt=object_from(one), label=one.label)
             for one in body.prompts or ()
         ),
         threshold=body.threshold,
         every=body.every,
         max_frames=body.max_frames,
     )
-    return VideoRun(service, service.model(body.model), path, ask, client=client_of(request))
-
-
-def _tuple(text: list[str] | None) -> tuple[str, ...] | None:
-    return None if text is None else tuple(text)
+    model = service.model(body.model)
+    return VideoRun(service, model, path, ask, client=client_of(request), place=place)
 
 
 class _Lines(StreamingResponse):
@@ -139,10 +142,12 @@ async def _lines(
             for one in found:
                 frames += 1
                 yield await asyncio.to_thread(_frame_line, one, body.masks)
-        yield _line({"end": True, "frames": frames, "problem": run.problem})
+        problem: Any = run.problem
     except SamforgeError as error:
-        told = problem_from_error(error, request_id_of(request))
-        yield _line({"end": True, "frames": frames, "problem": json.loads(bytes(told.body))})
+        problem = json.loads(bytes(problem_from_error(error, request_id_of(request)).body))
+    # Before the last line: who has read that may send the next video.
+    await asyncio.to_thread(run.close)
+    yield _line({"end": True, "frames": frames, "problem": problem})
 
 
 async def _next(run: VideoRun, seconds: float) -> list[FrameFound] | None:

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 from fastapi import Request
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+from pydantic import BaseModel, ConfigDict
 
+from samforge.apps.serve.context import client_of
 from samforge.apps.serve.describing import timings_of
-from samforge.apps.serve.native import client_of
 from samforge.apps.serve.waiting import answered
 from samforge.core.detections import Detections
 from samforge.serving import Ask, Model, Picture, Service
-
-Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
 
 
 class Loose(BaseModel):
     """A body of another tool: fields that say nothing to samforge are passed over."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", hide_input_in_errors=True)
 
 
 async def found_in(

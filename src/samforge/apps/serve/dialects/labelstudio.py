@@ -7,6 +7,7 @@ sends as context and reads as results: its examples ``segment_anything_2_image``
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,19 +17,21 @@ from fastapi import APIRouter, Request
 from pydantic import Field
 from starlette.responses import Response
 
-from samforge.apps.serve.dialects.common import Loose, Share, found_in
+from samforge.apps.serve.bodies import Share
+from samforge.apps.serve.dialects.common import Loose, found_in
 from samforge.apps.serve.dialects.labelling import Interface, interface_from_config
 from samforge.apps.serve.dialects.sources import sources_of
-from samforge.apps.serve.native import as_json
+from samforge.apps.serve.native import as_json, beside
 from samforge.apps.serve.openapi import PROBLEMS, body_schema
 from samforge.apps.serve.reading import body_of, picture_from_data
 from samforge.core.detections import Detections
 from samforge.core.errors import Overloaded, PromptError
 from samforge.formats import brush_rle, rings_from_crop
 from samforge.runtime import ObjectPrompt
-from samforge.serving import Ask, Model, Picture, Service
+from samforge.serving import Ask, Limits, Model, Picture, Service, check_at_most
 
 MOST_TASKS = 64
+_MOST_PIXELS = 1 << 31
 
 
 class Parameters(Loose):
@@ -85,7 +88,7 @@ def labelstudio_router(service: Service) -> APIRouter:
         """Which bundle answers."""
         body, _ = await body_of(request, SetupBody)
         if body.label_schema:
-            interface_from_config(body.label_schema)
+            await asyncio.to_thread(interface_from_config, body.label_schema)
         return as_json({"model_version": _version(service.model())})
 
     @router.post(
@@ -107,15 +110,16 @@ def labelstudio_router(service: Service) -> APIRouter:
     async def predict(request: Request) -> Response:
         """Find the project's labels in pictures, or what a smart tool points at."""
         body, _ = await body_of(request, PredictBody)
-        interface = interface_from_config(body.label_config)
+        interface = await asyncio.to_thread(interface_from_config, body.label_config)
         params = body.params or Parameters()
         model = service.model()
-        results = []
+        results, answers = [], []
         for task in body.tasks:
-            question = _question(interface, params)
+            question = _question(interface, params, service.limits)
             picture = await _picture(request, interface, task)
             found = await found_in(service, request, model, picture, question.ask)
-            rows = _rows(interface, found, question)
+            answers.append(found)
+            rows = await beside([found], _rows, interface, found, question)
             scores = [float(score) for score in found.scores]
             results.append(
                 {
@@ -124,7 +128,7 @@ def labelstudio_router(service: Service) -> APIRouter:
                     "model_version": _version(model),
                 }
             )
-        return as_json({"results": results})
+        return await beside(answers, as_json, {"results": results})
 
     return router
 
@@ -152,17 +156,19 @@ async def _picture(request: Request, interface: Interface, task: dict[str, Any])
     return await picture_from_data(await sources_of(request).fetch(where))
 
 
-def _question(interface: Interface, params: Parameters) -> _Question:
+def _question(interface: Interface, params: Parameters, limits: Limits) -> _Question:
     """Without context the labels are the phrases; else what was drawn or written is asked.
 
     Raises:
         PromptError: The context holds nothing that can be asked.
+        TooLarge: It holds more regions than points may be.
     """
     drawn = (params.context or {}).get("result") or []
     if not drawn:
         return _Question(ask=Ask(text=interface.labels, threshold=params.threshold))
     if not isinstance(drawn, list) or not all(isinstance(one, dict) for one in drawn):
         raise PromptError("context.result is a list of regions. Give those that were drawn.")
+    check_at_most("regions", len(drawn), limits.points)
     written = _written(drawn)
     if written:
         label = None if set(written) <= set(interface.labels) else interface.labels[0]
@@ -211,14 +217,21 @@ def _shown(drawn: Sequence[dict[str, Any]]) -> tuple[ObjectPrompt, str | None]:
 
 def _pixels(region: dict[str, Any], name: str) -> float:
     """A coordinate in pixels: Label Studio gives per cent of the picture's side."""
-    side = region.get("original_width" if name in ("x", "width") else "original_height")
-    share = _value(region).get(name)
-    if not all(isinstance(one, int | float) and not isinstance(one, bool) for one in (side, share)):
+    side = _number(region.get("original_width" if name in ("x", "width") else "original_height"))
+    share = _number(_value(region).get(name))
+    if side is None or share is None or side <= 0:
         raise PromptError(
             f"A region of the context lacks its {name} or the picture's size. Regions have value.x "
-            "and value.y, per cent, and original_width and original_height, pixels."
+            "and value.y, per cent, and original_width and original_height, pixels above 0."
         )
-    return float(share) * float(side) / 100  # type: ignore[arg-type]
+    return share * side / 100
+
+
+def _number(given: Any) -> float | None:
+    """A finite number that a picture's sides can have; None of anything else."""
+    if isinstance(given, bool) or not isinstance(given, int | float):
+        return None
+    return float(given) if abs(given) <= _MOST_PIXELS else None  # which NaN is not
 
 
 def _rows(interface: Interface, found: Detections, question: _Question) -> list[dict[str, Any]]:

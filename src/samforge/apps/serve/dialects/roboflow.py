@@ -7,6 +7,7 @@ The wire format: roboflow/inference, ``inference/core/entities`` (``requests/sam
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -14,9 +15,11 @@ from fastapi import APIRouter, Request
 from pydantic import Field, FiniteFloat
 from starlette.responses import Response
 
-from samforge.apps.serve.dialects.common import Loose, Share, found_in
+from samforge.apps.serve.bodies import Label, OfBoxes, OfObjects, OfPoints, Share, at_most
+from samforge.apps.serve.context import client_of
+from samforge.apps.serve.dialects.common import Loose, found_in
 from samforge.apps.serve.dialects.sources import sources_of
-from samforge.apps.serve.native import as_json, client_of
+from samforge.apps.serve.native import as_json, beside
 from samforge.apps.serve.openapi import PROBLEMS, body_schema
 from samforge.apps.serve.reading import body_of, picture_from_data
 from samforge.apps.serve.waiting import answered
@@ -70,15 +73,15 @@ class ConceptPrompt(Loose):
     type: str | None = None
     text: str | None = None
     output_prob_thresh: Share | None = None
-    boxes: list[Box] | None = None
-    box_labels: list[Annotated[int, Field(ge=0, le=1)]] | None = None
+    boxes: Annotated[list[Box] | None, OfBoxes] = None
+    box_labels: Annotated[list[Label] | None, OfBoxes] = None
 
 
 class ConceptBody(Loose):
     """Find everything that prompts name."""
 
     image: Image
-    prompts: list[ConceptPrompt] = Field(min_length=1)
+    prompts: Annotated[list[ConceptPrompt], at_most("prompts", "phrases")] = Field(min_length=1)
     output_prob_thresh: Share = 0.5
     format: str = "polygon"
     nms_iou_threshold: Share | None = None
@@ -106,20 +109,20 @@ class VisualPrompt(Loose):
     """One object by clicks, by a box around it, or by both."""
 
     box: Box | None = Field(default=None, description="Here x and y are the middle of the box.")
-    points: list[Point] | None = None
+    points: Annotated[list[Point] | None, OfPoints] = None
 
 
 class PromptSet(Loose):
     """Objects."""
 
-    prompts: list[VisualPrompt] | None = None
+    prompts: Annotated[list[VisualPrompt] | None, OfObjects] = None
 
 
 class VisualBody(Loose):
     """Segment objects that clicks show."""
 
     image: Image
-    prompts: PromptSet | list[VisualPrompt]
+    prompts: Annotated[PromptSet | list[VisualPrompt], OfObjects]
     format: str = "json"
     multimask_output: bool = True
 
@@ -144,15 +147,8 @@ def roboflow_router(service: Service) -> APIRouter:
                 "this server does not do. Leave it out."
             )
         picture = await _picture(request, body.image)
-        results = [
-            {
-                "prompt_index": index,
-                "echo": _echo(index, prompt),
-                "predictions": await _concept(service, request, picture, body, prompt),
-            }
-            for index, prompt in enumerate(body.prompts)
-        ]
-        return as_json({"prompt_results": results, "time": time.perf_counter() - start})
+        found = [await _concept(service, request, picture, body, prompt) for prompt in body.prompts]
+        return await beside(found, _concepts_written, found, body, start)
 
     @router.post(
         "/sam3/embed_image",
@@ -185,8 +181,7 @@ def roboflow_router(service: Service) -> APIRouter:
         picture = await _picture(request, body.image)
         ask = Ask(objects=tuple(_object(one) for one in given))
         found = await found_in(service, request, service.model(), picture, ask)
-        predictions = _predictions(found, body.format)
-        return as_json({"predictions": predictions, "time": time.perf_counter() - start})
+        return await beside([found], _written, found, body.format, start)
 
     return router
 
@@ -204,7 +199,7 @@ async def _picture(request: Request, image: Image) -> Picture:
 
 async def _concept(
     service: Service, request: Request, picture: Picture, body: ConceptBody, prompt: ConceptPrompt
-) -> list[dict[str, Any]]:
+) -> Detections:
     boxes = [one.xyxy() for one in prompt.boxes or ()]
     ask = Ask(
         text=(prompt.text,) if prompt.text else None,
@@ -217,8 +212,26 @@ async def _concept(
         ),
     )
     model = service.models.get(body.model_id or "", service.model())
-    found = await found_in(service, request, model, picture, ask)
-    return _predictions(found, body.format)
+    return await found_in(service, request, model, picture, ask)
+
+
+def _concepts_written(found: Sequence[Detections], body: ConceptBody, start: float) -> Response:
+    """An answer for each prompt."""
+    results = [
+        {
+            "prompt_index": index,
+            "echo": _echo(index, prompt),
+            "predictions": _predictions(one, body.format),
+        }
+        for index, (one, prompt) in enumerate(zip(found, body.prompts, strict=True))
+    ]
+    return as_json({"prompt_results": results, "time": time.perf_counter() - start})
+
+
+def _written(found: Detections, kind: str, start: float) -> Response:
+    """An answer for all objects."""
+    predictions = _predictions(found, kind)
+    return as_json({"predictions": predictions, "time": time.perf_counter() - start})
 
 
 def _echo(index: int, prompt: ConceptPrompt) -> dict[str, Any]:

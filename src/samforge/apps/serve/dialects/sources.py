@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from typing import IO, Any
 from urllib.parse import unquote, urljoin, urlsplit
 
@@ -16,6 +16,7 @@ from samforge.core.errors import ImageError, SettingError, TooLarge
 from samforge.serving import Limits, Service
 
 _SECONDS = 20.0
+_PORTS = {"http": 80, "https": 443}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,15 +30,14 @@ class ImageSources:
     prefixes: tuple[str, ...] = ()
     """URLs of folders, each with its final slash: what lies below one may be fetched. A path
     without a host lies below the first."""
-    headers: Mapping[str, str] = field(default_factory=dict)
-    """Sent with every request, such as ``Authorization``."""
+    authorization: str | None = field(default=None, repr=False)
+    """Sent as ``Authorization`` to the host of the first prefix, and to no other."""
     most_bytes: int = Limits().request_bytes
     """Of a picture."""
 
     def __post_init__(self) -> None:
         for one in self.prefixes:
-            parts = urlsplit(one)
-            if parts.scheme not in ("http", "https") or not parts.netloc or one[-1] != "/":
+            if not _is_folder(one):
                 raise SettingError(
                     f"{one!r:.80} is no place to fetch from. Give http://HOST/ or a folder below "
                     "it, with its final slash."
@@ -66,19 +66,38 @@ class ImageSources:
 
     def _read(self, url: str) -> bytes:
         opener = urllib.request.build_opener(_NoRedirects)
-        request = urllib.request.Request(url, headers=dict(self.headers))  # noqa: S310  # checked
+        secret = self.authorization if _origin(url) == _origin(self.prefixes[0]) else None
+        headers = {} if secret is None else {"Authorization": secret}
+        request = urllib.request.Request(url, headers=headers)  # noqa: S310  # checked
         try:
             with opener.open(request, timeout=_SECONDS) as answer:
                 data: bytes = answer.read(self.most_bytes + 1)
-        except (OSError, ValueError) as error:  # URLError is an OSError
+                missing = answer.length or 0
+        except (OSError, ValueError, HTTPException) as error:  # URLError is an OSError
             raise ImageError(f"{url[:120]} cannot be fetched: {error}.") from error
         if len(data) > self.most_bytes:
             raise TooLarge(f"{url[:120]} has more than {self.most_bytes:,} bytes.")
+        if missing:
+            raise ImageError(f"{url[:120]} cannot be fetched: it ended {missing:,} bytes early.")
         return data
 
 
+def _is_folder(url: str) -> bool:
+    try:
+        scheme, host, _ = _origin(url)
+    except ValueError:  # its port, or its brackets
+        return False
+    return scheme in _PORTS and bool(host) and url.endswith("/")
+
+
+def _origin(url: str) -> tuple[str, str | None, int | None]:
+    """Scheme, host and port: whom a secret is told."""
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port or _PORTS.get(parts.scheme)
+
+
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """A redirect could lead anywhere."""
+    """A redirect could lead anywhere, and take the secret along."""
 
     def redirect_request(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, *_: Any

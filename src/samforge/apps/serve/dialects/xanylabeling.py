@@ -18,8 +18,9 @@ from pydantic import Field, FiniteFloat, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from samforge.apps.serve.dialects.common import Loose, Share, found_in
-from samforge.apps.serve.native import as_json
+from samforge.apps.serve.bodies import OfPoints, Share
+from samforge.apps.serve.dialects.common import Loose, found_in
+from samforge.apps.serve.native import as_json, beside
 from samforge.apps.serve.openapi import PROBLEMS, body_schema
 from samforge.apps.serve.problems import Refused, problem_from_error, request_id_of
 from samforge.apps.serve.reading import body_of, picture_from_data
@@ -48,7 +49,9 @@ class Mark(Loose):
     """Something that the user pointed at."""
 
     type: str
-    data: list[FiniteFloat] = Field(description="A point's x, y; a rectangle's x1, y1, x2, y2.")
+    data: list[FiniteFloat] = Field(
+        max_length=8, description="A point's x, y; a rectangle's x1, y1, x2, y2."
+    )
     label: Literal[0, 1] = 1
 
 
@@ -58,7 +61,7 @@ class Parameters(Loose):
     conf_threshold: Share = 0.25
     epsilon_factor: Annotated[FiniteFloat, Field(ge=0, le=1)] = 0.001
     text_prompt: str = Field(default="", description="Phrases, parted by commas or by full stops.")
-    marks: list[Mark] = Field(default_factory=list)
+    marks: Annotated[list[Mark], OfPoints] = Field(default_factory=list)
     show_boxes: bool = False
     show_masks: bool = True
 
@@ -157,11 +160,7 @@ def xanylabeling_router(service: Service) -> APIRouter:
         picture = await picture_from_data(body.image)
         ask = _ask(body.params)
         found = await found_in(service, request, model, picture, ask)
-        shapes = _shapes(found, body.params, named=bool(ask.text))
-        data: dict[str, Any] = {"shapes": shapes, "description": ""}
-        if not shapes:
-            data["replace"] = False  # the client would delete what a person drew
-        return as_json({"success": True, "data": data})
+        return await beside([found], _written, found, body.params, named=bool(ask.text))
 
     return router
 
@@ -219,6 +218,14 @@ def _ordered(box: list[float]) -> list[float]:
     """A rectangle from any corner to the one across."""
     x, y = sorted(box[::2]), sorted(box[1::2])
     return [x[0], y[0], x[1], y[1]]
+
+
+def _written(found: Detections, params: Parameters, *, named: bool) -> Response:
+    shapes = _shapes(found, params, named=named)
+    data: dict[str, Any] = {"shapes": shapes, "description": ""}
+    if not shapes:
+        data["replace"] = False  # the client would delete what a person drew
+    return as_json({"success": True, "data": data})
 
 
 def _shapes(found: Detections, params: Parameters, *, named: bool) -> list[dict[str, Any]]:
