@@ -390,6 +390,43 @@ def test_a_second_run_waits_for_no_one(
     assert label(bundle, pictures, ONTOLOGY, out).resumed == 10
 
 
+def test_a_second_run_takes_nothing_from_one_at_work(
+    bundle: samforge.Bundle, pictures: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    begun = out / ".coco.json.12345678.part"
+    refused: list[str] = []
+
+    def intrude(done: int, total: int) -> None:
+        if done != 4:
+            return
+        begun.write_text("what the first run has begun to write")
+        for restart in (False, True):
+            with pytest.raises(OutputError, match="Another run is labelling into") as caught:
+                label(bundle, pictures, ONTOLOGY, out, settings=LabelSettings(restart=restart))
+            refused.append(str(caught.value))
+        assert begun.exists()
+
+    result = label(bundle, pictures, ONTOLOGY, out, watch=intrude)
+    assert len(refused) == 2
+    assert (result.labelled, result.pictures) == (10, 10)
+    # The ledger is the one that the first run wrote, with all of it.
+    assert label(bundle, pictures, ONTOLOGY, out).resumed == 10
+
+
+def test_a_restart_forgets_labels_and_removes_what_a_kill_left(
+    bundle: samforge.Bundle, pictures: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    label(bundle, pictures, ONTOLOGY, out)
+    (out / ".coco.json.12345678.part").write_text("half")
+    again = label(bundle, pictures / "a", ONTOLOGY, out, settings=LabelSettings(restart=True))
+    assert (again.labelled, again.resumed, again.pictures) == (5, 0, 5)
+    with Ledger(out / NAME) as ledger:
+        assert list(ledger.bodies("b/001.png")) == []
+    assert sorted(one.name for one in out.iterdir()) == ["coco.json", NAME]
+
+
 def test_a_plan_writes_nothing(bundle: samforge.Bundle, pictures: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     plan = plan_labels(bundle, pictures, ONTOLOGY, out, settings=LabelSettings(limit=3))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Collection, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -82,13 +83,24 @@ class LabelJob:
                 f"{self.out} is not empty, and no earlier run of samforge label: it has no {NAME}. "
                 "Choose a new folder."
             )
-        out = writable_folder(self.out)
-        if self._settings.restart:
-            with output_errors(out):
-                for suffix in ("", "-wal", "-shm"):
-                    ledger.with_name(NAME + suffix).unlink(missing_ok=True)
-        remove_left_behind(out)
-        return out
+        return writable_folder(self.out)
+
+    def ledger(self) -> Ledger:
+        """The ledger of this run, which no other run has; leavings of a killed one are removed.
+
+        Raises:
+            OtherRun: The folder holds labels of another bundle, ontology, version or source.
+            OutputError: Another run is at work, or the folder cannot be written.
+        """
+        with ExitStack() as undo:
+            ledger = undo.enter_context(Ledger(self.folder() / NAME))
+            # Only now is it sure that no other run works on what is removed.
+            if self._settings.restart:
+                ledger.clear()
+            ledger.identify(self.identity())
+            remove_left_behind(self.out)
+            undo.pop_all()
+        return ledger
 
     def chunks(self, done: Collection[int]) -> list[Chunk]:
         """What is left to do."""

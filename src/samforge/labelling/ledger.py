@@ -92,6 +92,17 @@ class Ledger(Closing):
             row = self._base.execute("SELECT value FROM about WHERE key = 'identity'").fetchone()
         return None if row is None else json.loads(row[0])
 
+    def clear(self) -> None:
+        """Forget everything, at once or not at all.
+
+        Raises:
+            OutputError: The disk is full; what was in it stays.
+        """
+        with self._errors(), self._transaction():
+            self._base.execute("DELETE FROM about")
+            self._base.execute("DELETE FROM items")
+            self._base.execute("DELETE FROM labels")
+
     def done(self, items: Sequence[Item]) -> set[int]:
         """Which of the items have labels, of the same file as it is now."""
         with self._errors():
