@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import tarfile
 from collections.abc import Callable
@@ -15,7 +16,9 @@ import pytest
 from PIL import Image
 
 import samforge
-from samforge.core.errors import MissingExtra
+from samforge.core.errors import MissingExtra, OutputError
+from samforge.formats import LABEL_FORMATS
+from samforge.formats._growing_folder import GrowingFolder
 from samforge.labelling import LabelSettings, Ontology, SourceError, label
 from samforge.labelling.items import Item, shared_names
 from samforge.labelling.reader import ItemReader
@@ -215,6 +218,82 @@ def test_urls(tmp_path: Path) -> None:
         listed(["memory://label-set/gone.png"])
     with pytest.raises(SourceError, match="Protocol not known"):
         listed(["nosuchstore://bucket"])
+
+
+@pytest.mark.parametrize("pattern", ["*.png", "**/*.png", "a/*", "?/1.png", "[!a]/*.png", "a/**"])
+def test_a_pattern_means_the_same_of_urls_and_of_folders(folder: Path, pattern: str) -> None:
+    import fsspec
+
+    write(folder / "0.png", png(7))
+    store = fsspec.filesystem("memory")
+    for path in (one for one in folder.rglob("*") if one.is_file()):
+        store.pipe(f"/globbed/{path.relative_to(folder).as_posix()}", path.read_bytes())
+    here = {item.name for item in only(f"{folder}/{pattern}")}
+    assert {item.name for item in only(f"memory://globbed/{pattern}")} == here != set()
+
+
+def test_a_url_gives_no_more_than_a_picture_can_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    import fsspec
+
+    fsspec.filesystem("memory").pipe("/large/1.png", png(1) + bytes(10_000))
+    monkeypatch.setattr("samforge.labelling.places.MOST_BYTES", 10_000)
+    with pytest.raises(SourceError, match=r"memory://.*/1\.png is larger than the 10000 bytes"):
+        contents(only("memory://large"))
+
+
+@pytest.mark.parametrize("name", ["../x.png", "a/../../x.png", "/etc/x.png", "a/b\0.png"])
+def test_no_source_names_what_is_outside_of_its_folder(
+    name: str, folder: Path, tmp_path: Path
+) -> None:
+    table = write(folder / "c.json", json.dumps({"images": [{"file_name": name}]}).encode())
+    for sources in ([table], [folder, table]):  # alone, and behind a name of its own
+        with pytest.raises(SourceError, match="no relative path inside a folder"):
+            listed(sources)
+
+
+def test_a_folder_of_a_data_set_takes_no_name_that_leads_out_of_it(tmp_path: Path) -> None:
+    growing = GrowingFolder(tmp_path / "out")
+    for name in ("../x", "a/../../x", "/etc/x"):
+        with pytest.raises(OutputError, match="leads out of"):
+            growing.write(name, b"")
+    growing.write("a/x", b"1")
+    assert (growing.finish() / "a/x").read_bytes() == b"1"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_names_that_are_no_utf_8_are_labelled_as_others_are(
+    fake_bundle: Callable[..., samforge.Bundle], tmp_path: Path
+) -> None:
+    folder, joined = tmp_path / "photos", "\u0645\u06cc\u200c\u062e.png"  # a Persian joiner
+    write(folder / os.fsdecode(b"caf\xe9.png"), png(1))
+    write(folder / os.fsdecode(b"bad\xff/1.png"), b"junk")
+    write(folder / joined, png(2))
+    out, ontology = tmp_path / "out", Ontology.from_texts(["circle", "star"], threshold=0.2)
+    bundle, settings = fake_bundle("small"), LabelSettings(formats=tuple(LABEL_FORMATS))
+    result = label(bundle, folder, ontology, out, settings=settings)
+    assert (result.pictures, len(result.failures)) == (2, 1)
+    failure = json.loads((out / "failures.jsonl").read_text(encoding="utf-8"))
+    assert (failure["name"], failure["kind"]) == ("bad\\xff/1.png", "ImageError")
+    assert "/photos/bad\\xff/1.png: " in failure["message"]
+    images = json.loads((out / "coco.json").read_text(encoding="utf-8"))["images"]
+    assert [one["file_name"] for one in images] == ["caf\\xe9.png", joined]
+    from pyarrow import parquet
+
+    rows = parquet.read_table(out / "parquet/pictures.parquet").to_pylist()
+    assert [one["name"] for one in rows] == ["caf\\xe9.png", joined]
+    assert rows[0]["uri"] == f"{folder}/caf\\xe9.png"
+    linked = out / "yolo/images/caf\\xe9.png"
+    assert linked.read_bytes() == png(1)
+    again = label(bundle, folder, ontology, out, settings=settings)
+    assert (again.labelled, again.resumed, len(again.failures)) == (0, 2, 1)
+
+
+def test_half_a_character_in_a_coco_file_is_one_failure(
+    fake_bundle: Callable[..., samforge.Bundle], folder: Path, tmp_path: Path
+) -> None:
+    file = write(folder / "c.json", b'{"images": [{"file_name": "\\ud800.png"}]}')
+    result = label(fake_bundle("small"), file, Ontology.from_texts(["star"]), tmp_path / "out")
+    assert [(one.name, one.kind) for one in result.failures] == [("\\ud800.png", "SourceError")]
 
 
 def test_without_fsspec_urls_are_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:

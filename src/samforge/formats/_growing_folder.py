@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import secrets
 import shutil
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+from samforge.core.errors import OutputError
 from samforge.core.files import output_errors
 
 
@@ -28,8 +29,13 @@ class GrowingFolder:
         """Where a file of the folder goes, by its relative name; its own folder is made.
 
         Raises:
-            OutputError: It cannot be made.
+            OutputError: It cannot be made, or the name leads out of the folder.
         """
+        pure = PurePosixPath(name)
+        if pure.is_absolute() or ".." in pure.parts:
+            raise OutputError(
+                f"{name!r:.120} leads out of {self.path}. Give a relative name inside the folder."
+            )
         place = self.inside / name
         with output_errors(self.path / name):
             place.parent.mkdir(parents=True, exist_ok=True)

@@ -24,7 +24,12 @@ def read_file(place: str) -> bytes:
     """
     if is_url(place):
         with opened(place) as file, native_errors(lambda error: _unreadable(place, error)):
-            return file.read()
+            content = file.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
+            raise SourceError(
+                f"{place} is larger than the {MOST_BYTES} bytes that a picture's file may have."
+            )
+        return content
     try:
         return read_whole(Path(place), at_most=MOST_BYTES)[0]
     except (OSError, ValueError) as error:
@@ -59,7 +64,7 @@ def stamp_of(place: str) -> str:
     if not is_url(place):
         try:
             found = Path(place).stat()
-        except OSError:
+        except (OSError, ValueError):  # a name that no file can have
             return "absent"
         return f"{found.st_size}-{found.st_mtime_ns}"
     with native_errors(lambda error: _unreadable(place, error)):

@@ -15,7 +15,6 @@ from samforge.labelling.items import (
     ParquetCell,
     PartOfFile,
     SourceError,
-    checked_name,
 )
 from samforge.labelling.places import opened, stamp_of
 from samforge.media.images import SUFFIXES
@@ -38,7 +37,7 @@ def tar_items(source: str) -> Listing:
     ):
         items = [
             Item(
-                name=checked_name(member.name, source),
+                name=member.name,
                 place=PartOfFile(file=source, offset=member.offset_data, size=member.size),
                 stamp=f"{stamp}@{member.offset_data}",
             )
@@ -120,7 +119,7 @@ def _cells(table: Any, source: str, stamp: str, column: str, names: str | None) 
                 given = [None if one is None else one.get(inner) for one in given]
         for row, name in enumerate(given):
             yield Item(
-                name=checked_name(str(name), source) if name else f"{stem}/{count:09d}",
+                name=str(name) if name else f"{stem}/{count:09d}",
                 place=ParquetCell(file=source, group=group, row=row, column=column),
                 stamp=f"{stamp}@{count}",
             )
