@@ -72,6 +72,8 @@ def test_the_layers_are_those_the_layer_test_guards() -> None:
     words = {package: {package} for package in guarded["MAY_IMPORT"]}
     words["the packages above"] = guarded["LIBRARY"]
     rows = _rows((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), "package")
+    names = [package for package, *_ in rows]
+    assert len(set(names)) == len(names)
     table = {
         package.strip("`"): set[str]().union(*(words[word] for word in allowed.split(", ")))
         for package, _, allowed in rows

@@ -30,7 +30,7 @@ PHRASES = ("object",)
 
 @pytest.fixture(scope="module")
 def clip() -> list[Any]:
-    """Objects are born on the way, hide each other, and are conditioned more than four times."""
+    """Objects are born on the way, hide each other, and are conditioned again and again."""
     return [scene.image for scene in draw_crossing(1, frames=FRAMES)]
 
 

@@ -164,8 +164,17 @@ def test_videos_of_two_frames_are_not_clicked_on() -> None:
 # Decisions
 
 
-def frame(index: int, **ids: tuple[int, ...]) -> VideoFrame:
-    return VideoFrame(index=index, detections=Detections.empty((2, 2)), detected=True, **ids)
+def frame(index: int, shown: tuple[int, ...] = (), **ids: tuple[int, ...]) -> VideoFrame:
+    masks = Masks.from_dense(np.ones((len(shown), 2, 2), np.bool_))
+    detections = Detections(
+        masks=masks,
+        boxes_xyxy=masks.boxes.astype(np.float32),
+        scores=np.ones(len(shown), np.float32),
+        labels=("star",) * len(shown),
+        size_hw=(2, 2),
+        ids=np.array(shown, np.int64),
+    )
+    return VideoFrame(index=index, detections=detections, detected=True, **ids)
 
 
 def test_decisions_are_of_the_same_object_on_the_same_frame() -> None:
@@ -176,6 +185,12 @@ def test_decisions_are_of_the_same_object_on_the_same_frame() -> None:
     assert found["born"] == DecisionAgreement(reference=2, measured=2, alike=1)
     assert found["matched"] == DecisionAgreement(reference=2, measured=1, alike=1)
     assert found["removed"] == DecisionAgreement(reference=1, measured=1, alike=1)
+    # A track that was lost and one that was made up are not one object, whatever happens to both.
+    lost = [frame(0, shown=(0, 1), born=(0, 1)), frame(1, shown=(0, 1), matched=(0, 1))]
+    made_up = [frame(0, shown=(5, 6), born=(5, 6)), frame(1, shown=(5, 6), matched=(5, 6))]
+    apart = compare_decisions(lost, made_up, {0: 5})
+    assert apart["born"] == DecisionAgreement(reference=2, measured=2, alike=1)
+    assert apart["matched"] == DecisionAgreement(reference=2, measured=2, alike=1)
     assert summed_decisions([found, found])["born"].alike == 2
     assert DecisionAgreement(reference=0, measured=0, alike=0).share == 1
 

@@ -18,7 +18,7 @@ from samforge.media import read_image
 from samforge.models import tiny
 from samforge.models.eager import EagerSession
 from samforge.models.loading import model_from_name
-from samforge.runtime import EncodedImage, ObjectPrompt, PhraseTokenizer, Segmenter, follow_video
+from samforge.runtime import ObjectPrompt, PhraseTokenizer, Segmenter, follow_video
 from samforge.runtime.device import DeviceExecutor
 from samforge.runtime.device.tracker import DeviceTrackerParts
 from samforge.runtime.host import HostExecutor
@@ -118,7 +118,7 @@ def test_a_session_goes_on_where_it_was_saved(
 
 
 class Turned:
-    """A frame that cannot be encoded: its pixels are of another size."""
+    """A frame that cannot be followed: its pixels are of another size."""
 
     image_rgb = np.zeros((30, 40, 3), np.uint8)
 
@@ -135,7 +135,7 @@ def test_a_stream_encodes_the_next_frame_on_a_device(both: tuple[Segmenter, Segm
             assert one.ids is not None
             assert one.ids.tolist() == other.ids.tolist()
             assert np.array_equal(one.masks.dense(), other.masks.dense())
-        # One frame that fails leaves the others as they are.
+        # One frame that fails leaves the others as they are, in their places.
         broken: list[Any] = [*pictures[:2], Turned(), *pictures[2:]]
         kept = list(follow_video(segmenter, broken, text=phrase, isolate=True))
         assert [one.problem is not None for one in kept] == [False, False, True, False, False]
@@ -147,12 +147,15 @@ def test_encoded_images_of_other_parts_are_refused(both: tuple[Segmenter, Segmen
     encoded = host.encode(CLIP[0].image)
     session = host.track(text="circle")
     assert session.step(encoded) == []
-    other = EncodedImage(features=encoded.features, size_hw=encoded.size_hw, image_size=28)
-    with pytest.raises(ShapeError, match=r"encoded at 224 px.*encoded at 28 px"):
-        host.track(text="circle").step(other)
-    bare = {name: value for name, value in encoded.features.items() if name.startswith("fpn")}
-    with pytest.raises(ShapeError, match="Encode it with the segmenter that tracks"):
-        session.step(EncodedImage(features=bare, size_hw=encoded.size_hw, image_size=224))
+    for change, words in (
+        ({"image_size": 28}, "image size of 224, the image was encoded at 28"),
+        ({"device": "cuda:0"}, "keeps features on cpu, the image was encoded on cuda:0"),
+        ({"digest": "1" * 64}, "encoded by another bundle"),
+    ):
+        with pytest.raises(ShapeError, match=words):
+            session.step(replace(encoded, **change))
+        with pytest.raises(ShapeError, match=words):
+            host.predict(replace(encoded, **change), text="circle")
     assert session.index == 0
 
 
@@ -188,3 +191,14 @@ def test_masks_are_drawn_as_on_the_host(both: tuple[Segmenter, Segmenter]) -> No
     for one in both:
         with pytest.raises(FidelityError, match="infinity or NaN"):
             one.tracker_parts().draw(logits, cells_from_masks(logits), (90, 131))
+
+
+def test_detections_come_in_the_order_of_the_queries(both: tuple[Segmenter, Segmenter]) -> None:
+    """As Meta's tracker has them: ids of births and ties of the rules go by it."""
+    for segmenter in both:
+        parts = segmenter.tracker_parts()
+        encoded = parts.encode(CLIP[0].image)
+        every = parts.detect(encoded, ("circle",), [-1.0]).scores
+        some = parts.detect(encoded, ("circle",), [float(np.median(every))]).scores
+        assert np.array_equal(some, every[every > np.float32(np.median(every))])
+        assert not np.array_equal(some, np.sort(some)[::-1])

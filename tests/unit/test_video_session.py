@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from tests.helpers.scripted_tracker import SIZE_HW, ScriptedParts, Thing, pictur
 
 from samforge.core.errors import FidelityError, InputError, PromptError, SettingError, ShapeError
 from samforge.media import VideoReader, VideoWriter
-from samforge.runtime import Segmenter
+from samforge.runtime import EncodedImage, Segmenter
 from samforge.runtime.follow import follow_video
 from samforge.runtime.tracking import (
     META,
@@ -574,6 +576,55 @@ def test_a_truncated_video_is_followed_as_far_as_it_goes(tmp_path: Path) -> None
     assert ids == [[0]] * len(ids)
     assert reader.problem is not None
     assert f"ends after {len(ids)} frames" in reader.problem
+
+
+class Breaking(ScriptedParts):
+    """Frame 3 cannot be encoded, with an error that is none of samforge's."""
+
+    def encode(self, image: np.ndarray) -> EncodedImage:
+        encoded = super().encode(image)
+        if encoded.features["high_res_0"][0] == 3:
+            raise RuntimeError("broken")
+        return encoded
+
+    def run(self, part: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        time.sleep(0.005)  # the next frame is read meanwhile
+        return super().run(part, inputs)
+
+
+def followed(parts: ScriptedParts, count: int, **settings: Any) -> Any:
+    """A stream through a device that encodes the next frame meanwhile."""
+    segmenter = SimpleNamespace(
+        tracker_parts=lambda: parts,
+        processor="script",
+        overlaps=True,
+        encode=lambda image: replace(parts.encode(image), digest=parts.digest),
+    )
+    frames = [picture(number) for number in range(count)]
+    return follow_video(cast(Segmenter, segmenter), frames, text="cat", **settings)
+
+
+def test_a_frame_that_cannot_be_encoded_ahead_fails_in_its_own_place() -> None:
+    shots = list(followed(Breaking([CAT]), 8, isolate=True))
+    assert [int(shot.frame[0, 0, 1]) for shot in shots] == list(range(8))
+    assert [shot.problem is not None for shot in shots] == [number == 3 for number in range(8)]
+    assert [shot.detections.ids.tolist() for shot in shots] == [
+        [] if number == 3 else [0] for number in range(8)
+    ]
+    with pytest.raises(RuntimeError, match="broken"):
+        list(followed(Breaking([CAT]), 8))
+
+
+def test_a_prompt_that_does_not_fit_loses_no_frame_that_was_decided() -> None:
+    outside = PromptAt(frame=17, prompt=ObjectPrompt(points=[[1000, 1000]]))
+    shots = list(followed(ScriptedParts([CAT]), 20, prompts=[outside], isolate=True))
+    assert [shot.problem is not None for shot in shots] == [number == 17 for number in range(20)]
+    assert shots[3].detections.ids.tolist() == [0]
+    pictures = [picture(number) for number in range(20)]
+    given: list[VideoFrame] = []
+    with pytest.raises(PromptError):
+        given.extend(track_video(ScriptedParts([CAT]), pictures, text="cat", prompts=[outside]))
+    assert [frame.index for frame in given] == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(

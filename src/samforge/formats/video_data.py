@@ -82,8 +82,10 @@ class VideoData:
             questions.append(VideoQuestion(text=phrase, tracks=answer))
             first_ids = answer[0].ids
             shown += [] if first_ids is None else first_ids.tolist()
+        folder = Path(record.file_names[0]).parent
         return LabelledVideo(
-            name=str(Path(record.file_names[0]).parent),
+            # Frames of several videos may lie in one folder.
+            name=str(folder) if folder.name else record.place,
             length=len(record.file_names),
             frames=lambda: self._frames(record, size_hw),
             questions=tuple(questions),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -40,9 +40,9 @@ def compare_decisions(
     Args:
         reference: Frames of the run that is held for right.
         measured: The same frames of the other run.
-        pairs: Ids of the reference to ids of the other, by their masks. Objects without a partner,
-            as those that are removed before they are shown, are alike where both runs have one on
-            the frame.
+        pairs: Ids of the reference to ids of the other, by their masks. Objects that are never
+            shown have no mask to be paired by: they are alike where both runs have one on the
+            frame. One that is shown and has no partner is like no other.
 
     Returns:
         An agreement for each of :data:`KINDS`.
@@ -50,8 +50,8 @@ def compare_decisions(
     partners = {other: one for one, other in pairs.items()}
     agreements = {}
     for kind in KINDS:
-        wanted = _decided(reference, kind, {one: one for one in pairs})
-        found = _decided(measured, kind, partners)
+        wanted = _decided(reference, kind, {one: one for one in pairs}, "lost")
+        found = _decided(measured, kind, partners, "made up")
         agreements[kind] = DecisionAgreement(
             reference=wanted.total(), measured=found.total(), alike=(wanted & found).total()
         )
@@ -74,9 +74,19 @@ def summed_decisions(
 
 
 def _decided(
-    frames: Sequence[VideoFrame], kind: str, names: Mapping[int, int]
-) -> Counter[tuple[int, int | None]]:
-    """Frame and object of every decision; None stands for an object without a partner."""
+    frames: Sequence[VideoFrame], kind: str, names: Mapping[int, int], alone: str
+) -> Counter[tuple[int, Hashable]]:
+    """Frame and object of every decision; None stands for an object that is never shown."""
+    shown = {number for frame in frames for number in ids_of(frame)}
+    alone_of = {number: (alone, number) for number in shown}
     return Counter(
-        (frame.index, names.get(number)) for frame in frames for number in getattr(frame, kind)
+        (frame.index, names.get(number, alone_of.get(number)))
+        for frame in frames
+        for number in getattr(frame, kind)
     )
+
+
+def ids_of(frame: VideoFrame) -> list[int]:
+    """Ids that a frame shows."""
+    ids = frame.detections.ids
+    return [] if ids is None else [int(number) for number in ids]

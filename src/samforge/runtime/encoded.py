@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from samforge.core.errors import ShapeError
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class EncodedImage:
@@ -21,6 +23,31 @@ class EncodedImage:
     """Side of the square the image was squashed to, pixels."""
     device: str = "cpu"
     """Where the features lie: ``cpu``, ``cuda:0``."""
+    digest: str = ""
+    """Of the bundle whose vision part made them, where it is one."""
+
+
+def require_own(image: EncodedImage, *, image_size: int, device: str, digest: str) -> None:
+    """Make sure that an image was encoded by the parts that are to read it.
+
+    Raises:
+        ShapeError: By others: for another size, on another device, or of another bundle.
+    """
+    if image.image_size != image_size:
+        raise ShapeError(
+            f"This segmenter works at an image size of {image_size}, the image was encoded at "
+            f"{image.image_size}. Encode it with this segmenter."
+        )
+    if image.device != device:
+        raise ShapeError(
+            f"This segmenter keeps features on {device}, the image was encoded on {image.device}. "
+            "Encode it with this segmenter."
+        )
+    if image.digest != digest:
+        raise ShapeError(
+            "The image was encoded by another bundle, whose features mean something else. Encode "
+            "it with this segmenter."
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -24,7 +24,7 @@ from samforge.runtime.tracking.around import TimedParts
 from samforge.runtime.tracking.drawn import VideoFrame
 from samforge.runtime.tracking.session import VideoSession
 from samforge.runtime.tracking.settings import TrackingSettings
-from samforge.runtime.tracking.video import PromptAt, check_reached, stepped
+from samforge.runtime.tracking.video import PromptAt, check_reached, with_prompts
 
 
 @dataclass(kw_only=True, slots=True)
@@ -114,13 +114,13 @@ class _Reading(Generic[AnyFrame]):
         if not self._segmenter.overlaps or self._next is not None or not self.read.has_next():
             return
         frame, timings = next(self.read)
-        image: Any = pixels_of(frame)
+        self._next = _Read(frame=frame, timings=timings, image=pixels_of(frame))
         try:
             with timings.stage(VISION, self._segmenter.processor):
-                image = self._segmenter.encode(image)
-        except SamforgeError:
-            pass  # it is raised in its turn, when the session encodes it
-        self._next = _Read(frame=frame, timings=timings, image=image)
+                encoded = self._segmenter.encode(self._next.image)
+        except Exception:  # noqa: BLE001  # raised again in its turn, when the session encodes it
+            return
+        self._next = replace(self._next, image=encoded)
 
 
 def _followed(
@@ -139,9 +139,11 @@ def _followed(
             waiting.append((number, shot))
             left: list[VideoFrame] = []
             try:
-                left = stepped(session, number, one.image, prompts, reading.begin_next)
+                left = session.step(one.image, number, meanwhile=reading.begin_next)
+                left = with_prompts(session, left, prompts.get(number, ()))
             except Exception as error:
                 if not isolate:
+                    yield from _leaving(waiting, left)
                     raise
                 shot.problem = error_of_item(error)
             yield from _leaving(waiting, left)
@@ -157,6 +159,8 @@ def _leaving(
     for found in left:
         while waiting and waiting[0][0] <= found.index:
             number, shot = waiting.popleft()
+            if number < found.index and shot.problem is None:
+                raise RuntimeError(f"Frame {number} left without its detections.")
             yield _shown(shot, found.detections if number == found.index else None)
     while waiting and waiting[0][1].problem is not None:
         yield _shown(waiting.popleft()[1], None)

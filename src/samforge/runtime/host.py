@@ -210,7 +210,9 @@ class HostExecutor:
             )
             for number, phrase in enumerate(phrases[part]):
                 raw = _raw(out, 0, number)
-                scores, rows = admitted_queries(raw, phrase, thresholds[start + number])
+                scores, best_first = admitted_queries(raw, phrase, thresholds[start + number])
+                # In the order of the queries, as Meta's tracker has them: the rules go by it.
+                rows = np.sort(best_first)
                 found.append(
                     FoundOfPhrase(
                         phrase=phrase,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar, overload
 
@@ -16,7 +17,7 @@ from samforge.core.images import ImageSource
 from samforge.core.timing import Timings
 from samforge.runtime.batches import batched, numbered, pipelined
 from samforge.runtime.clicks import clicked
-from samforge.runtime.encoded import EncodedImage, Ready, TakenImage
+from samforge.runtime.encoded import EncodedImage, Ready, TakenImage, require_own
 from samforge.runtime.executor import Executor
 from samforge.runtime.postprocess import Thresholds
 from samforge.runtime.prefetch import Prefetcher
@@ -113,7 +114,7 @@ class Segmenter(Closing):
         """
         self._require_open()
         taken = self._executor.take(image, own=False, timings=timings)
-        return self._executor.encode(taken, timings)
+        return self._own(self._executor.encode(taken, timings))
 
     @overload
     def predict(
@@ -177,7 +178,7 @@ class Segmenter(Closing):
             PromptError: There is nothing to find, or a phrase, a box or a label is not usable.
             SettingError: A threshold is outside 0 to 1, or boxes need a part that is not there.
             ImageError: An image cannot be read; of a list, its position is named.
-            ShapeError: An ``EncodedImage`` is of another image size or device.
+            ShapeError: An ``EncodedImage`` is of another bundle, image size or device.
             FidelityError: The model's output holds NaN.
             OutOfMemory: The GPU has no room for the batch.
         """
@@ -414,7 +415,7 @@ class Segmenter(Closing):
             for one in numbered(images, lambda one: take(one, own=False, timings=timings), "list")
             if isinstance(one, TakenImage)
         ]
-        return self._executor.encode_images(taken, timings)
+        return [self._own(one) for one in self._executor.encode_images(taken, timings)]
 
     def answers(
         self,
@@ -438,7 +439,7 @@ class Segmenter(Closing):
             By image, then by phrase.
 
         Raises:
-            ShapeError: An image is of another image size or device.
+            ShapeError: An image is of another bundle, image size or device.
             FidelityError: The model's output holds NaN.
             OutOfMemory: The GPU has no room for the batch.
         """
@@ -478,17 +479,11 @@ class Segmenter(Closing):
     def _ready(self, image: Any, timings: Timings | None) -> Ready:
         if not isinstance(image, EncodedImage):
             return self._executor.take(image, own=False, timings=timings)
-        if image.image_size != self._image_size:
-            raise ShapeError(
-                f"This segmenter works at an image size of {self._image_size}, the image was "
-                f"encoded at {image.image_size}. Encode it with this segmenter."
-            )
-        if image.device != self.device:
-            raise ShapeError(
-                f"This segmenter keeps features on {self.device}, the image was encoded on "
-                f"{image.device}. Encode it with this segmenter."
-            )
+        require_own(image, image_size=self._image_size, device=self.device, digest=self._digest)
         return image
+
+    def _own(self, image: EncodedImage) -> EncodedImage:
+        return replace(image, digest=self._digest)
 
     def _while_open(self, groups: Iterable[list[Ready]]) -> Iterator[list[Ready]]:
         for group in groups:

@@ -69,7 +69,8 @@ def compare_videos(
             rows, and :func:`check_tracking`.
         device: Where to run, as ``samforge.load`` takes it.
         done: Called after each frame.
-        report: Takes videos that cannot be followed; they count for nobody, and the others go on.
+        report: Takes videos that a bundle cannot follow; they count for no bundle, and the others
+            go on.
             None raises at the first.
 
     Raises:
@@ -85,19 +86,23 @@ def compare_videos(
         _require_tracker(bundle)
         require_words(bundle, data)
     answers: dict[int, VideoAnswer] = {}
-    before: dict[int, VideoCount] = {}
-    rows: list[BundleTracking] = []
+    counted: list[dict[int, VideoCount]] = []
     for bundle in opened:
-        record = answers if len(opened) > 1 and not rows else None
-        counts = _counted(bundle, data, device, record, answers if rows else {}, done, report)
-        shared = None
-        if rows:
-            both = [number for number in counts if number in before]
-            shared = ([before[one] for one in both], [counts[one] for one in both])
-        else:
-            before = counts
-        rows.append(_row(bundle, counts, shared, gates=gates, reference=record is not None))
-    return tuple(rows)
+        record = answers if len(opened) > 1 and not counted else None
+        reference = answers if counted else {}
+        counted.append(_counted(bundle, data, device, record, reference, done, report))
+    both = [number for number in counted[0] if all(number in one for one in counted)]
+    first, *_ = counts = [[one[number] for number in both] for one in counted]
+    return tuple(
+        _row(
+            bundle,
+            own,
+            None if own is first else (first, own),
+            gates=gates,
+            several=len(opened) > 1,
+        )
+        for bundle, own in zip(opened, counts, strict=True)
+    )
 
 
 def check_tracking(bundles: Sequence[Bundle], rows: Sequence[BundleTracking]) -> GateCheck:
@@ -110,8 +115,7 @@ def check_tracking(bundles: Sequence[Bundle], rows: Sequence[BundleTracking]) ->
     failed, notes = [], []
     for bundle, row in zip(bundles[1:], rows[1:], strict=True):
         if row.verdict is None:
-            failed.append(f"{row.bundle} shares no video with the reference.")
-            continue
+            raise SettingError(f"{row.bundle} was measured without its gates. Give gates=True.")
         try:
             weak = check_video_verdict(row.verdict, row.precision, gates_of(bundle))
         except FidelityError as error:
@@ -145,16 +149,16 @@ def _counted(  # noqa: PLR0913, PLR0917  what is measured, against what, and who
 
 def _row(
     bundle: Bundle,
-    counts: dict[int, VideoCount],
+    counts: list[VideoCount],
     shared: tuple[list[VideoCount], list[VideoCount]] | None,
     *,
     gates: bool,
-    reference: bool,
+    several: bool,
 ) -> BundleTracking:
     manifest = bundle.manifest
     precision = str(manifest.recipe.get("precision", "unknown"))
     verdict = None
-    if gates and shared is not None and shared[0]:
+    if gates and shared is not None:
         verdict = verdict_from_counts(*shared, precision, gates_of(bundle))
     return BundleTracking(
         bundle=bundle.root,
@@ -162,8 +166,8 @@ def _row(
         precision=precision,
         bytes=sum(entry.bytes for entry in manifest.files.values()),
         random_weights=bool(manifest.recipe.get("random_weights")),
-        accuracy=accuracy_from_counts(list(counts.values()), shared),
-        reference=reference,
+        accuracy=accuracy_from_counts(counts, shared),
+        reference=several and shared is None,
         verdict=verdict,
     )
 

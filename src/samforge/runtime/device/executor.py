@@ -251,6 +251,7 @@ class DeviceExecutor(OfOneProcess):
             needs,
             image_size=self._image.size,
             digest=digest,
+            device=self.device,
             reference=self._reference,
         )
         return DeviceTrackerParts(

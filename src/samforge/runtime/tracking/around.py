@@ -107,3 +107,13 @@ class TimedParts(AroundParts):
         """Bring an output to the host: on a GPU, where its work is waited for."""
         with self.timings.stage(TRACKER, self._processor):
             return super().to_host(array)
+
+    def draw(self, logits: Floats, cells: Cells, size_hw: tuple[int, int]) -> Masks:
+        """Bring masks to the frame's size; a GPU ends what it has begun of the next frame first."""
+        with self.timings.stage(TRACKER, self._processor):
+            return super().draw(logits, cells, size_hw)
+
+    def give(self, logits: Floats, size_hw: tuple[int, int]) -> tuple[Any, Floats]:
+        """Take masks of detections as masks that are given to the tracker."""
+        with self.timings.stage(TRACKER, self._processor):
+            return super().give(logits, size_hw)

@@ -136,6 +136,7 @@ def facts_from_sessions(
     *,
     image_size: int,
     digest: str,
+    device: str = "cpu",
     reference: str = META,
 ) -> TrackerFacts:
     """Sizes and limits of the tracker's parts.
@@ -145,6 +146,7 @@ def facts_from_sessions(
         needs: Parts that are going to be run, ``point_decoder`` among them.
         image_size: Side of the square that frames are squashed to, pixels.
         digest: Of the bundle.
+        device: Where features of frames lie.
         reference: Whose tracker the parts compute.
 
     Raises:
@@ -169,6 +171,7 @@ def facts_from_sessions(
         prompt_side=memory_side if reference == META else image_size,
         memory_side=memory_side,
         digest=digest,
+        device=device,
         reference=reference,
         most_objects=min(MOST_OBJECTS, most(OBJECTS.name) or MOST_OBJECTS),
         most_memories=most(MEMORIES.name),

@@ -19,7 +19,7 @@ from samforge.core.capabilities import TEXT, TRACK
 from samforge.core.errors import ShapeError
 from samforge.core.masks import Masks
 from samforge.core.reference import META
-from samforge.runtime.encoded import EncodedImage
+from samforge.runtime.encoded import EncodedImage, require_own
 from samforge.runtime.tracking.cells import Cells
 from samforge.runtime.tracking.state import Detected, Floats
 
@@ -46,6 +46,8 @@ class TrackerFacts:
     """16s: side to which the memory encoders enlarge masks."""
     digest: str
     """Of the bundle. A saved session of another one is refused."""
+    device: str = "cpu"
+    """Where features of frames lie."""
     reference: str = META
     """Whose tracker the parts compute: it decides which rules are the default."""
     most_objects: int = 64
@@ -126,17 +128,12 @@ def encoded_by(parts: TrackerParts, image: Any) -> EncodedImage:
 
     Raises:
         ImageError: The image cannot be read.
-        ShapeError: It was encoded for another size, or by a bundle without a tracker.
+        ShapeError: It was encoded by others: see :func:`samforge.runtime.encoded.require_own`.
     """
     if not isinstance(image, EncodedImage):
         return parts.encode(image)
-    missing = [name for name in FRAME_FEATURES if name not in image.features]
-    if missing or image.image_size != parts.facts.image_size:
-        raise ShapeError(
-            f"This bundle follows objects on images encoded at {parts.facts.image_size} px with "
-            f"{', '.join(FRAME_FEATURES)}; this one was encoded at {image.image_size} px with "
-            f"{', '.join(image.features)}. Encode it with the segmenter that tracks."
-        )
+    facts = parts.facts
+    require_own(image, image_size=facts.image_size, device=facts.device, digest=facts.digest)
     return image
 
 

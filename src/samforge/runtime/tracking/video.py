@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -142,28 +142,46 @@ def _passed(
     prompts: Mapping[int, Sequence[PromptAt]],
 ) -> Iterator[VideoFrame]:
     for number, image in numbered:
-        yield from stepped(session, number, image, prompts)
+        left = session.step(image, number)
+        try:
+            left = with_prompts(session, left, prompts.get(number, ()))
+        except Exception:
+            yield from left  # decided before the prompt that does not fit
+            raise
+        yield from left
     yield from session.finish()
 
 
 def stepped(
-    session: VideoSession,
-    number: int,
-    image: Any,
-    prompts: Mapping[int, Sequence[PromptAt]],
-    meanwhile: Callable[[], None] | None = None,
+    session: VideoSession, number: int, image: Any, prompts: Mapping[int, Sequence[PromptAt]]
 ) -> list[VideoFrame]:
     """Take a frame, and show the session the objects that are prompted on it.
 
     Returns:
         The frames that leave.
     """
-    left = session.step(image, number, meanwhile=meanwhile)
-    for one in prompts.get(number, ()):
+    return with_prompts(session, session.step(image, number), prompts.get(number, ()))
+
+
+def with_prompts(
+    session: VideoSession, left: Sequence[VideoFrame], prompts: Sequence[PromptAt]
+) -> list[VideoFrame]:
+    """Show a session the objects that are prompted on its newest frame.
+
+    Args:
+        session: Behind the frame.
+        left: What left with it.
+        prompts: Of the frame.
+
+    Returns:
+        The frames that leave; the newest one, if it did not wait, shows the objects.
+    """
+    frames = list(left)
+    for one in prompts:
         answer = session.add(one.prompt, label=one.label)
-        if left and left[-1].index == number:  # it did not wait, and shows the object now
-            left[-1] = answer.frame
-    return left
+        if frames and frames[-1].index == session.index:
+            frames[-1] = answer.frame
+    return frames
 
 
 def check_reached(session: VideoSession, prompts: Mapping[int, Sequence[PromptAt]]) -> None:
