@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -294,18 +294,25 @@ def kill_at_work(words: list[str], ledger: Path, after: float) -> bool:
         alive = process.poll() is None
         if alive:
             os.killpg(process.pid, signal.SIGKILL)
+    assert alive or process.returncode == 0
     return alive
 
 
-def killed_and_resumed(words: list[str], out: Path, kills: int, longest: float, seed: int) -> None:
-    """Kill a command so often at random moments of its work, then let it end."""
-    generator, killed = random.Random(seed), 0
+def killed_and_resumed(
+    words: list[str], out: Path, kills: int, longest: float, seed: int
+) -> Iterator[int]:
+    """Kill runs so often at random moments; each time one has ended, say after how many kills."""
+    generator, killed, own = random.Random(seed), 0, 0
     while killed < kills:
         if kill_at_work(words, out / NAME, generator.uniform(0, longest)):
-            killed += 1
+            killed, own = killed + 1, own + 1
         else:
-            shutil.rmtree(out)  # it had ended: the next one begins anew
-    subprocess.run(words, check=True, capture_output=True)
+            yield own
+            shutil.rmtree(out)
+            own = 0
+    if own:
+        subprocess.run(words, check=True, capture_output=True)
+        yield own
 
 
 @pytest.mark.parametrize(
@@ -322,10 +329,15 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(
 ) -> None:
     source, out, whole = draw(tmp_path / "many", count), tmp_path / "killed", tmp_path / "whole"
     longest = work_time(command(bundle, source, whole), whole / NAME)
+    unbroken = data_set(whole)
     words = command(bundle, source, out, "--jobs", str(jobs))
-    killed_and_resumed(words, out, kills, longest, seed=jobs)
-    assert data_set(out) == data_set(whole)
-    assert sorted(path.name for path in out.iterdir() if path.name.startswith(".")) == []
+    ended = 0
+    for own in killed_and_resumed(words, out, kills, longest, seed=jobs):
+        ended += own
+        # The data set of every run, not of the last alone.
+        assert data_set(out) == unbroken
+        assert [path.name for path in out.iterdir() if path.name.startswith(".")] == []
+    assert ended == kills
 
 
 @pytest.mark.slow
