@@ -478,7 +478,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
             for number in numbers:
                 ledger.add([Outcome(number=number, bodies=(body,))], items)
 
-        with pytest.raises(OutputError, match=r"No space is left for .*what was labelled is kept"):
+        with pytest.raises(OutputError, match=r"No space is left for .*what was done is kept"):
             fill(range(400))
         kept = ledger.done(items)
         assert 20 < len(kept) < 400

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import secrets
 from pathlib import Path
 
 from samforge.core.files import output_errors
+from samforge.core.placing import part_beside, place_file
 
 
 class GrowingFile:
@@ -21,7 +21,7 @@ class GrowingFile:
             OutputError: It cannot be written.
         """
         self.path = path
-        self._temporary = path.absolute().with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+        self._temporary = part_beside(path)
         with output_errors(path):
             self._file = self._temporary.open("x", encoding="utf-8")
 
@@ -42,7 +42,7 @@ class GrowingFile:
         """
         with output_errors(self.path):
             self._file.close()
-            self._temporary.replace(self.path)
+            place_file(self._temporary, self.path)
         return self.path
 
     def discard(self) -> None:

@@ -93,10 +93,9 @@ class LabelJob:
             OutputError: Another run is at work, or the folder cannot be written.
         """
         with ExitStack() as undo:
-            ledger = undo.enter_context(Ledger(self.folder() / NAME))
+            place = self.folder() / NAME
+            ledger = undo.enter_context(Ledger(place, restart=self._settings.restart))
             # Only now is it sure that no other run works on what is removed.
-            if self._settings.restart:
-                ledger.clear()
             ledger.identify(self.identity())
             remove_left_behind(self.out)
             undo.pop_all()
