@@ -143,6 +143,11 @@ def _explained(path: Path, doing: str, error: sqlite3.Error) -> str:
         return (
             f"Another run is {doing} {path.parent}. Wait for it, end it, or choose another output."
         )
+    if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
+        return (
+            f"{path} cannot be written: {error}. Choose an output in a folder that exists and that "
+            "you may write to."
+        )
     if code == sqlite3.SQLITE_FULL:
         return (
             f"No space is left for {path}: {size_text(free_bytes(path))} are free. Free some space "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, Literal
@@ -79,7 +80,8 @@ class CocoLabels:
 
     def discard(self) -> None:
         """Give up."""
-        self._later.close()
+        with suppress(OSError):  # what could not be written is given up
+            self._later.close()
         self._file.discard()
 
     def _annotation(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,13 @@ class ParquetLabels:
         self._rows: dict[str, list[dict[str, Any]]] = {name: [] for name in self._schemas}
         self._writers = {}
         with output_errors(path):
-            for name, schema in self._schemas.items():
-                file = self._folder.inside / f"{name}.parquet"
-                self._writers[name] = parquet.ParquetWriter(file, schema, compression="zstd")
+            try:
+                for name, schema in self._schemas.items():
+                    file = self._folder.inside / f"{name}.parquet"
+                    self._writers[name] = parquet.ParquetWriter(file, schema, compression="zstd")
+            except OSError:
+                self.discard()
+                raise
 
     def add(self, picture: LabelledPicture) -> None:
         """Append a picture."""
@@ -82,8 +87,8 @@ class ParquetLabels:
 
     def discard(self) -> None:
         """Give up."""
-        with output_errors(self._folder.path):
-            for writer in self._writers.values():
+        for writer in self._writers.values():
+            with suppress(OSError):  # what could not be written is given up
                 writer.close()
         self._folder.discard()
 

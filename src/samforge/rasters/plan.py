@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from samforge.core.errors import PromptError, SettingError
+from samforge.core.version import __version__
 from samforge.formats import GEO_SUFFIXES
 from samforge.rasters.grid import Grid
 from samforge.rasters.ledger import SUFFIX
@@ -132,6 +133,7 @@ class RasterPlan:
         """
         state = self.raster.stat()
         return {
+            "samforge": __version__,
             "bundle": digest,
             "raster": [self.raster.name, state.st_size, state.st_mtime_ns],
             "size_hw": grid.size_hw,
