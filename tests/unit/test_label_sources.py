@@ -347,7 +347,9 @@ def test_every_kind_becomes_one_data_set(
     names = ["photos/" + name for name in ("a/1.png", "a/sub/2.PNG", "b/1.png")]
     frames = [f"photos/clip.mp4/00000{i}.png" for i in range(3)]
     assert [image["file_name"] for image in images] == [*names, *frames, "shard/0.png"]
-    assert [image["id"] for image in images] == [1, 2, 3, 4, 5, 6, 7]
+    assert [image["id"] for image in images] == [1, 2, 3, 4, 10_000_004, 20_000_004, 5]
+    shown = [(image.get("video_id"), image.get("frame_index")) for image in images]
+    assert shown == [*[(None, None)] * 3, (4, 0), (4, 1), (4, 2), (None, None)]
     stored = tmp_path / "out/yolo/images"
     assert (stored / "photos_a_1.png").is_symlink()
     assert (stored / "shard_0.png").read_bytes() == png(2)
@@ -355,6 +357,92 @@ def test_every_kind_becomes_one_data_set(
     assert abs(int(frame.mean()) - 90) < 4
     again = label(bundle, [folder, shard], ontology, tmp_path / "out", settings=settings)
     assert (again.labelled, again.resumed) == (0, 5)
+
+
+def numbered(out: Path) -> dict[str, tuple[int, list[int]]]:
+    """Of each picture its own number and those of its objects."""
+    table = json.loads((out / "coco.json").read_text())
+    own: dict[int, list[int]] = {}
+    for one in table["annotations"]:
+        own.setdefault(one["image_id"], []).append(one["id"])
+    ids = [one["id"] for one in table["annotations"]]
+    assert len(set(ids)) == len(ids) > 0
+    return {one["file_name"]: (one["id"], own.get(one["id"], [])) for one in table["images"]}
+
+
+def test_numbers_stay_when_a_source_is_extended_or_mended(
+    fake_bundle: Callable[..., samforge.Bundle], tmp_path: Path
+) -> None:
+    folder, out = tmp_path / "photos", tmp_path / "out"
+    ontology, bundle = Ontology.from_texts(["circle", "star"], threshold=0.2), fake_bundle("small")
+    for name in ("b.png", "d.png", "f.png"):
+        write(folder / name, png(ord(name[0])))
+    with VideoWriter(folder / "c.mp4", (64, 64), frame_rate=Fraction(5)) as writer:
+        for index in range(3):
+            noise = np.random.default_rng(index).integers(0, 256, (64, 64, 3), np.uint8)
+            writer.write(noise, Fraction(index, 5))
+    whole = (folder / "c.mp4").read_bytes()
+    write(folder / "c.mp4", b"junk")
+    write(folder / "b.png", b"junk")
+    label(bundle, folder, ontology, out)
+    before = numbered(out)
+    assert {name: number for name, (number, _) in before.items()} == {"d.png": 3, "f.png": 4}
+    # A video that can be read now, a picture that is mended, one that is new and one that is gone.
+    write(folder / "c.mp4", whole)
+    write(folder / "b.png", png(1))
+    write(folder / "a.png", png(2))
+    (folder / "f.png").unlink()
+    label(bundle, folder, ontology, out)
+    after = numbered(out)
+    assert after["d.png"] == before["d.png"]
+    assert {name: number for name, (number, _) in after.items()} == {
+        "a.png": 5,
+        "b.png": 1,
+        "d.png": 3,
+        **{f"c.mp4/{index:06d}.png": 2 + 10_000_000 * index for index in range(3)},
+    }
+    # Where it comes back it has its old number.
+    write(folder / "f.png", png(ord("f")))
+    label(bundle, folder, ontology, out)
+    assert numbered(out)["f.png"] == before["f.png"]
+    # Names that come in another order.
+    table = json.loads((out / "coco.json").read_text())
+    assert [one["file_name"] for one in table["images"]][:2] == ["a.png", "b.png"]
+    assert table["videos"] == [{"id": 2, "name": "c.mp4"}]
+    assert {one.get("video_id") for one in table["annotations"]} == {None, 2}
+
+
+def test_frames_are_read_back_as_a_video(
+    fake_bundle: Callable[..., samforge.Bundle], tmp_path: Path
+) -> None:
+    path = tmp_path / "clips" / "a.mp4"
+    path.parent.mkdir()
+    with VideoWriter(path, (64, 64), frame_rate=Fraction(5)) as writer:
+        for index in range(3):
+            noise = np.random.default_rng(index).integers(0, 256, (64, 64, 3), np.uint8)
+            writer.write(noise, Fraction(index, 5))
+    out = tmp_path / "out"
+    settings = LabelSettings(formats=("coco", "parquet", "sa1b"))
+    ontology = Ontology.from_texts(["circle", "star"], threshold=0.2)
+    label(fake_bundle("small"), path, ontology, out, settings=settings)
+    from pyarrow import parquet
+
+    images = json.loads((out / "coco.json").read_text())["images"]
+    expected = [(1, index, 1 + 10_000_000 * index) for index in range(3)]
+    keys = ("video_id", "frame_index")
+    assert [(*(one[key] for key in keys), one["id"]) for one in images] == expected
+    rows = parquet.read_table(out / "parquet/pictures.parquet").to_pylist()
+    assert [(*(one[key] for key in keys), one["image_id"]) for one in rows] == expected
+    objects = parquet.read_table(out / "parquet/objects.parquet").to_pylist()
+    annotations = json.loads((out / "coco.json").read_text())["annotations"]
+    assert [one["object_id"] for one in objects] == [one["id"] for one in annotations]
+    files = sorted((out / "sa1b").glob("**/0*.json"))
+    tables = [json.loads(file.read_text()) for file in files]
+    assert [(one["image"]["video_id"], one["image"]["frame_index"]) for one in tables] == [
+        (1, index) for index in range(3)
+    ]
+    ids = [one["id"] for table in tables for one in table["annotations"]]
+    assert ids == [one["id"] for one in annotations]
 
 
 def test_numbers_of_a_coco_file_stay(

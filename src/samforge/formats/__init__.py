@@ -12,7 +12,13 @@ from samforge.formats.geo_features import (
 )
 from samforge.formats.geo_writer import geo_writer
 from samforge.formats.label_formats import LABEL_FORMATS, label_writer
-from samforge.formats.labels import DataSet, LabelledObject, LabelledPicture, LabelWriter
+from samforge.formats.labels import (
+    DataSet,
+    LabelledObject,
+    LabelledPicture,
+    LabelWriter,
+    VideoFrameOf,
+)
 from samforge.formats.rings import pixel_rings_from_crop, rings_from_crop
 from samforge.formats.tracks import TRACK_SUFFIXES, TrackWriter
 from samforge.formats.video_data import VideoData, video_data_from_file
@@ -32,6 +38,7 @@ __all__ = [
     "LabelledPicture",
     "TrackWriter",
     "VideoData",
+    "VideoFrameOf",
     "brush_rle",
     "coco_data_from_file",
     "coco_dataset",

@@ -60,12 +60,15 @@ class ParquetLabels:
             "sha256": picture.sha256,
             "width": width,
             "height": height,
+            "video_id": None if picture.frame is None else picture.frame.video_id,
+            "frame_index": None if picture.frame is None else picture.frame.index,
             "bundle_id": self._bundle,
         }
         best = list(picture.best_scores.items())
         self._row("pictures", shared | {"objects": len(picture.objects), "best_scores": best})
-        for one in picture.objects:
+        for row, one in enumerate(picture.objects):
             own = {
+                "object_id": picture.object_id(row),
                 "class": self._data.categories[one.category],
                 "class_id": one.category,
                 "phrase": one.phrase,
@@ -113,8 +116,11 @@ def _schemas(pa: Any) -> dict[str, Any]:
         ("sha256", pa.string()),
         ("width", pa.int32()),
         ("height", pa.int32()),
+        ("video_id", pa.int64()),
+        ("frame_index", pa.int64()),
     ]
     own = [
+        ("object_id", pa.int64()),
         ("class", pa.string()),
         ("class_id", pa.int32()),
         ("phrase", pa.string()),

@@ -97,6 +97,7 @@ class LabelJob:
             ledger = undo.enter_context(Ledger(place, restart=self._settings.restart))
             # Only now is it sure that no other run works on what is removed.
             ledger.identify(self.identity())
+            ledger.numbers(self.items)  # of all of them, before any is labelled
             remove_left_behind(self.out)
             undo.pop_all()
         return ledger

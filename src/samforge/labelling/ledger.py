@@ -74,6 +74,21 @@ class Ledger(Store):
         known = self.noted("identity")
         return None if known is None else json.loads(known)
 
+    def numbers(self, items: Sequence[Item]) -> list[int]:
+        """The number of each item, from 1, which it keeps for as long as the ledger is there.
+
+        The first listing of a source numbers its items in order; what is new in a later one comes
+        behind all others, wherever it stands.
+        """
+        with self._errors(), self._transaction():
+            known = dict(self._base.execute("SELECT name, number FROM numbers").fetchall())
+            last = max(known.values(), default=0)
+            fresh = [item.name for item in items if item.name not in known]
+            new = {name: number for number, name in enumerate(fresh, last + 1)}
+            self._base.executemany("INSERT INTO numbers VALUES (?, ?)", new.items())
+        known |= new
+        return [known[item.name] for item in items]
+
     def done(self, items: Sequence[Item]) -> set[int]:
         """Which of the items have labels, of the same file as it is now."""
         with self._errors():
