@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from samforge.core.bundle import Bundle
-from samforge.core.devices import AUTO, CPU, CUDA
+from samforge.core.devices import AUTO, checked_device, require_kind
 from samforge.core.errors import OutputError, PromptError
 from samforge.core.files import output_errors, writable_folder
 from samforge.core.manifest import verified
@@ -118,11 +118,18 @@ class LabelJob:
         )
 
     def openings(self) -> list[Opening]:
-        """How each process loads the model."""
+        """How each process loads the model.
+
+        Raises:
+            SettingError: The bundle does not run on the device, or nobody can tell on which.
+        """
+        target = target_from_name(self._bundle.manifest.target)
+        device = self._device()
+        require_kind(str(self._bundle.root), checked_device(device), target.devices)
         return openings(
             str(self._bundle.root),
             self._bundle.digest,
-            device=self._device() if self._settings.jobs > 1 else self._settings.device,
+            device=device,
             threads=self._settings.threads,
             jobs=self._settings.jobs,
         )
@@ -200,8 +207,8 @@ class LabelJob:
     def _device(self) -> str:
         if self._settings.device != AUTO:
             return self._settings.device
-        target = target_from_name(self._bundle.manifest.target)
-        return CPU if target.devices == (CPU,) else CUDA
+        kinds = target_from_name(self._bundle.manifest.target).devices
+        return kinds[0] if len(kinds) == 1 else AUTO  # what it was compiled for
 
     def _check_exemplars(self) -> None:
         """Exemplar boxes lie on pictures of the source, inside them.
