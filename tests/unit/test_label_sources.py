@@ -241,6 +241,15 @@ def test_a_url_gives_no_more_than_a_picture_can_have(monkeypatch: pytest.MonkeyP
         contents(only("memory://large"))
 
 
+def test_a_member_of_a_tar_is_no_larger_than_a_picture_can_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard = make_tar(tmp_path / "shard.tar", {"0.png": png(1) + bytes(10_000)})
+    monkeypatch.setattr("samforge.labelling.places.MOST_BYTES", 10_000)
+    with pytest.raises(SourceError, match=r"A member of .*shard\.tar is larger than the 10000"):
+        contents(only(shard))
+
+
 @pytest.mark.parametrize("name", ["../x.png", "a/../../x.png", "/etc/x.png", "a/b\0.png"])
 def test_no_source_names_what_is_outside_of_its_folder(
     name: str, folder: Path, tmp_path: Path

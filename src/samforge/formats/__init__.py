@@ -11,7 +11,7 @@ from samforge.formats.geo_features import (
     GeoWriter,
 )
 from samforge.formats.geo_writer import geo_writer
-from samforge.formats.label_formats import LABEL_FORMATS, label_writer
+from samforge.formats.label_formats import LABEL_FORMATS, checked_formats, label_writer
 from samforge.formats.labels import (
     DataSet,
     LabelledObject,
@@ -40,6 +40,7 @@ __all__ = [
     "VideoData",
     "VideoFrameOf",
     "brush_rle",
+    "checked_formats",
     "coco_data_from_file",
     "coco_dataset",
     "geo_writer",

@@ -6,10 +6,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from samforge.core.errors import MissingExtra
 from samforge.core.files import output_errors
 from samforge.core.words import json_text
 from samforge.formats._growing_folder import GrowingFolder
+from samforge.formats.arrow import parquet
 from samforge.formats.labels import DataSet, LabelledPicture
 
 _ROWS = 10_000  # of one row group: a few megabytes wait in memory
@@ -29,11 +29,7 @@ class ParquetLabels:
             OutputError: It cannot be written.
             MissingExtra: pyarrow is not installed.
         """
-        try:
-            import pyarrow as pa
-            from pyarrow import parquet
-        except ModuleNotFoundError as error:
-            raise MissingExtra("pyarrow, which writes Parquet,", "label") from error
+        pa, module = parquet("writes")
         self._pa, self._data = pa, data
         self._folder = GrowingFolder(path)
         self._bundle = str(data.provenance.get("bundle", ""))
@@ -45,7 +41,7 @@ class ParquetLabels:
             try:
                 for name, schema in self._schemas.items():
                     file = self._folder.inside / f"{name}.parquet"
-                    self._writers[name] = parquet.ParquetWriter(file, schema, compression="zstd")
+                    self._writers[name] = module.ParquetWriter(file, schema, compression="zstd")
             except OSError:
                 self.discard()
                 raise

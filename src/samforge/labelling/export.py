@@ -16,7 +16,6 @@ import numpy as np
 from PIL import Image
 
 from samforge.core.closing import Closing
-from samforge.core.errors import SettingError
 from samforge.core.files import atomic_write_text, output_errors
 from samforge.core.words import json_text
 from samforge.formats import (
@@ -122,21 +121,6 @@ def _written(
         written = tuple(writer.finish() for writer in writers)
         undo.pop_all()
     return written
-
-
-def check_formats(formats: Sequence[str]) -> tuple[str, ...]:
-    """Each format once.
-
-    Raises:
-        SettingError: One is unknown, or there is none.
-    """
-    if unknown := [name for name in formats if name not in LABEL_FORMATS]:
-        raise SettingError(
-            f"There is no format {unknown[0]!r}. There are {', '.join(LABEL_FORMATS)}."
-        )
-    if not formats:
-        raise SettingError(f"Give at least one format: {', '.join(LABEL_FORMATS)}.")
-    return tuple(dict.fromkeys(formats))
 
 
 def remove_left_behind(out: Path) -> None:

@@ -25,15 +25,24 @@ def read_file(place: str) -> bytes:
     if is_url(place):
         with opened(place) as file, native_errors(lambda error: _unreadable(place, error)):
             content = file.read(MOST_BYTES + 1)
-        if len(content) > MOST_BYTES:
-            raise SourceError(
-                f"{place} is larger than the {MOST_BYTES} bytes that a picture's file may have."
-            )
+        require_size(place, len(content))
         return content
     try:
         return read_whole(Path(place), at_most=MOST_BYTES)[0]
     except (OSError, ValueError) as error:
         raise _unreadable(place, error) from error
+
+
+def require_size(place: str, size: int) -> None:
+    """Refuse what no picture is as large as, before it is read where its size is told.
+
+    Raises:
+        SourceError: It is.
+    """
+    if size > MOST_BYTES:
+        raise SourceError(
+            f"{place} is larger than the {MOST_BYTES} bytes that a picture's file may have."
+        )
 
 
 def opened(place: str) -> AbstractContextManager[BinaryIO]:
