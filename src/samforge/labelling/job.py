@@ -125,14 +125,15 @@ class LabelJob:
         """
         target = target_from_name(self._bundle.manifest.target)
         device = self._device()
-        require_kind(str(self._bundle.root), checked_device(device), target.devices)
-        return openings(
+        made = openings(
             str(self._bundle.root),
             self._bundle.digest,
             device=device,
             threads=self._settings.threads,
             jobs=self._settings.jobs,
         )
+        require_kind(str(self._bundle.root), checked_device(device), target.devices)
+        return made
 
     @property
     def ontology(self) -> Ontology:
