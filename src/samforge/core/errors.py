@@ -11,7 +11,7 @@ from typing import Any
 
 
 class SamforgeError(Exception):
-    """Base of everything samforge raises on purpose. It goes to other processes whole."""
+    """Base of everything samforge raises on purpose."""
 
     exit_code = 1
 
