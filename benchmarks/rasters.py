@@ -159,7 +159,8 @@ def segmented(kind: str, raster: Path, side: int, bundle: Path | None) -> dict[s
         nonlocal left
         left -= 1
         if left == 0:
-            shutil.copy(plan.ledger, kept)
+            for suffix in ("", "-wal"):  # what is written last stands in the second
+                shutil.copy(f"{plan.ledger}{suffix}", f"{kept}{suffix}")
 
     start = time.perf_counter()
     result = segment_raster(segmenter, plan, done=done)

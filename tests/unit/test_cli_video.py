@@ -100,7 +100,8 @@ def test_what_is_found_is_drawn_and_written(
         assert np.abs(_coarse(after.image_rgb[56:]) - _coarse(expected)).mean() < 3
         assert np.abs(_coarse(before.image_rgb[56:]) - _coarse(expected)).mean() > 15
         image = coco.loadImgs(number)[0]
-        assert (image["frame"], image["file_name"]) == (number - 1, f"clip/{number - 1:06d}.png")
+        place = (image["video_id"], image["frame_index"], image["file_name"])
+        assert place == (1, number - 1, f"clip/{number - 1:06d}.png")
         assert image["seconds"] == float(before.seconds)
         annotations = coco.loadAnns(coco.getAnnIds(imgIds=[number]))
         masks = [coco_mask.decode(one["segmentation"]).astype(bool) for one in annotations]
@@ -468,7 +469,7 @@ def test_an_empty_coco_file_is_one(tmp_path: Path) -> None:
     content = json.loads((tmp_path / "o.json").read_text(encoding="utf-8"))
     assert content["categories"] == [{"id": 1, "name": "red 'ä'"}]
     assert content["annotations"] == []
-    assert content["images"][0]["frame"] == 4
+    assert content["images"][0]["frame_index"] == 4
     assert len(list(tmp_path.iterdir())) == 1
 
 

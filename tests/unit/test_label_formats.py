@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
@@ -114,8 +115,8 @@ def test_coco_is_read_by_pycocotools(written: Callable[..., Path]) -> None:
         assert np.array_equal(coco.annToMask(one), mask)
         assert one["area"] == mask.sum()
         assert one["iscrowd"] == 0
-    assert coco.anns[1]["track_id"] == 7
-    assert "track_id" not in coco.anns[2]
+    assert coco.anns[100_001]["track_id"] == 7
+    assert "track_id" not in coco.anns[100_002]
 
 
 @READER
@@ -125,9 +126,9 @@ def test_coco_polygons_keep_parts_and_never_fill_holes(written: Callable[..., Pa
     coco = COCO(written("coco-polygons"))
     kinds = [type(one["segmentation"]) for one in coco.loadAnns(coco.getAnnIds(imgIds=[1]))]
     assert kinds == [dict, list, list]  # the ring has a hole: RLE
-    assert len(coco.anns[2]["segmentation"]) == 2
+    assert len(coco.anns[100_002]["segmentation"]) == 2
     for number, mask in enumerate(shapes().values(), 1):
-        assert iou(coco.annToMask(coco.anns[number]).astype(bool), mask) > 0.95
+        assert iou(coco.annToMask(coco.anns[100_000 + number]).astype(bool), mask) > 0.95
 
 
 def test_supervision_reads_coco_and_yolo(written: Callable[..., Path], tmp_path: Path) -> None:
@@ -398,6 +399,67 @@ def test_a_simpler_outline_stays_near() -> None:
     simple = polygons_from_crop(disc, (0, 0))
     assert len(simple.parts[0][0]) * 8 < len(exact.parts[0][0])
     assert iou(mask_from_segmentation(simple.as_coco() or [], (200, 200)), disc) > 0.98
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    hnp.arrays(np.bool_, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=14)),
+    st.sampled_from([0.0, 0.7, None]),
+)
+def test_what_a_bridged_ring_fills_is_the_mask(
+    crop: npt.NDArray[np.bool_], tolerance: float | None
+) -> None:
+    """By parity of the rays through the pixels' centres, which no seam changes."""
+    outline = polygons_from_crop(crop, (0, 0), tolerance_px=tolerance)
+    y, x = np.mgrid[: crop.shape[0], : crop.shape[1]] + np.array([0.5003, 0.5007]).reshape(2, 1, 1)
+
+    def filled(rings: list[Any]) -> Any:
+        crossings = np.zeros(crop.shape, np.int64)
+        for ring in rings:
+            for (x1, y1), (x2, y2) in zip(ring, np.roll(ring, -1, axis=0), strict=True):
+                if y1 != y2:
+                    at = x1 + (y - y1) * (x2 - x1) / (y2 - y1)
+                    crossings += ((y1 > y) != (y2 > y)) & (at > x)
+        return crossings % 2 == 1
+
+    every = [one for ring, holes in outline.parts for one in (ring, *holes)]
+    assert np.array_equal(filled([outline.bridged()]), filled(every))
+    assert np.array_equal(filled(outline.bridged_parts()), filled(every))
+    if tolerance == 0.0:
+        assert np.array_equal(filled(every), crop)
+    # All corners are there, each as often as before or more.
+    corners = {tuple(one) for ring in every for one in ring.tolist()}
+    assert corners <= {tuple(one) for one in outline.bridged().tolist()}
+
+
+def test_seams_into_holes_stay_in_the_mask() -> None:
+    crop = np.ones((40, 60), np.bool_)
+    crop[4:10, 5:9] = crop[20:30, 10:50] = crop[5:9, 30:33] = False
+    (ring,) = polygons_from_crop(crop, (0, 0), tolerance_px=0).bridged_parts()
+    edges = zip(ring, np.roll(ring, -1, axis=0), strict=True)
+    for one, two in edges:
+        for share in np.linspace(0, 1, 50):
+            x, y = one + share * (two - one)
+            near = crop[max(0, int(np.ceil(y)) - 1) : int(y) + 1, :]
+            assert near[:, max(0, int(np.ceil(x)) - 1) : int(x) + 1].any()
+
+
+@pytest.mark.parametrize("kind", ["holes", "parts"])
+def test_time_grows_with_the_rings_and_not_with_their_square(kind: str) -> None:
+    def seconds(side: int) -> float:
+        crop = np.ones((side, side), np.bool_)
+        crop[1:-1:2, 1:-1:2] = False
+        crop = crop if kind == "holes" else ~crop
+        start = time.process_time()
+        outline = polygons_from_crop(crop, (0, 0), tolerance_px=0)
+        rings = sum(1 + len(holes) for _, holes in outline.parts)
+        assert rings >= (side // 2 - 1) ** 2
+        assert abs(area(outline.bridged())) == pytest.approx(crop.sum())
+        return time.process_time() - start
+
+    seconds(21)
+    # 16 times the rings, the square of which is 256.
+    assert seconds(121) < 64 * max(min(seconds(31), seconds(31)), 0.005)
 
 
 def area(ring: Any) -> float:

@@ -243,3 +243,15 @@ def test_nothing_found() -> None:
     nothing = Detections.empty((4, 4), {"a": 0.2})
     resolved = resolve(nothing, ontology("a"))
     assert (len(resolved.found), resolved.found.best_scores) == (0, {"a": 0.2})
+
+
+def test_phrases_are_text() -> None:
+    """Bytes of a command line that are no UTF-8 would end the run where they are encoded."""
+    with pytest.raises(SettingError, match="no UTF-8"):
+        Ontology.from_texts(["star=caf\udce9"])
+
+
+def test_each_format_is_written_once() -> None:
+    from samforge.labelling import LabelSettings
+
+    assert LabelSettings(formats=("coco", "yolo", "coco")).formats == ("coco", "yolo")

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -294,18 +294,25 @@ def kill_at_work(words: list[str], ledger: Path, after: float) -> bool:
         alive = process.poll() is None
         if alive:
             os.killpg(process.pid, signal.SIGKILL)
+    assert alive or process.returncode == 0
     return alive
 
 
-def killed_and_resumed(words: list[str], out: Path, kills: int, longest: float, seed: int) -> None:
-    """Kill a command so often at random moments of its work, then let it end."""
-    generator, killed = random.Random(seed), 0
+def killed_and_resumed(
+    words: list[str], out: Path, kills: int, longest: float, seed: int
+) -> Iterator[int]:
+    """Kill runs so often at random moments; each time one has ended, say after how many kills."""
+    generator, killed, own = random.Random(seed), 0, 0
     while killed < kills:
         if kill_at_work(words, out / NAME, generator.uniform(0, longest)):
-            killed += 1
+            killed, own = killed + 1, own + 1
         else:
-            shutil.rmtree(out)  # it had ended: the next one begins anew
-    subprocess.run(words, check=True, capture_output=True)
+            yield own
+            shutil.rmtree(out)
+            own = 0
+    if own:
+        subprocess.run(words, check=True, capture_output=True)
+        yield own
 
 
 @pytest.mark.parametrize(
@@ -322,10 +329,15 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(
 ) -> None:
     source, out, whole = draw(tmp_path / "many", count), tmp_path / "killed", tmp_path / "whole"
     longest = work_time(command(bundle, source, whole), whole / NAME)
+    unbroken = data_set(whole)
     words = command(bundle, source, out, "--jobs", str(jobs))
-    killed_and_resumed(words, out, kills, longest, seed=jobs)
-    assert data_set(out) == data_set(whole)
-    assert sorted(path.name for path in out.iterdir() if path.name.startswith(".")) == []
+    ended = 0
+    for own in killed_and_resumed(words, out, kills, longest, seed=jobs):
+        ended += own
+        # The data set of every run, not of the last alone.
+        assert data_set(out) == unbroken
+        assert [path.name for path in out.iterdir() if path.name.startswith(".")] == []
+    assert ended == kills
 
 
 @pytest.mark.slow
@@ -390,6 +402,43 @@ def test_a_second_run_waits_for_no_one(
     assert label(bundle, pictures, ONTOLOGY, out).resumed == 10
 
 
+def test_a_second_run_takes_nothing_from_one_at_work(
+    bundle: samforge.Bundle, pictures: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    begun = out / ".coco.json.12345678.part"
+    refused: list[str] = []
+
+    def intrude(done: int, total: int) -> None:
+        if done != 4:
+            return
+        begun.write_text("what the first run has begun to write")
+        for restart in (False, True):
+            with pytest.raises(OutputError, match="Another run is labelling into") as caught:
+                label(bundle, pictures, ONTOLOGY, out, settings=LabelSettings(restart=restart))
+            refused.append(str(caught.value))
+        assert begun.exists()
+
+    result = label(bundle, pictures, ONTOLOGY, out, watch=intrude)
+    assert len(refused) == 2
+    assert (result.labelled, result.pictures) == (10, 10)
+    # The ledger is the one that the first run wrote, with all of it.
+    assert label(bundle, pictures, ONTOLOGY, out).resumed == 10
+
+
+def test_a_restart_forgets_labels_and_removes_what_a_kill_left(
+    bundle: samforge.Bundle, pictures: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    label(bundle, pictures, ONTOLOGY, out)
+    (out / ".coco.json.12345678.part").write_text("half")
+    again = label(bundle, pictures / "a", ONTOLOGY, out, settings=LabelSettings(restart=True))
+    assert (again.labelled, again.resumed, again.pictures) == (5, 0, 5)
+    with Ledger(out / NAME) as ledger:
+        assert list(ledger.bodies("b/001.png")) == []
+    assert sorted(one.name for one in out.iterdir()) == ["coco.json", NAME]
+
+
 def test_a_plan_writes_nothing(bundle: samforge.Bundle, pictures: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     plan = plan_labels(bundle, pictures, ONTOLOGY, out, settings=LabelSettings(limit=3))
@@ -429,7 +478,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
             for number in numbers:
                 ledger.add([Outcome(number=number, bodies=(body,))], items)
 
-        with pytest.raises(OutputError, match=r"No space is left for .*what was labelled is kept"):
+        with pytest.raises(OutputError, match=r"No space is left for .*what was done is kept"):
             fill(range(400))
         kept = ledger.done(items)
         assert 20 < len(kept) < 400

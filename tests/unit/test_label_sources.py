@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import tarfile
 from collections.abc import Callable
@@ -15,7 +16,9 @@ import pytest
 from PIL import Image
 
 import samforge
-from samforge.core.errors import MissingExtra
+from samforge.core.errors import MissingExtra, OutputError
+from samforge.formats import LABEL_FORMATS
+from samforge.formats._growing_folder import GrowingFolder
 from samforge.labelling import LabelSettings, Ontology, SourceError, label
 from samforge.labelling.items import Item, shared_names
 from samforge.labelling.reader import ItemReader
@@ -217,6 +220,91 @@ def test_urls(tmp_path: Path) -> None:
         listed(["nosuchstore://bucket"])
 
 
+@pytest.mark.parametrize("pattern", ["*.png", "**/*.png", "a/*", "?/1.png", "[!a]/*.png", "a/**"])
+def test_a_pattern_means_the_same_of_urls_and_of_folders(folder: Path, pattern: str) -> None:
+    import fsspec
+
+    write(folder / "0.png", png(7))
+    store = fsspec.filesystem("memory")
+    for path in (one for one in folder.rglob("*") if one.is_file()):
+        store.pipe(f"/globbed/{path.relative_to(folder).as_posix()}", path.read_bytes())
+    here = {item.name for item in only(f"{folder}/{pattern}")}
+    assert {item.name for item in only(f"memory://globbed/{pattern}")} == here != set()
+
+
+def test_a_url_gives_no_more_than_a_picture_can_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    import fsspec
+
+    fsspec.filesystem("memory").pipe("/large/1.png", png(1) + bytes(10_000))
+    monkeypatch.setattr("samforge.labelling.places.MOST_BYTES", 10_000)
+    with pytest.raises(SourceError, match=r"memory://.*/1\.png is larger than the 10000 bytes"):
+        contents(only("memory://large"))
+
+
+def test_a_member_of_a_tar_is_no_larger_than_a_picture_can_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard = make_tar(tmp_path / "shard.tar", {"0.png": png(1) + bytes(10_000)})
+    monkeypatch.setattr("samforge.labelling.places.MOST_BYTES", 10_000)
+    with pytest.raises(SourceError, match=r"A member of .*shard\.tar is larger than the 10000"):
+        contents(only(shard))
+
+
+@pytest.mark.parametrize("name", ["../x.png", "a/../../x.png", "/etc/x.png", "a/b\0.png"])
+def test_no_source_names_what_is_outside_of_its_folder(
+    name: str, folder: Path, tmp_path: Path
+) -> None:
+    table = write(folder / "c.json", json.dumps({"images": [{"file_name": name}]}).encode())
+    for sources in ([table], [folder, table]):  # alone, and behind a name of its own
+        with pytest.raises(SourceError, match="no relative path inside a folder"):
+            listed(sources)
+
+
+def test_a_folder_of_a_data_set_takes_no_name_that_leads_out_of_it(tmp_path: Path) -> None:
+    growing = GrowingFolder(tmp_path / "out")
+    for name in ("../x", "a/../../x", "/etc/x"):
+        with pytest.raises(OutputError, match="leads out of"):
+            growing.write(name, b"")
+    growing.write("a/x", b"1")
+    assert (growing.finish() / "a/x").read_bytes() == b"1"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_names_that_are_no_utf_8_are_labelled_as_others_are(
+    fake_bundle: Callable[..., samforge.Bundle], tmp_path: Path
+) -> None:
+    folder, joined = tmp_path / "photos", "\u0645\u06cc\u200c\u062e.png"  # a Persian joiner
+    write(folder / os.fsdecode(b"caf\xe9.png"), png(1))
+    write(folder / os.fsdecode(b"bad\xff/1.png"), b"junk")
+    write(folder / joined, png(2))
+    out, ontology = tmp_path / "out", Ontology.from_texts(["circle", "star"], threshold=0.2)
+    bundle, settings = fake_bundle("small"), LabelSettings(formats=tuple(LABEL_FORMATS))
+    result = label(bundle, folder, ontology, out, settings=settings)
+    assert (result.pictures, len(result.failures)) == (2, 1)
+    failure = json.loads((out / "failures.jsonl").read_text(encoding="utf-8"))
+    assert (failure["name"], failure["kind"]) == ("bad\\xff/1.png", "ImageError")
+    assert "/photos/bad\\xff/1.png: " in failure["message"]
+    images = json.loads((out / "coco.json").read_text(encoding="utf-8"))["images"]
+    assert [one["file_name"] for one in images] == ["caf\\xe9.png", joined]
+    from pyarrow import parquet
+
+    rows = parquet.read_table(out / "parquet/pictures.parquet").to_pylist()
+    assert [one["name"] for one in rows] == ["caf\\xe9.png", joined]
+    assert rows[0]["uri"] == f"{folder}/caf\\xe9.png"
+    linked = out / "yolo/images/caf\\xe9.png"
+    assert linked.read_bytes() == png(1)
+    again = label(bundle, folder, ontology, out, settings=settings)
+    assert (again.labelled, again.resumed, len(again.failures)) == (0, 2, 1)
+
+
+def test_half_a_character_in_a_coco_file_is_one_failure(
+    fake_bundle: Callable[..., samforge.Bundle], folder: Path, tmp_path: Path
+) -> None:
+    file = write(folder / "c.json", b'{"images": [{"file_name": "\\ud800.png"}]}')
+    result = label(fake_bundle("small"), file, Ontology.from_texts(["star"]), tmp_path / "out")
+    assert [(one.name, one.kind) for one in result.failures] == [("\\ud800.png", "SourceError")]
+
+
 def test_without_fsspec_urls_are_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
@@ -268,7 +356,9 @@ def test_every_kind_becomes_one_data_set(
     names = ["photos/" + name for name in ("a/1.png", "a/sub/2.PNG", "b/1.png")]
     frames = [f"photos/clip.mp4/00000{i}.png" for i in range(3)]
     assert [image["file_name"] for image in images] == [*names, *frames, "shard/0.png"]
-    assert [image["id"] for image in images] == [1, 2, 3, 4, 5, 6, 7]
+    assert [image["id"] for image in images] == [1, 2, 3, 4, 10_000_004, 20_000_004, 5]
+    shown = [(image.get("video_id"), image.get("frame_index")) for image in images]
+    assert shown == [*[(None, None)] * 3, (4, 0), (4, 1), (4, 2), (None, None)]
     stored = tmp_path / "out/yolo/images"
     assert (stored / "photos_a_1.png").is_symlink()
     assert (stored / "shard_0.png").read_bytes() == png(2)
@@ -276,6 +366,92 @@ def test_every_kind_becomes_one_data_set(
     assert abs(int(frame.mean()) - 90) < 4
     again = label(bundle, [folder, shard], ontology, tmp_path / "out", settings=settings)
     assert (again.labelled, again.resumed) == (0, 5)
+
+
+def numbered(out: Path) -> dict[str, tuple[int, list[int]]]:
+    """Of each picture its own number and those of its objects."""
+    table = json.loads((out / "coco.json").read_text())
+    own: dict[int, list[int]] = {}
+    for one in table["annotations"]:
+        own.setdefault(one["image_id"], []).append(one["id"])
+    ids = [one["id"] for one in table["annotations"]]
+    assert len(set(ids)) == len(ids) > 0
+    return {one["file_name"]: (one["id"], own.get(one["id"], [])) for one in table["images"]}
+
+
+def test_numbers_stay_when_a_source_is_extended_or_mended(
+    fake_bundle: Callable[..., samforge.Bundle], tmp_path: Path
+) -> None:
+    folder, out = tmp_path / "photos", tmp_path / "out"
+    ontology, bundle = Ontology.from_texts(["circle", "star"], threshold=0.2), fake_bundle("small")
+    for name in ("b.png", "d.png", "f.png"):
+        write(folder / name, png(ord(name[0])))
+    with VideoWriter(folder / "c.mp4", (64, 64), frame_rate=Fraction(5)) as writer:
+        for index in range(3):
+            noise = np.random.default_rng(index).integers(0, 256, (64, 64, 3), np.uint8)
+            writer.write(noise, Fraction(index, 5))
+    whole = (folder / "c.mp4").read_bytes()
+    write(folder / "c.mp4", b"junk")
+    write(folder / "b.png", b"junk")
+    label(bundle, folder, ontology, out)
+    before = numbered(out)
+    assert {name: number for name, (number, _) in before.items()} == {"d.png": 3, "f.png": 4}
+    # A video that can be read now, a picture that is mended, one that is new and one that is gone.
+    write(folder / "c.mp4", whole)
+    write(folder / "b.png", png(1))
+    write(folder / "a.png", png(2))
+    (folder / "f.png").unlink()
+    label(bundle, folder, ontology, out)
+    after = numbered(out)
+    assert after["d.png"] == before["d.png"]
+    assert {name: number for name, (number, _) in after.items()} == {
+        "a.png": 5,
+        "b.png": 1,
+        "d.png": 3,
+        **{f"c.mp4/{index:06d}.png": 2 + 10_000_000 * index for index in range(3)},
+    }
+    # Where it comes back it has its old number.
+    write(folder / "f.png", png(ord("f")))
+    label(bundle, folder, ontology, out)
+    assert numbered(out)["f.png"] == before["f.png"]
+    # Names that come in another order.
+    table = json.loads((out / "coco.json").read_text())
+    assert [one["file_name"] for one in table["images"]][:2] == ["a.png", "b.png"]
+    assert table["videos"] == [{"id": 2, "name": "c.mp4"}]
+    assert {one.get("video_id") for one in table["annotations"]} == {None, 2}
+
+
+def test_frames_are_read_back_as_a_video(
+    fake_bundle: Callable[..., samforge.Bundle], tmp_path: Path
+) -> None:
+    path = tmp_path / "clips" / "a.mp4"
+    path.parent.mkdir()
+    with VideoWriter(path, (64, 64), frame_rate=Fraction(5)) as writer:
+        for index in range(3):
+            noise = np.random.default_rng(index).integers(0, 256, (64, 64, 3), np.uint8)
+            writer.write(noise, Fraction(index, 5))
+    out = tmp_path / "out"
+    settings = LabelSettings(formats=("coco", "parquet", "sa1b"))
+    ontology = Ontology.from_texts(["circle", "star"], threshold=0.2)
+    label(fake_bundle("small"), path, ontology, out, settings=settings)
+    from pyarrow import parquet
+
+    images = json.loads((out / "coco.json").read_text())["images"]
+    expected = [(1, index, 1 + 10_000_000 * index) for index in range(3)]
+    keys = ("video_id", "frame_index")
+    assert [(*(one[key] for key in keys), one["id"]) for one in images] == expected
+    rows = parquet.read_table(out / "parquet/pictures.parquet").to_pylist()
+    assert [(*(one[key] for key in keys), one["image_id"]) for one in rows] == expected
+    objects = parquet.read_table(out / "parquet/objects.parquet").to_pylist()
+    annotations = json.loads((out / "coco.json").read_text())["annotations"]
+    assert [one["object_id"] for one in objects] == [one["id"] for one in annotations]
+    files = sorted((out / "sa1b").glob("**/0*.json"))
+    tables = [json.loads(file.read_text()) for file in files]
+    assert [(one["image"]["video_id"], one["image"]["frame_index"]) for one in tables] == [
+        (1, index) for index in range(3)
+    ]
+    ids = [one["id"] for table in tables for one in table["annotations"]]
+    assert ids == [one["id"] for one in annotations]
 
 
 def test_numbers_of_a_coco_file_stay(

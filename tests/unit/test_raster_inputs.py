@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -224,3 +225,15 @@ class TestWhatIsGiven:
         monkeypatch.setitem(__import__("sys").modules, "rasterio", None)
         with pytest.raises(MissingExtra, match=r"pip install 'samforge\[geo\]'"):
             plan_of(path).opened()
+
+
+def test_a_name_that_is_no_utf_8(tmp_path: Path) -> None:
+    numbers = scene()
+    path = write_numbers(tmp_path / "in.tif", numbers)
+    strange = path.rename(tmp_path / os.fsdecode(b"caf\xe9.tif"))
+    with pytest.raises(SettingError, match="no UTF-8, and GDAL takes no other"):
+        plan_of(strange)
+    path.symlink_to(strange)
+    assert segment(oracle_of(numbers), plan_of(path, coarse=False)).objects == 9
+    with pytest.raises(PromptError, match="no UTF-8"):
+        plan_of(path, text=("caf\udce9",))

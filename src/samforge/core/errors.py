@@ -6,11 +6,31 @@ the process's exit status, so scripts can tell bad input from a failed gate.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class SamforgeError(Exception):
     """Base of everything samforge raises on purpose."""
 
     exit_code = 1
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _again, (type(self), self.args, vars(self))
+
+
+def _again(
+    kind: type[SamforgeError], args: tuple[object, ...], own: Mapping[str, object]
+) -> SamforgeError:
+    """An error as it was pickled.
+
+    Exceptions are pickled as a call with their message alone, which is not what an ``__init__``
+    of their own takes. So that one is left out.
+    """
+    error = kind.__new__(kind, *args)
+    super(SamforgeError, error).__init__(*args)
+    vars(error).update(own)
+    return error
 
 
 class InputError(SamforgeError, ValueError):

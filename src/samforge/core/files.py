@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from samforge.core.errors import OutputError, SamforgeError
 from samforge.core.paths import checked_path
+from samforge.core.placing import part_beside, place_file
 from samforge.core.words import json_text
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
@@ -55,7 +55,7 @@ def writable_folder(path: Path) -> Path:
         OutputError: It cannot be made, is something else, or cannot be written.
     """
     path = checked_path(path, OutputError).absolute()
-    probe = path / f".{secrets.token_hex(4)}.part"
+    probe = part_beside(path / "probe")
     with output_errors(path):
         path.mkdir(parents=True, exist_ok=True)
         try:
@@ -122,17 +122,14 @@ def atomic_write_bytes(path: Path, content: bytes) -> None:
     """
     with output_errors(path, len(content)):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+        temporary = part_beside(path)
         try:
             with temporary.open("xb") as file:
                 file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
+            place_file(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        _sync_folder(path.parent)
 
 
 def atomic_write_text(path: Path, content: str) -> None:
@@ -171,14 +168,3 @@ def _explained(path: Path, error: OSError, needed_bytes: int | None) -> str:
 
 def _nearest_existing(path: Path) -> Path:
     return next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-
-
-def _sync_folder(folder: Path) -> None:
-    # The rename itself is only durable once its folder is. Windows cannot open folders.
-    if os.name == "nt":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

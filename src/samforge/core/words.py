@@ -17,6 +17,7 @@ from samforge.core.structure import json_from_value
 _OBEYED = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 """Unicode categories: control, format (bidi marks are), surrogate, line and paragraph separator."""
 _SUSPECT = re.compile(r"[^ -~]")
+_HALF = re.compile("[\ud800-\udfff]")
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
@@ -44,6 +45,15 @@ def escaped(text: object, *, lines: bool = False) -> str:
         return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
     return _SUSPECT.sub(shown, str(text))
+
+
+def encodable(text: str) -> str:
+    r"""Text with halves of characters as in :func:`escaped`; every other character stays.
+
+    For names in data sets: they have to be UTF-8, and are still those of the files where they can
+    be: marks that join letters, as Persian has them, are part of a name.
+    """
+    return _HALF.sub(lambda match: escaped(match.group()), text)
 
 
 def json_text(value: object, *, indent: int | None = 2, ascii_only: bool = False) -> str:

@@ -11,8 +11,14 @@ from samforge.formats.geo_features import (
     GeoWriter,
 )
 from samforge.formats.geo_writer import geo_writer
-from samforge.formats.label_formats import LABEL_FORMATS, label_writer
-from samforge.formats.labels import DataSet, LabelledObject, LabelledPicture, LabelWriter
+from samforge.formats.label_formats import LABEL_FORMATS, checked_formats, label_writer
+from samforge.formats.labels import (
+    DataSet,
+    LabelledObject,
+    LabelledPicture,
+    LabelWriter,
+    VideoFrameOf,
+)
 from samforge.formats.rings import pixel_rings_from_crop, rings_from_crop
 from samforge.formats.tracks import TRACK_SUFFIXES, TrackWriter
 from samforge.formats.video_data import VideoData, video_data_from_file
@@ -32,7 +38,9 @@ __all__ = [
     "LabelledPicture",
     "TrackWriter",
     "VideoData",
+    "VideoFrameOf",
     "brush_rle",
+    "checked_formats",
     "coco_data_from_file",
     "coco_dataset",
     "geo_writer",

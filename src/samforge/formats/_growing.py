@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import secrets
 from pathlib import Path
 
 from samforge.core.files import output_errors
+from samforge.core.placing import part_beside, place_file
 
 
 class GrowingFile:
@@ -21,9 +21,10 @@ class GrowingFile:
             OutputError: It cannot be written.
         """
         self.path = path
-        self._temporary = path.absolute().with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+        self.part = part_beside(path)
+        """Where it is meanwhile."""
         with output_errors(path):
-            self._file = self._temporary.open("x", encoding="utf-8")
+            self._file = self.part.open("x", encoding="utf-8")
 
     def write(self, text: str) -> None:
         """Append text.
@@ -32,7 +33,11 @@ class GrowingFile:
             OutputError: The disk is full.
         """
         with output_errors(self.path):
-            self._file.write(text)
+            try:
+                self._file.write(text)
+            except OSError:
+                self.discard()
+                raise
 
     def finish(self) -> Path:
         """Put the file under its name.
@@ -42,12 +47,12 @@ class GrowingFile:
         """
         with output_errors(self.path):
             self._file.close()
-            self._temporary.replace(self.path)
+            place_file(self.part, self.path)
         return self.path
 
     def discard(self) -> None:
         """Give up: nothing is left behind."""
-        self._temporary.unlink(missing_ok=True)
+        self.part.unlink(missing_ok=True)
         try:
             self._file.close()
         except OSError:

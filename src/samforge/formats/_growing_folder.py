@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import secrets
 import shutil
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+from samforge.core.errors import OutputError
 from samforge.core.files import output_errors
+from samforge.core.placing import part_beside, place_folder
 
 
 class GrowingFolder:
@@ -19,7 +20,7 @@ class GrowingFolder:
             OutputError: It cannot be made.
         """
         self.path = path
-        self.inside = path.absolute().with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+        self.inside = part_beside(path)
         """Where to write meanwhile."""
         with output_errors(path):
             self.inside.mkdir()
@@ -28,8 +29,13 @@ class GrowingFolder:
         """Where a file of the folder goes, by its relative name; its own folder is made.
 
         Raises:
-            OutputError: It cannot be made.
+            OutputError: It cannot be made, or the name leads out of the folder.
         """
+        pure = PurePosixPath(name)
+        if pure.is_absolute() or ".." in pure.parts:
+            raise OutputError(
+                f"{name!r:.120} leads out of {self.path}. Give a relative name inside the folder."
+            )
         place = self.inside / name
         with output_errors(self.path / name):
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -55,18 +61,13 @@ class GrowingFolder:
             file.write(content)
 
     def finish(self) -> Path:
-        """Put the folder under its name.
+        """Put the folder under its name: whoever looks sees the old one or this one.
 
         Raises:
-            OutputError: It cannot be renamed.
+            OutputError: It cannot be renamed, or the disk is full.
         """
-        earlier = self.inside.with_name(f"{self.inside.name}.old.part")
         with output_errors(self.path):
-            if self.path.exists():
-                self.path.rename(earlier)
-            self.inside.rename(self.path)
-            if earlier.exists():
-                shutil.rmtree(earlier)
+            place_folder(self.inside, self.path)
         return self.path
 
     def discard(self) -> None:

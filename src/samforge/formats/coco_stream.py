@@ -66,6 +66,7 @@ class CocoStream:
         """
         categories = [{"id": number, "name": name} for name, number in self._ids.items()]
         self._file.write('\n], "categories": ' + json_text(categories, indent=None))
+        self._file.write(f', "videos": [{json.dumps({"id": 1, "name": self._stem})}]')
         self._file.write(', "images": [')
         for i in range(len(self._images)):
             self._file.write((",\n" if i else "\n") + json.dumps(self._image(i)))
@@ -79,7 +80,8 @@ class CocoStream:
             "file_name": f"{self._stem}/{index:06d}.png",
             "width": width,
             "height": height,
-            "frame": index,
+            "video_id": 1,
+            "frame_index": index,
             "seconds": seconds,
         }
 

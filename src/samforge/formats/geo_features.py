@@ -66,6 +66,11 @@ class GeoLayer:
 class GeoWriter(Protocol):
     """A file that grows, and appears under its name when it is finished."""
 
+    @property
+    def part(self) -> Path:
+        """Where it is meanwhile: what a killed run leaves behind."""
+        ...
+
     def add(self, features: Sequence[GeoFeature]) -> None:
         """Append objects.
 

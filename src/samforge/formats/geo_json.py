@@ -36,6 +36,11 @@ class GeoJsonWriter:
         self._file.write('{"info": ' + json_text(info, indent=None))
         self._file.write(', "type": "FeatureCollection", "features": [')
 
+    @property
+    def part(self) -> Path:
+        """Where it is meanwhile."""
+        return self._file.part
+
     def add(self, features: Sequence[GeoFeature]) -> None:
         """Append objects."""
         from shapely import orient_polygons

@@ -6,20 +6,20 @@ The format: https://geoparquet.org/releases/v1.1.0/.
 from __future__ import annotations
 
 import json
-import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from samforge.core.files import output_errors
-from samforge.core.words import json_text
+from samforge.core.placing import place_file
+from samforge.formats._geo_rows import GeoRows
 from samforge.formats.geo_features import FIELDS, GeoFeature, GeoLayer
 
 _ROW_GROUP = 10_000
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 
 
-class GeoParquetWriter:
+class GeoParquetWriter(GeoRows):
     """Rows in groups, compressed with zstd."""
 
     def __init__(self, path: Path, layer: GeoLayer) -> None:
@@ -27,6 +27,8 @@ class GeoParquetWriter:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
+        super().__init__(path, layer, batch=_ROW_GROUP)
+        self._arrow = pa
         types = {int: pa.int64(), float: pa.float64(), str: pa.string()}
         box = pa.struct([pa.field(side, pa.float64(), nullable=False) for side in _SIDES])
         self._schema = pa.schema(
@@ -36,63 +38,48 @@ class GeoParquetWriter:
                 pa.field("geometry", pa.binary(), nullable=False),
             ]
         )
-        self._path, self._layer = path, layer
-        self._temporary = path.absolute().with_name(f".{path.name}.{secrets.token_hex(4)}.part")
         self._bounds: list[float] | None = None
-        self._waiting: list[GeoFeature] = []
-        with output_errors(path):
+        with self._errors():
             # Readers take what is said of the geometry from the schema's notes. With Arrow's own
             # schema in the file these would have to be known before the first row.
             self._writer = pq.ParquetWriter(
-                self._temporary, self._schema, compression="zstd", store_schema=False
+                self.part, self._schema, compression="zstd", store_schema=False
             )
-
-    def add(self, features: Sequence[GeoFeature]) -> None:
-        """Append objects."""
-        self._waiting += features
-        if len(self._waiting) >= _ROW_GROUP:
-            self._flush()
 
     def finish(self, report: Mapping[str, Any]) -> Path:
         """Finish the file and put it under its name."""
         if self._waiting:
-            self._flush()
-        about = {**self._layer.about, "report": report}
-        with output_errors(self._path):
+            self._flush(self._write_rows)
+        with self._errors():
             self._writer.add_key_value_metadata(
                 {
                     "geo": json.dumps(self._geo()),
-                    f"samforge {self._layer.name}": json_text(about, indent=None),
+                    f"samforge {self._layer.name}": self._about(report),
                 }
             )
             self._writer.close()
-            self._temporary.replace(self._path)
+            place_file(self.part, self._path)
         return self._path
 
     def discard(self) -> None:
         """Give up: nothing is left behind."""
-        self._temporary.unlink(missing_ok=True)
-        try:
+        self.part.unlink(missing_ok=True)
+        with suppress(OSError):  # what could not be written belonged to a file that is gone
             self._writer.close()
-        except OSError:
-            return  # what could not be written belonged to a file that is gone
 
-    def _flush(self) -> None:
+    def _write_rows(self, rows: list[GeoFeature], columns: list[tuple[Any, ...]]) -> None:
         import numpy as np
-        import pyarrow as pa
         from shapely import bounds, to_wkb
 
-        geometries = [one.geometry for one in self._waiting]
+        pa = self._arrow
+        geometries = [one.geometry for one in rows]
         edges = bounds(geometries)
-        columns = list(zip(*(one.values() for one in self._waiting), strict=True))
         sides = [pa.array(edges[:, number]) for number in range(4)]
         box = pa.StructArray.from_arrays(sides, fields=list(self._schema.field("bbox").type))
         arrays = [*(pa.array(column) for column in columns), box, pa.array(to_wkb(geometries))]
-        with output_errors(self._path):
-            self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema))
+        self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema))
         known = edges if self._bounds is None else np.vstack([edges, self._bounds])
         self._bounds = [*known[:, :2].min(axis=0).tolist(), *known[:, 2:].max(axis=0).tolist()]
-        self._waiting = []
 
     def _geo(self) -> dict[str, Any]:
         """What the format wants to be known of the column."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from samforge.core.errors import SettingError
 from samforge.formats.label_coco import CocoLabels
 from samforge.formats.label_cvat import CvatLabels
 from samforge.formats.label_labelme import LabelMeLabels
@@ -33,6 +34,21 @@ _WRITERS: dict[str, tuple[str, Callable[[Path, DataSet], LabelWriter]]] = {
 
 LABEL_FORMATS = {name: file for name, (file, _) in _WRITERS.items()}
 """Formats by name, each with the file or folder that it becomes."""
+
+
+def checked_formats(formats: Sequence[str]) -> tuple[str, ...]:
+    """Each format once.
+
+    Raises:
+        SettingError: One is unknown, or there is none.
+    """
+    if unknown := [name for name in formats if name not in LABEL_FORMATS]:
+        raise SettingError(
+            f"There is no format {unknown[0]!r}. There are {', '.join(LABEL_FORMATS)}."
+        )
+    if not formats:
+        raise SettingError(f"Give at least one format: {', '.join(LABEL_FORMATS)}.")
+    return tuple(dict.fromkeys(formats))
 
 
 def label_writer(name: str, out: Path, data: DataSet) -> LabelWriter:

@@ -65,12 +65,12 @@ def _shapes(outline: Outline, label: str, number: int, score: float) -> list[dic
     return [
         {
             "label": label,
-            "points": Outline(parts=(part,)).bridged().tolist(),
+            "points": ring.tolist(),
             "group_id": None if alone else number,
             "description": f"score {score:g}",
             "shape_type": "polygon",
             "flags": {},
             "mask": None,
         }
-        for part in outline.parts
+        for ring in outline.bridged_parts()
     ]

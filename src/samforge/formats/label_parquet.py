@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from samforge.core.errors import MissingExtra
 from samforge.core.files import output_errors
 from samforge.core.words import json_text
 from samforge.formats._growing_folder import GrowingFolder
+from samforge.formats.arrow import parquet
 from samforge.formats.labels import DataSet, LabelledPicture
 
 _ROWS = 10_000  # of one row group: a few megabytes wait in memory
@@ -28,11 +29,7 @@ class ParquetLabels:
             OutputError: It cannot be written.
             MissingExtra: pyarrow is not installed.
         """
-        try:
-            import pyarrow as pa
-            from pyarrow import parquet
-        except ModuleNotFoundError as error:
-            raise MissingExtra("pyarrow, which writes Parquet,", "label") from error
+        pa, module = parquet("writes")
         self._pa, self._data = pa, data
         self._folder = GrowingFolder(path)
         self._bundle = str(data.provenance.get("bundle", ""))
@@ -41,9 +38,13 @@ class ParquetLabels:
         self._rows: dict[str, list[dict[str, Any]]] = {name: [] for name in self._schemas}
         self._writers = {}
         with output_errors(path):
-            for name, schema in self._schemas.items():
-                file = self._folder.inside / f"{name}.parquet"
-                self._writers[name] = parquet.ParquetWriter(file, schema, compression="zstd")
+            try:
+                for name, schema in self._schemas.items():
+                    file = self._folder.inside / f"{name}.parquet"
+                    self._writers[name] = module.ParquetWriter(file, schema, compression="zstd")
+            except OSError:
+                self.discard()
+                raise
 
     def add(self, picture: LabelledPicture) -> None:
         """Append a picture."""
@@ -55,12 +56,15 @@ class ParquetLabels:
             "sha256": picture.sha256,
             "width": width,
             "height": height,
+            "video_id": None if picture.frame is None else picture.frame.video_id,
+            "frame_index": None if picture.frame is None else picture.frame.index,
             "bundle_id": self._bundle,
         }
         best = list(picture.best_scores.items())
         self._row("pictures", shared | {"objects": len(picture.objects), "best_scores": best})
-        for one in picture.objects:
+        for row, one in enumerate(picture.objects):
             own = {
+                "object_id": picture.object_id(row),
                 "class": self._data.categories[one.category],
                 "class_id": one.category,
                 "phrase": one.phrase,
@@ -82,8 +86,8 @@ class ParquetLabels:
 
     def discard(self) -> None:
         """Give up."""
-        with output_errors(self._folder.path):
-            for writer in self._writers.values():
+        for writer in self._writers.values():
+            with suppress(OSError):  # what could not be written is given up
                 writer.close()
         self._folder.discard()
 
@@ -108,8 +112,11 @@ def _schemas(pa: Any) -> dict[str, Any]:
         ("sha256", pa.string()),
         ("width", pa.int32()),
         ("height", pa.int32()),
+        ("video_id", pa.int64()),
+        ("frame_index", pa.int64()),
     ]
     own = [
+        ("object_id", pa.int64()),
         ("class", pa.string()),
         ("class_id", pa.int32()),
         ("phrase", pa.string()),

@@ -29,18 +29,21 @@ class Sa1bLabels:
         text = json_text({"info": about}) + "\n"
         self._folder.write("provenance.json", text.encode("utf-8", "backslashreplace"))
         self._stems.stem("provenance.json")
-        self._count = 0
 
     def add(self, picture: LabelledPicture) -> None:
         """Append a picture."""
         height, width = picture.size_hw
-        image = {
+        image: dict[str, Any] = {
             "image_id": picture.id,
             "width": width,
             "height": height,
             "file_name": picture.name,
         }
-        annotations = [self._annotation(picture, one) for one in picture.objects]
+        if picture.frame is not None:
+            image |= {"video_id": picture.frame.video_id, "frame_index": picture.frame.index}
+        annotations = [
+            self._annotation(picture, row, one) for row, one in enumerate(picture.objects)
+        ]
         text = json_text({"image": image, "annotations": annotations}, indent=None) + "\n"
         name = f"{self._stems.stem(picture.name)}.json"
         self._folder.write(name, text.encode("utf-8", "backslashreplace"))
@@ -53,12 +56,13 @@ class Sa1bLabels:
         """Give up."""
         self._folder.discard()
 
-    def _annotation(self, picture: LabelledPicture, one: LabelledObject) -> dict[str, Any]:
+    def _annotation(
+        self, picture: LabelledPicture, row: int, one: LabelledObject
+    ) -> dict[str, Any]:
         height, width = picture.size_hw
         left, top, wide, high = one.bbox
-        self._count += 1
         return {
-            "id": self._count,
+            "id": picture.object_id(row),
             "segmentation": {"size": [height, width], "counts": one.counts},
             "bbox": [left, top, wide, high],
             "area": one.area,

@@ -11,6 +11,9 @@ from samforge.core.errors import SettingError
 from samforge.core.masks import Masks
 from samforge.core.runs import Crop
 
+_OBJECTS_OF_A_PICTURE = 100_000
+"""More than a picture can have: 200 for each of 500 phrases."""
+
 ReadPicture: TypeAlias = Callable[[str], bytes | Path]
 """Gives a picture by its name: its file where it has one, else the bytes of an image file."""
 
@@ -36,6 +39,18 @@ class LabelledObject:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class VideoFrameOf:
+    """Which frame of which video a picture is."""
+
+    video_id: int
+    """Unique among the videos of the data set, the same in every run."""
+    video: str
+    """Name of the video in the data set."""
+    index: int
+    """Number of the frame, from 0."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class LabelledPicture:
     """One picture and its labels."""
 
@@ -55,6 +70,12 @@ class LabelledPicture:
     """Best score of each phrase, admitted or not."""
     cut_off: int = 0
     """Objects that a limit left out."""
+    frame: VideoFrameOf | None = None
+    """Where it is a frame of a video."""
+
+    def object_id(self, row: int) -> int:
+        """Of an object, by its place in the picture: no other picture moves it."""
+        return self.id * _OBJECTS_OF_A_PICTURE + row + 1
 
     def masks(self) -> Masks:
         """The masks of all objects."""

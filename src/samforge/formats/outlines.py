@@ -13,9 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from samforge.core.runs import Crop
-
-Ring = npt.NDArray[np.float64]
-"""(V, 2), x and y of the corners; the last one leads to the first."""
+from samforge.formats.seams import Ring, with_holes, with_parts
 
 MOST_TOLERANCE_PX = 1.0
 """How far a simplified outline may leave the pixels' edges."""
@@ -45,13 +43,12 @@ class Outline:
 
         What is drawn of it by any fill rule is the mask, but for the seams themselves.
         """
-        whole: Ring | None = None
-        for ring, holes in self.parts:
-            part = ring
-            for hole in sorted(holes, key=lambda one: float(one[:, 0].max()), reverse=True):
-                part = _joined(part, hole)
-            whole = part if whole is None else _joined(whole, part)
-        return np.zeros((0, 2)) if whole is None else whole
+        rings = self.bridged_parts()
+        return with_parts(rings) if rings else np.zeros((0, 2))
+
+    def bridged_parts(self) -> list[Ring]:
+        """A ring for each part: seams of no width lead into its holes."""
+        return [with_holes(ring, holes) for ring, holes in self.parts]
 
 
 def polygons_from_crop(
@@ -76,26 +73,19 @@ def polygons_from_crop(
     if tolerance_px is None:
         tolerance_px = min(MOST_TOLERANCE_PX, _TOLERANCE * float(np.sqrt(crop.sum())))
     corner = np.array([top_left[1], top_left[0]], np.float64)
-    rings = [ring + corner for ring in _rings(crop)]
-    areas = [_signed_area(ring) for ring in rings]
-    outer = [(area, ring) for area, ring in zip(areas, rings, strict=True) if area > 0]
-    inner = [ring for area, ring in zip(areas, rings, strict=True) if area < 0]
-    outer.sort(key=lambda one: -one[0])
-    holes: list[list[Ring]] = [[] for _ in outer]
-    for hole in inner:
-        # The smallest ring around a pixel of the part beside the hole.
-        around = [i for i, (_, ring) in enumerate(outer) if _inside(ring, _beside(hole))]
-        holes[around[-1]].append(hole)
+    rings = _rings(crop)
+    areas = np.array([_signed_area(ring) for ring in rings])
+    owners = _owners(rings, areas)
+    rings = [ring + corner for ring in rings]
+    outer = sorted((i for i in range(len(rings)) if areas[i] > 0), key=lambda i: -areas[i])
+    holes: dict[int, list[Ring]] = {i: [] for i in outer}
+    for i, owner in owners.items():
+        holes[owner].append(rings[i])
 
     def finished(ring: Ring) -> Ring:
         return simplified(_inset(ring) if centres else ring, tolerance_px)
 
-    return Outline(
-        parts=tuple(
-            (finished(ring), tuple(map(finished, own)))
-            for (_, ring), own in zip(outer, holes, strict=True)
-        )
-    )
+    return Outline(parts=tuple((finished(rings[i]), tuple(map(finished, holes[i]))) for i in outer))
 
 
 def _inset(ring: Ring) -> Ring:
@@ -205,19 +195,32 @@ def _signed_area(ring: Ring) -> float:
     return float((x * np.roll(y, -1) - np.roll(x, -1) * y).sum() / 2)
 
 
-def _beside(hole: Ring) -> tuple[float, float]:
-    """The middle of a pixel of the part, just outside the hole."""
-    x, y = min(map(tuple, hole.tolist()))  # the leftmost corner: left of it is the part
-    return x - 0.5, y + 0.5
+def _owners(rings: list[Ring], areas: npt.NDArray[np.float64]) -> dict[int, int]:
+    """For each hole, by its number, the ring around the part that it is in.
 
-
-def _inside(ring: Ring, point: tuple[float, float]) -> bool:
-    """Whether a point that lies on no edge is inside, by the rays' parity."""
-    x, y = point
-    (x1, y1), (x2, y2) = ring.T, np.roll(ring, -1, axis=0).T
-    crossing = (y1 > y) != (y2 > y)
-    at = x1[crossing] + (y - y1[crossing]) * (x2 - x1)[crossing] / (y2 - y1)[crossing]
-    return bool((at > x).sum() % 2)
+    What is left of a hole's leftmost edge is that part, up to the next edge: it is of the ring
+    around the part, or of another of its holes.
+    """
+    holes = np.flatnonzero(areas < 0).tolist()
+    if not holes:
+        return {}
+    starts = np.concatenate(rings).astype(np.int64)
+    ends = np.concatenate([np.roll(ring, -1, axis=0) for ring in rings]).astype(np.int64)
+    names = np.repeat(np.arange(len(rings)), [len(ring) for ring in rings])
+    heights = np.abs(ends[:, 1] - starts[:, 1])  # 0 of edges along a row
+    edges = np.repeat(np.arange(len(starts)), heights)
+    within = np.arange(len(edges)) - np.repeat(np.cumsum(heights) - heights, heights)
+    rows = np.minimum(starts[:, 1], ends[:, 1])[edges] + within
+    columns, width = starts[edges, 0], int(starts[:, 0].max()) + 1
+    order = np.argsort(rows * width + columns)
+    keys, names = (rows * width + columns)[order], names[edges][order]
+    corners = {i: min(map(tuple, rings[i].tolist())) for i in holes}
+    owners: dict[int, int] = {}
+    for i in sorted(holes, key=corners.__getitem__):
+        x, y = corners[i]
+        beside = int(names[np.searchsorted(keys, int(y) * width + int(x)) - 1])
+        owners[i] = owners.get(beside, beside)
+    return owners
 
 
 def _distances(points: Ring, first: Any, last: Any) -> npt.NDArray[np.float64]:
@@ -231,15 +234,3 @@ def _distances(points: Ring, first: Any, last: Any) -> npt.NDArray[np.float64]:
         points - first - share[:, None] * along, axis=1
     )
     return distances
-
-
-def _joined(ring: Ring, other: Ring) -> Ring:
-    """Two rings as one, by a seam between their nearest corners, there and back."""
-    if len(ring) * len(other) > 1 << 22:  # a seam between any corners is as right
-        near = np.abs(ring - other[0]).sum(axis=1).argmin(), 0
-    else:
-        gaps = ((ring[:, None] - other[None]) ** 2).sum(axis=2)
-        near = np.unravel_index(int(gaps.argmin()), gaps.shape)  # type: ignore[assignment]
-    here, there = int(near[0]), int(near[1])
-    turn = np.concatenate([other[there:], other[: there + 1]])
-    return np.concatenate([ring[: here + 1], turn, ring[here:]])

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from samforge.core.runs import Crop
-from samforge.formats.outlines import Outline, Ring, polygons_from_crop, simplified
+from samforge.formats.outlines import Outline, polygons_from_crop, simplified
+from samforge.formats.seams import Ring
 
 _WITHIN_PX = 0.5
 _STAIRS_PX = 0.75
@@ -33,7 +34,7 @@ def rings_from_crop(
         perimeter = sum(float(np.abs(np.diff(padded, axis=axis)).sum()) for axis in (0, 1))
         within = max(_STAIRS_PX, epsilon_factor * perimeter) if epsilon_factor else 0.0
         outline = polygons_from_crop(crop, top_left, tolerance_px=within)
-    return [Outline(parts=(part,)).bridged() for part in outline.parts]
+    return outline.bridged_parts()
 
 
 def pixel_rings_from_crop(crop: Crop, top_left: tuple[int, int]) -> list[Ring]:
@@ -46,12 +47,12 @@ def pixel_rings_from_crop(crop: Crop, top_left: tuple[int, int]) -> list[Ring]:
         (V, 2) each, x and y of pixels.
     """
     exact = polygons_from_crop(crop, top_left, tolerance_px=0.0)
-    rings = []
-    for ring, holes in exact.parts:
-        kept = tuple(simplified(_pixels(hole), _WITHIN_PX) for hole in holes)
-        part = (simplified(_pixels(ring), _WITHIN_PX), kept)
-        rings.append(Outline(parts=(part,)).bridged())
-    return rings
+    parts = tuple((_of_pixels(ring), tuple(map(_of_pixels, holes))) for ring, holes in exact.parts)
+    return Outline(parts=parts).bridged_parts()
+
+
+def _of_pixels(ring: Ring) -> Ring:
+    return simplified(_pixels(ring), _WITHIN_PX)
 
 
 def _pixels(ring: Ring) -> Ring:

@@ -16,10 +16,16 @@ import numpy as np
 from PIL import Image
 
 from samforge.core.closing import Closing
-from samforge.core.errors import SettingError
 from samforge.core.files import atomic_write_text, output_errors
 from samforge.core.words import json_text
-from samforge.formats import LABEL_FORMATS, DataSet, LabelledPicture, LabelWriter, label_writer
+from samforge.formats import (
+    LABEL_FORMATS,
+    DataSet,
+    LabelledPicture,
+    LabelWriter,
+    VideoFrameOf,
+    label_writer,
+)
 from samforge.labelling.items import Item, SourceError
 from samforge.labelling.labeller import frame_name
 from samforge.labelling.ledger import Ledger
@@ -27,6 +33,8 @@ from samforge.labelling.outcome import picture_from_body
 from samforge.labelling.reader import ItemReader
 from samforge.media import VideoFrame, VideoReader, read_image
 
+FRAME_STEP = 10_000_000
+"""Between the numbers of a video's frames: more items than a source has."""
 FAILURES = "failures.jsonl"
 """File in the output folder: items without labels, one a line."""
 
@@ -36,25 +44,21 @@ def labelled_pictures(
 ) -> Iterator[LabelledPicture]:
     """Everything labelled of the chosen items, numbered.
 
-    A picture has the number of its place in the source, counted from 1, whether others before it
-    failed or not; each frame of a video counts as one. Pictures of one COCO file keep their own.
+    A picture has its number in the ledger, whatever came of others; pictures of one COCO file keep
+    their own. The first frame of a video has the video's number, and each further one
+    ``FRAME_STEP`` more: how long a video is, and how far it could be read, moves no other.
     """
-    own = all(items[i].given_id is not None for i in chosen) and bool(chosen)
-    counted = _counted(ledger, items)
-    for number in sorted(chosen):
-        for frame, body in enumerate(ledger.bodies(items[number].name)):
-            given = items[number].given_id
-            identity = given if own and given is not None else counted[number] + frame
-            yield replace(picture_from_body(body), id=identity)
-
-
-def _counted(ledger: Ledger, items: Sequence[Item]) -> list[int]:
-    """The number of the first picture of each item."""
-    first, numbers = 1, []
-    for item in items:
-        numbers.append(first)
-        first += max(1, ledger.frames(item.name)) if item.kind == "video" else 1
-    return numbers
+    own = all(item.given_id is not None and item.kind == "picture" for item in items)
+    numbers = ledger.numbers(items)
+    for place in sorted(chosen):
+        item, number = items[place], numbers[place]
+        if own and item.given_id is not None:
+            number = item.given_id
+        for index, body in enumerate(ledger.bodies(item.name)):
+            frame = None
+            if item.kind == "video":
+                frame = VideoFrameOf(video_id=number, video=item.name, index=index)
+            yield replace(picture_from_body(body), id=number + FRAME_STEP * index, frame=frame)
 
 
 def export(
@@ -119,21 +123,6 @@ def _written(
     return written
 
 
-def check_formats(formats: Sequence[str]) -> tuple[str, ...]:
-    """Each format once.
-
-    Raises:
-        SettingError: One is unknown, or there is none.
-    """
-    if unknown := [name for name in formats if name not in LABEL_FORMATS]:
-        raise SettingError(
-            f"There is no format {unknown[0]!r}. There are {', '.join(LABEL_FORMATS)}."
-        )
-    if not formats:
-        raise SettingError(f"Give at least one format: {', '.join(LABEL_FORMATS)}.")
-    return tuple(dict.fromkeys(formats))
-
-
 def remove_left_behind(out: Path) -> None:
     """Remove what a killed run had begun to write."""
     with output_errors(out):
@@ -171,8 +160,9 @@ def _signature(
         "provenance": dict(data.provenance),
     }
     digest.update(json.dumps(said, sort_keys=True).encode("utf-8", "backslashreplace"))
-    for number in sorted(chosen):
-        item = items[number]
+    numbers = ledger.numbers(items)
+    for place in sorted(chosen):
+        item, number = items[place], numbers[place]
         line = f"{number}\0{item.name}\0{item.stamp}\0{ledger.frames(item.name)}\n"
         digest.update(line.encode("utf-8", "backslashreplace"))
     for failure in ledger.failures(items):

@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal, TypeAlias
 
 from samforge.core.errors import InputError
+from samforge.core.words import encodable
 
 Kind = Literal["picture", "video"]
 
@@ -46,7 +47,7 @@ class Item:
     """One picture or video."""
 
     name: str
-    """Unique in the data set: a relative path with ``/``."""
+    """Unique in the data set: a relative path with ``/``, in UTF-8."""
     place: Place
     """Where its bytes are."""
     stamp: str
@@ -58,12 +59,13 @@ class Item:
 
     @property
     def uri(self) -> str:
-        """Where it is, for provenance."""
+        """Where it is, for provenance: text that is UTF-8 whatever its file is called."""
+        file = encodable(self.place.file)
         if isinstance(self.place, WholeFile):
-            return self.place.file
+            return file
         if isinstance(self.place, PartOfFile):
-            return f"{self.place.file}#{self.name}"
-        return f"{self.place.file}#row-group={self.place.group}&row={self.place.row}"
+            return f"{file}#{self.name}"
+        return f"{file}#row-group={self.place.group}&row={self.place.row}"
 
     @property
     def path(self) -> Path | None:
@@ -95,7 +97,7 @@ def is_url(place: str) -> bool:
 
 
 def checked_name(name: str, source: str) -> str:
-    """A name that others wrote, for files of the data set.
+    r"""A name that others wrote, for files of the data set: a byte that is no UTF-8 is ``\xff``.
 
     Raises:
         SourceError: It leads out of the folder of the data set, or no file can have it.
@@ -103,10 +105,10 @@ def checked_name(name: str, source: str) -> str:
     pure = PurePosixPath(name.replace("\\", "/"))
     if pure.is_absolute() or ".." in pure.parts or "\0" in name or not pure.name:
         raise SourceError(
-            f"{source} names the picture {name!r:.120}, which is no relative path inside a folder. "
+            f"{source} names a picture {name!r:.120}, which is no relative path inside a folder. "
             "Give names relative to one folder."
         )
-    return pure.as_posix()
+    return encodable(pure.as_posix())
 
 
 def shared_names(places: Sequence[str]) -> list[str]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Collection, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from samforge.core.bundle import Bundle
-from samforge.core.devices import AUTO, CPU, CUDA
+from samforge.core.devices import AUTO, checked_device, require_kind
 from samforge.core.errors import OutputError, PromptError
 from samforge.core.files import output_errors, writable_folder
 from samforge.core.manifest import verified
@@ -82,13 +83,24 @@ class LabelJob:
                 f"{self.out} is not empty, and no earlier run of samforge label: it has no {NAME}. "
                 "Choose a new folder."
             )
-        out = writable_folder(self.out)
-        if self._settings.restart:
-            with output_errors(out):
-                for suffix in ("", "-wal", "-shm"):
-                    ledger.with_name(NAME + suffix).unlink(missing_ok=True)
-        remove_left_behind(out)
-        return out
+        return writable_folder(self.out)
+
+    def ledger(self) -> Ledger:
+        """The ledger of this run, which no other run has; leavings of a killed one are removed.
+
+        Raises:
+            OtherRun: The folder holds labels of another bundle, ontology, version or source.
+            OutputError: Another run is at work, or the folder cannot be written.
+        """
+        with ExitStack() as undo:
+            place = self.folder() / NAME
+            ledger = undo.enter_context(Ledger(place, restart=self._settings.restart))
+            # Only now is it sure that no other run works on what is removed.
+            ledger.identify(self.identity())
+            ledger.numbers(self.items)  # of all of them, before any is labelled
+            remove_left_behind(self.out)
+            undo.pop_all()
+        return ledger
 
     def chunks(self, done: Collection[int]) -> list[Chunk]:
         """What is left to do."""
@@ -106,14 +118,22 @@ class LabelJob:
         )
 
     def openings(self) -> list[Opening]:
-        """How each process loads the model."""
-        return openings(
+        """How each process loads the model.
+
+        Raises:
+            SettingError: The bundle does not run on the device, or nobody can tell on which.
+        """
+        target = target_from_name(self._bundle.manifest.target)
+        device = self._device()
+        made = openings(
             str(self._bundle.root),
             self._bundle.digest,
-            device=self._device() if self._settings.jobs > 1 else self._settings.device,
+            device=device,
             threads=self._settings.threads,
             jobs=self._settings.jobs,
         )
+        require_kind(str(self._bundle.root), checked_device(device), target.devices)
+        return made
 
     @property
     def ontology(self) -> Ontology:
@@ -188,8 +208,8 @@ class LabelJob:
     def _device(self) -> str:
         if self._settings.device != AUTO:
             return self._settings.device
-        target = target_from_name(self._bundle.manifest.target)
-        return CPU if target.devices == (CPU,) else CUDA
+        kinds = target_from_name(self._bundle.manifest.target).devices
+        return kinds[0] if len(kinds) == 1 else AUTO  # what it was compiled for
 
     def _check_exemplars(self) -> None:
         """Exemplar boxes lie on pictures of the source, inside them.

@@ -1,24 +1,17 @@
 """What has been labelled already, so that a run that is killed goes on where it was.
 
-SQLite, not lines of JSON: a line may be cut in two by a kill, and then what follows it has to be
-guessed at; here a picture is in the ledger with all its labels or not at all. Write-ahead logging
-makes that true after ``kill -9`` and after a power cut, without waiting for the disk at each
-picture. One process writes, and holds the file for itself: a second run is refused, and network
-file systems need no shared memory (https://www.sqlite.org/wal.html#noshm).
+A picture is in the ledger with all its labels or not at all (core/store.py).
 """
 
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from samforge.core.closing import Closing
-from samforge.core.errors import InputError, OutputError
-from samforge.core.files import free_bytes, size_text
+from samforge.core.errors import InputError
+from samforge.core.store import Schema, Store
 from samforge.core.structure import value_from_json
 from samforge.formats import LabelledPicture
 from samforge.labelling.items import Item
@@ -27,10 +20,11 @@ from samforge.labelling.outcome import ItemFailure, Outcome, picture_from_body
 
 NAME = "ledger.sqlite"
 """Its file in the output folder."""
-SCHEMA = 1
-"""Version of its tables."""
-_TABLES = """
-CREATE TABLE IF NOT EXISTS about (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+_SCHEMA = Schema(
+    application=0x53464C62,
+    version=1,
+    doing="labelling into",
+    tables="""
 CREATE TABLE IF NOT EXISTS items (
     name TEXT PRIMARY KEY, stamp TEXT NOT NULL, frames INTEGER NOT NULL,
     kind TEXT, message TEXT, exit_code INTEGER
@@ -38,39 +32,30 @@ CREATE TABLE IF NOT EXISTS items (
 CREATE TABLE IF NOT EXISTS labels (
     name TEXT NOT NULL, frame INTEGER NOT NULL, body BLOB NOT NULL, PRIMARY KEY (name, frame)
 );
-"""
+CREATE TABLE IF NOT EXISTS numbers (name TEXT PRIMARY KEY, number INTEGER NOT NULL) WITHOUT ROWID;
+""",
+)
 
 
 class OtherRun(InputError):
     """The output folder holds labels of another model, ontology, version or source."""
 
 
-class Ledger(Closing):
+class Ledger(Store):
     """Which items are done, with their labels, and which failed and why."""
 
-    def __init__(self, path: Path, *, most_pages: int | None = None) -> None:
+    def __init__(self, path: Path, *, restart: bool = False, most_pages: int | None = None) -> None:
         """Open a ledger, or begin one.
 
         Args:
             path: Its file.
+            restart: Whether to forget what is there, at once or not at all.
             most_pages: How large the file may grow, in pages of 4 KiB; None as the disk allows.
 
         Raises:
             OutputError: Another run has it, or it cannot be written.
         """
-        self.path = path
-        with self._errors():
-            self._base = sqlite3.connect(path, isolation_level=None, timeout=0.2)
-            try:
-                self._base.execute("PRAGMA locking_mode = EXCLUSIVE")
-                self._base.execute("PRAGMA journal_mode = WAL")
-                self._base.execute("PRAGMA synchronous = NORMAL")
-                if most_pages is not None:
-                    self._base.execute(f"PRAGMA max_page_count = {int(most_pages)}")
-                self._base.executescript(f"BEGIN IMMEDIATE;{_TABLES}COMMIT;")
-            except BaseException:
-                self._base.close()
-                raise
+        super().__init__(path, _SCHEMA, restart=restart, most_pages=most_pages)
 
     def identify(self, identity: Mapping[str, Any]) -> None:
         """Make sure that what is in it was labelled in the same way, or begin with this one.
@@ -80,17 +65,29 @@ class Ledger(Closing):
         """
         known = self.identity()
         if known is None:
-            text = json.dumps(dict(identity), sort_keys=True)
-            with self._errors():
-                self._base.execute("INSERT INTO about VALUES ('identity', ?)", (text,))
+            self.note("identity", json.dumps(dict(identity), sort_keys=True))
         elif known != json.loads(json.dumps(dict(identity))):
             raise OtherRun(_told(self.path.parent, known, identity))
 
     def identity(self) -> dict[str, Any] | None:
         """What it was labelled with; None at first."""
-        with self._errors():
-            row = self._base.execute("SELECT value FROM about WHERE key = 'identity'").fetchone()
-        return None if row is None else json.loads(row[0])
+        known = self.noted("identity")
+        return None if known is None else json.loads(known)
+
+    def numbers(self, items: Sequence[Item]) -> list[int]:
+        """The number of each item, from 1, which it keeps for as long as the ledger is there.
+
+        The first listing of a source numbers its items in order; what is new in a later one comes
+        behind all others, wherever it stands.
+        """
+        with self._errors(), self._transaction():
+            known = dict(self._base.execute("SELECT name, number FROM numbers").fetchall())
+            last = max(known.values(), default=0)
+            fresh = [item.name for item in items if item.name not in known]
+            new = {name: number for number, name in enumerate(fresh, last + 1)}
+            self._base.executemany("INSERT INTO numbers VALUES (?, ?)", new.items())
+        known |= new
+        return [known[item.name] for item in items]
 
     def done(self, items: Sequence[Item]) -> set[int]:
         """Which of the items have labels, of the same file as it is now."""
@@ -167,64 +164,6 @@ class Ledger(Closing):
             if row is not None:
                 return picture_from_body(row[0])
         return None
-
-    def note(self, key: str, value: str) -> None:
-        """Remember a text under a key."""
-        with self._errors():
-            self._base.execute("INSERT OR REPLACE INTO about VALUES (?, ?)", (key, value))
-
-    def noted(self, key: str) -> str | None:
-        """The text under a key."""
-        with self._errors():
-            row = self._base.execute("SELECT value FROM about WHERE key = ?", (key,)).fetchone()
-        return None if row is None else str(row[0])
-
-    def close(self) -> None:
-        """Put everything into the one file and give it free."""
-        with self._errors():
-            self._base.close()
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._base.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            # A full disk has rolled back already.
-            if self._base.in_transaction:
-                self._base.execute("ROLLBACK")
-            raise
-        self._base.execute("COMMIT")
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.Error as error:
-            raise OutputError(_explained(self.path, error)) from error
-
-
-def _explained(path: Path, error: sqlite3.Error) -> str:
-    code = error.sqlite_errorcode & 0xFF if hasattr(error, "sqlite_errorcode") else 0
-    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return (
-            f"Another run is labelling into {path.parent}. Wait for it, end it, or choose another "
-            "output folder."
-        )
-    if code == sqlite3.SQLITE_FULL:
-        return (
-            f"No space is left for {path}: {size_text(free_bytes(path))} are free. Free some space "
-            "and run again: what was labelled is kept."
-        )
-    if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
-        return (
-            f"{path} is no ledger of samforge, or is damaged: {error}. Choose another output "
-            "folder, or move it away and label again."
-        )
-    return (
-        f"{path} cannot be read or written: {error}. What was labelled is kept: run again once "
-        "that is mended."
-    )
 
 
 def _told(folder: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 from samforge.core.errors import SettingError
 from samforge.core.structure import StructureError, json_from_value, value_from_json
+from samforge.core.words import encodable
 
 OVERLAPS = ("score", "order", "both")
 """Which of two objects wins: the one with the better score, the one whose class stands first, or
@@ -66,6 +67,11 @@ class LabelClass:
             if not phrase.strip():
                 raise SettingError(
                     f"Class {self.name!r} has an empty phrase. Give words, such as 'red circle'."
+                )
+            if encodable(phrase) != phrase:
+                raise SettingError(
+                    f"Class {self.name!r} has the phrase {phrase!r:.80}, which is no UTF-8. Give "
+                    "words, such as 'red circle'."
                 )
         if both := sorted(set(map(spelled, self.sought)) & set(map(spelled, self.negatives))):
             raise SettingError(

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 
 from samforge.assembly import load
-from samforge.core.devices import AUTO, CPU, CUDA
+from samforge.core.devices import AUTO, CUDA
 from samforge.core.errors import SettingError
 from samforge.runtime import Segmenter
 
@@ -41,13 +41,19 @@ def openings(
     Args:
         bundle: Its folder.
         digest: Of it.
-        device: ``cpu``, ``cuda`` (GPUs from the first on), or one GPU by number.
+        device: ``cpu``, ``cuda`` (GPUs from the first on), one GPU by number, or ``auto``, which
+            several processes cannot have.
         threads: Of each process, or None.
         jobs: How many.
 
     Raises:
-        SettingError: Several processes are asked to share one GPU.
+        SettingError: Several processes are asked to share one GPU, or nobody says where they run.
     """
+    if jobs > 1 and device == AUTO:
+        raise SettingError(
+            f"{bundle} is of a target that runs on processors and on GPUs, and {jobs} jobs have to "
+            "know which. Give --device cpu, or --device cuda for a GPU each."
+        )
     if jobs > 1 and device.startswith(f"{CUDA}:"):
         raise SettingError(
             f"{jobs} jobs want a device each, and {device} is one. Give --device cuda, which takes "
@@ -59,7 +65,7 @@ def openings(
         Opening(
             bundle=bundle,
             digest=digest,
-            device=f"{CUDA}:{number}" if on_gpus else (CPU if device == CPU else device),
+            device=f"{CUDA}:{number}" if on_gpus else device,
             threads=None if on_gpus else shared,
         )
         for number in range(jobs)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from samforge.core.detections import Detections
 from samforge.core.native import error_of_item
+from samforge.core.words import encodable
 from samforge.formats.labels import LabelledObject, LabelledPicture
 from samforge.labelling.ontology import Ontology
 from samforge.labelling.resolve import resolve
@@ -49,7 +50,10 @@ def failure_of(name: str, error: Exception) -> ItemFailure:
     """Keep what went wrong with one item."""
     told = error_of_item(error)
     return ItemFailure(
-        name=name, kind=type(told).__name__, message=str(told), exit_code=told.exit_code
+        name=name,
+        kind=type(told).__name__,
+        message=encodable(str(told)),
+        exit_code=told.exit_code,
     )
 
 

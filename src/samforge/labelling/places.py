@@ -24,11 +24,25 @@ def read_file(place: str) -> bytes:
     """
     if is_url(place):
         with opened(place) as file, native_errors(lambda error: _unreadable(place, error)):
-            return file.read()
+            content = file.read(MOST_BYTES + 1)
+        require_size(place, len(content))
+        return content
     try:
         return read_whole(Path(place), at_most=MOST_BYTES)[0]
     except (OSError, ValueError) as error:
         raise _unreadable(place, error) from error
+
+
+def require_size(place: str, size: int) -> None:
+    """Refuse what no picture is as large as, before it is read where its size is told.
+
+    Raises:
+        SourceError: It is.
+    """
+    if size > MOST_BYTES:
+        raise SourceError(
+            f"{place} is larger than the {MOST_BYTES} bytes that a picture's file may have."
+        )
 
 
 def opened(place: str) -> AbstractContextManager[BinaryIO]:
@@ -59,7 +73,7 @@ def stamp_of(place: str) -> str:
     if not is_url(place):
         try:
             found = Path(place).stat()
-        except OSError:
+        except (OSError, ValueError):  # a name that no file can have
             return "absent"
         return f"{found.st_size}-{found.st_mtime_ns}"
     with native_errors(lambda error: _unreadable(place, error)):

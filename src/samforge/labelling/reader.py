@@ -7,9 +7,9 @@ from typing import Any, BinaryIO
 
 from samforge.core.closing import Closing
 from samforge.core.native import native_errors
+from samforge.formats.arrow import parquet
 from samforge.labelling.items import Item, ParquetCell, PartOfFile, SourceError, WholeFile
-from samforge.labelling.places import opened, read_file
-from samforge.labelling.shards import parquet
+from samforge.labelling.places import opened, read_file, require_size
 
 
 class ItemReader(Closing):
@@ -39,6 +39,7 @@ class ItemReader(Closing):
         self._file = self._group = None
 
     def _part(self, place: PartOfFile) -> bytes:
+        require_size(f"A member of {place.file}", place.size)
         file = self._opened(place.file)
         with native_errors(lambda error: SourceError(f"{place.file} cannot be read: {error}.")):
             file.seek(place.offset)
@@ -55,7 +56,7 @@ class ItemReader(Closing):
         if self._group is None or self._group[:3] != key:
             file = self._opened(place.file)
             with native_errors(lambda error: SourceError(f"{place.file}: {error}.")):
-                table = parquet().ParquetFile(file)
+                table = parquet("reads")[1].ParquetFile(file)
                 column = table.read_row_group(place.group, columns=[place.column])
             self._group = (*key, column.column(place.column))
         value = self._group[3][place.row].as_py()

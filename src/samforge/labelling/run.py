@@ -80,8 +80,7 @@ def label(  # noqa: PLR0913  the public call: every argument is one a user gives
     """
     job = job_from(bundle, sources, ontology, out, settings)
     with ExitStack() as stack:
-        ledger = stack.enter_context(Ledger(job.folder() / NAME))
-        ledger.identify(job.identity())
+        ledger = stack.enter_context(job.ledger())
         chunks = job.chunks(ledger.done(job.items))
         resumed = len(job.chosen) - sum(map(len, chunks))
         watch(resumed, len(job.chosen))

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TypeAlias
 
 from samforge.core.errors import SettingError
+from samforge.formats import checked_formats
 from samforge.labelling.engine import require_jobs
-from samforge.labelling.export import check_formats
 from samforge.labelling.outcome import ItemFailure
 
 
@@ -43,7 +43,7 @@ class LabelSettings:
     """Whether earlier labels in the output folder are given up."""
 
     def __post_init__(self) -> None:
-        check_formats(self.formats)
+        object.__setattr__(self, "formats", checked_formats(self.formats))
         require_jobs(self.jobs)
         for name, value in (("limit", self.limit), ("batch", self.batch)):
             if value is not None and value < 1:

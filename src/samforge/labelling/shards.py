@@ -7,15 +7,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from samforge.core.errors import MissingExtra
 from samforge.core.native import native_errors
+from samforge.formats.arrow import parquet
 from samforge.labelling.items import (
     Item,
     Listing,
     ParquetCell,
     PartOfFile,
     SourceError,
-    checked_name,
 )
 from samforge.labelling.places import opened, stamp_of
 from samforge.media.images import SUFFIXES
@@ -38,7 +37,7 @@ def tar_items(source: str) -> Listing:
     ):
         items = [
             Item(
-                name=checked_name(member.name, source),
+                name=member.name,
                 place=PartOfFile(file=source, offset=member.offset_data, size=member.size),
                 stamp=f"{stamp}@{member.offset_data}",
             )
@@ -61,29 +60,15 @@ def parquet_items(source: str) -> Listing:
     """
     stamp = stamp_of(source)
     with opened(source) as file, native_errors(lambda error: _no_parquet(source, error)):
-        table = parquet().ParquetFile(file)
+        table = parquet("reads")[1].ParquetFile(file)
         column, names = _columns(table.schema_arrow, source)
         items = list(_cells(table, source, stamp, column, names))
     return Listing(root=source, items=items)
 
 
-def parquet() -> Any:
-    """The module of Parquet in pyarrow.
-
-    Raises:
-        MissingExtra: It is not installed.
-    """
-    try:
-        from pyarrow import parquet as module
-    except ModuleNotFoundError as error:
-        raise MissingExtra("pyarrow, which reads and writes Parquet,", "label") from error
-    return module
-
-
 def _columns(schema: Any, source: str) -> tuple[str, str | None]:
     """The column of the bytes, and the one of the names; ``image.path`` is one inside another."""
-    import pyarrow as pa
-
+    pa, _ = parquet("reads")
     binary, names = [], None
     for field in schema:
         inner = field.type
@@ -120,7 +105,7 @@ def _cells(table: Any, source: str, stamp: str, column: str, names: str | None) 
                 given = [None if one is None else one.get(inner) for one in given]
         for row, name in enumerate(given):
             yield Item(
-                name=checked_name(str(name), source) if name else f"{stem}/{count:09d}",
+                name=str(name) if name else f"{stem}/{count:09d}",
                 place=ParquetCell(file=source, group=group, row=row, column=column),
                 stamp=f"{stamp}@{count}",
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import glob
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from samforge.core.errors import SamforgeError
 from samforge.core.native import native_errors
 from samforge.core.paths import checked_path, is_folder
+from samforge.core.words import encodable
 from samforge.labelling.items import (
     Item,
     Listing,
@@ -44,7 +44,8 @@ def listed(sources: Sequence[str | Path], *, pictures: str | Path | None = None)
     """
     if not sources:
         raise SourceError("There is no source. Give a folder of pictures, or another source.")
-    found = [_listing(str(one), None if pictures is None else str(pictures)) for one in sources]
+    folder = None if pictures is None else str(pictures)
+    found = [_with_checked_names(_listing(str(one), folder), str(one)) for one in sources]
     if len(found) == 1:
         return [_without_twins(found[0], set())]
     named: list[Listing] = []
@@ -53,12 +54,18 @@ def listed(sources: Sequence[str | Path], *, pictures: str | Path | None = None)
     for listing in found:
         label = PurePosixPath(listing.root.rstrip("/")).name.partition(".")[0] or "root"
         count = labels[label] = labels.get(label, 0) + 1
-        prefix = label if count == 1 else f"{label}-{count}"
+        prefix = encodable(label if count == 1 else f"{label}-{count}")
         items = [
             replace(item, name=f"{prefix}/{item.name}", given_id=None) for item in listing.items
         ]
         named.append(_without_twins(replace(listing, items=items), taken))
     return named
+
+
+def _with_checked_names(listing: Listing, source: str) -> Listing:
+    """Names that files of a data set can have, whatever the source is."""
+    items = [replace(item, name=checked_name(item.name, source)) for item in listing.items]
+    return replace(listing, items=items)
 
 
 def _without_twins(listing: Listing, taken: set[str]) -> Listing:
@@ -194,18 +201,19 @@ def _is_read(name: str) -> bool:
 
 
 def _of_remote(root: str, pattern: str) -> Listing:
-    """Files below a URL, or those of a pattern."""
+    """Files below a URL, or those of a pattern, which means what it does on this machine."""
     with native_errors(lambda error: SourceError(f"{root} cannot be listed: {error}.")):
         system, base = file_system(root)
-        entries = system.find(base, detail=True)
-    wanted = file_system(pattern)[1] if pattern else ""
+        if pattern:
+            found = system.glob(file_system(pattern)[1], detail=True)
+            entries = {name: entry for name, entry in found.items() if entry["type"] == "file"}
+        else:
+            entries = system.find(base, detail=True)
     base = base.rstrip("/") + "/"
     names = sorted(
         (name for name in entries if _is_read(name) and not _hidden(name.removeprefix(base))),
         key=lambda name: name.split("/"),
     )
-    if wanted:
-        names = [name for name in names if fnmatch.fnmatchcase(name, wanted)]
     items = [
         _item(system.unstrip_protocol(name), name.removeprefix(base), stamp_of_entry(entries[name]))
         for name in names
@@ -227,10 +235,7 @@ def _of_list(source: str) -> Listing:
         if line and not line.startswith("#")
     ]
     places = list(dict.fromkeys(places))
-    items = [
-        _item(place, checked_name(name, source))
-        for place, name in zip(places, shared_names(places), strict=True)
-    ]
+    items = [_item(place, name) for place, name in zip(places, shared_names(places), strict=True)]
     return Listing(root=source, items=items)
 
 
@@ -258,7 +263,7 @@ def _coco_items(images: Sequence[object], source: str, folder: str) -> Iterator[
         usable = isinstance(given, int) and not isinstance(given, bool) and given not in seen
         if usable:
             seen.add(given)  # type: ignore[arg-type]  # an int
-        item = _item(f"{folder.rstrip('/')}/{name}", checked_name(name, source))
+        item = _item(f"{folder.rstrip('/')}/{name}", name)
         yield replace(item, given_id=given if usable else None)
 
 

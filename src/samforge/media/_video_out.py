@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import secrets
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +15,7 @@ from samforge.core.cpu_flags import cpu_flags
 from samforge.core.errors import OutputError, SettingError, ShapeError
 from samforge.core.images import RgbImage
 from samforge.core.outputs import SOFTWARE
+from samforge.core.placing import part_beside
 from samforge.media._pyav import pyav
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov")
@@ -76,9 +76,7 @@ class VideoWriter:
         """Height and width of the video."""
         self._path, self._size_hw, self._time_base = path, size_hw, time_base
         self._last = -1
-        self._temporary = path.absolute().with_name(
-            f".{path.stem[:100]}.{secrets.token_hex(4)}.part{path.suffix}"
-        )
+        self._temporary = part_beside(path, suffix=path.suffix)
         self._container = self._opened()
         options = _OPTIONS | (_WITHOUT_AVX512 if "avx512f" in cpu_flags() else {})
         self._stream = self._container.add_stream("libx264", rate=frame_rate, options=options)

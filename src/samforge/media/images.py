@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from samforge.core.errors import ImageError, OutputError, ShapeError
 from samforge.core.images import ImageSource, RgbImage
 from samforge.core.outputs import SOFTWARE
 from samforge.core.paths import checked_path, is_file, is_folder
+from samforge.core.placing import part_beside
 from samforge.media._arrays import rgb_from_array
 from samforge.media._heif import SUFFIXES as HEIF_SUFFIXES
 from samforge.media._pillow import MAX_PIXELS, rgb_from_file, rgb_from_pillow
@@ -107,7 +107,7 @@ def write_png(path: str | os.PathLike[str], rgb: RgbImage) -> Path:
     target = checked_path(path, OutputError)
     notes = PngInfo()
     notes.add_text("Software", SOFTWARE)
-    temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.part")
+    temporary = part_beside(target)
     try:
         try:
             with temporary.open("xb") as file:

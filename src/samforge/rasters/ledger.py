@@ -1,4 +1,7 @@
-"""What windows found, kept on disk: a run that was stopped goes on from there."""
+"""What windows found, kept on disk: a run that was stopped goes on from there.
+
+A window is in the ledger with all its pieces or not at all (core/store.py).
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from samforge.core.closing import Closing
 from samforge.core.errors import SettingError
 from samforge.core.files import output_errors
+from samforge.core.placing import remove_place
+from samforge.core.store import Schema, Store
 from samforge.core.words import json_text
 from samforge.rasters.grid import Grid, Place
 from samforge.rasters.pieces import Piece, piece_from_dict
 
 SUFFIX = ".windows"
 """Of the ledger's name, behind that of the file that is written."""
+_SCHEMA = Schema(
+    application=0x53467261,
+    version=1,
+    doing="writing into",
+    tables="""
+CREATE TABLE IF NOT EXISTS windows (
+    grid_row INTEGER NOT NULL, grid_column INTEGER NOT NULL, body TEXT NOT NULL,
+    PRIMARY KEY (grid_row, grid_column)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS parts (place TEXT PRIMARY KEY) WITHOUT ROWID;
+""",
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,34 +48,32 @@ class WindowFound:
     """Whether it holds no data, and was not segmented."""
 
 
-class Ledger(Closing):
-    """A line for each window that is done. Use it as a context manager."""
+class Ledger(Store):
+    """A row for each window that is done. Use it as a context manager."""
 
     def __init__(self, path: Path, key: Mapping[str, Any], *, restart: bool) -> None:
-        """Open a ledger, or begin one.
+        """Open a ledger, or begin one, and remove what a killed run had begun to write.
 
         Args:
             path: Where it is.
-            key: What decides over what windows find: bundle, raster, settings.
+            key: What decides over what windows find: version, bundle, raster, settings.
             restart: Whether to forget what is there.
 
         Raises:
             SettingError: There is one of another run.
-            OutputError: It cannot be written.
+            OutputError: Another run is at work on it, it is of another version, or it cannot be
+                written.
         """
-        self.path = path
-        self._places: dict[Place, int] = {}
-        digest = hashlib.sha256(json_text(key, indent=None).encode()).hexdigest()
-        head = json.dumps({"samforge raster": 1, "key": digest}) + "\n"
-        with output_errors(path):
-            if restart:
-                path.unlink(missing_ok=True)
-            self._file = path.open("a+b")
-            try:
-                self._begin(head.encode())
-            except BaseException:
-                self._file.close()
-                raise
+        super().__init__(path, _SCHEMA, restart=restart)
+        try:
+            self._identify(hashlib.sha256(json_text(key, indent=None).encode()).hexdigest())
+            self._sweep()
+            with self._errors():
+                rows = self._base.execute("SELECT grid_row, grid_column FROM windows")
+                self._places: set[Place] = set(rows.fetchall())
+        except BaseException:
+            self.close()
+            raise
 
     def __len__(self) -> int:
         return len(self._places)
@@ -69,70 +83,85 @@ class Ledger(Closing):
 
     def read(self, place: Place, grid: Grid) -> WindowFound:
         """What a window found in an earlier run, or a moment ago."""
-        with output_errors(self.path):
-            self._file.seek(self._places[place])
-            line = json.loads(self._file.readline())
-        pieces = (piece_from_dict(one, grid, place) for one in line["pieces"])
+        with self._errors():
+            (body,) = self._base.execute(
+                "SELECT body FROM windows WHERE grid_row = ? AND grid_column = ?", place
+            ).fetchone()
+        table = json.loads(body)
+        pieces = (piece_from_dict(one, grid, place) for one in table["pieces"])
         return WindowFound(
             pieces=[one for one in pieces if one is not None],
-            best_scores=line["best"],
-            empty=line["empty"],
+            best_scores=table["best"],
+            empty=table["empty"],
         )
 
     def write(self, place: Place, found: WindowFound) -> None:
         """Keep what a window found: from here on a killed process does not lose it.
 
         Raises:
-            OutputError: The disk is full.
+            OutputError: The disk is full; what was in it stays.
         """
-        line = {
-            "window": list(place),
+        table = {
             "empty": found.empty,
             "best": dict(found.best_scores),
             "pieces": [piece.to_dict() for piece in found.pieces],
         }
-        with output_errors(self.path):
-            self._file.seek(0, 2)
-            start = self._file.tell()
-            self._file.write(json.dumps(line).encode() + b"\n")
-            self._file.flush()
-        self._places[place] = start
+        with self._errors():
+            self._base.execute(
+                "INSERT OR REPLACE INTO windows VALUES (?, ?, ?)", (*place, json.dumps(table))
+            )
+        self._places.add(place)
+
+    def remember_part(self, part: Path) -> None:
+        """Note a file that is being written: the next run removes it where this one is killed."""
+        with self._errors():
+            self._base.execute("INSERT OR REPLACE INTO parts VALUES (?)", (_text_of(part),))
 
     def remove(self) -> None:
-        """Forget it: everything is done."""
-        self._file.close()
-        self.path.unlink(missing_ok=True)
+        """Forget it: everything is done.
 
-    def close(self) -> None:
-        """Close its file."""
-        self._file.close()
+        Raises:
+            OutputError: It cannot be removed.
+        """
+        self.close()
+        with output_errors(self.path):
+            self.path.unlink(missing_ok=True)
 
-    def _begin(self, head: bytes) -> None:
-        self._file.seek(0)
-        first = self._file.readline()
-        if first and not first.endswith(b"\n") and head.startswith(first):
-            first = b""  # killed while it began
-        if not first:
-            self._file.truncate(0)
-            self._file.write(head)
-            self._file.flush()
-            return
-        if first != head:
+    def _begin(self, *, restart: bool) -> None:
+        begun: list[tuple[str]] = []
+        if (
+            restart
+            and self._base.execute("SELECT 1 FROM sqlite_master WHERE name = 'parts'").fetchone()
+        ):
+            begun = self._base.execute("SELECT place FROM parts").fetchall()
+        super()._begin(restart=restart)
+        self._base.executemany("INSERT INTO parts VALUES (?)", begun)
+
+    def _identify(self, digest: str) -> None:
+        known = self.noted("key")
+        if known is None:
+            self.note("key", digest)
+        elif known != digest:
             raise SettingError(
-                f"{self.path} holds what windows of another run found: the bundle, the raster or "
-                "the settings were others. Give --restart to begin anew, or what that run was "
-                "given to go on with it."
+                f"{self.path} holds what windows of another run found: the bundle, the raster, the "
+                "settings or the version of samforge were others. Give --restart to begin anew, or "
+                "what that run was given to go on with it."
             )
-        self._read_places()
 
-    def _read_places(self) -> None:
-        whole = self._file.tell()
-        for line in self._file:
-            start, whole = whole, whole + len(line)
-            try:
-                row, column = json.loads(line)["window"]
-            except (ValueError, KeyError, TypeError):
-                whole = start  # torn: the process was killed while it wrote
-                break
-            self._places[row, column] = start
-        self._file.truncate(whole)
+    def _sweep(self) -> None:
+        with self._errors():
+            begun = [Path(_path_of(text)) for (text,) in self._base.execute("SELECT * FROM parts")]
+        for part in begun:
+            with output_errors(part):
+                remove_place(part)
+        with self._errors():
+            self._base.execute("DELETE FROM parts")
+
+
+def _text_of(path: Path) -> str:
+    """A path as text for SQLite, whatever bytes its name has."""
+    return json.dumps(str(path))
+
+
+def _path_of(text: str) -> str:
+    return str(json.loads(text))

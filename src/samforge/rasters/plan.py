@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from samforge.core.errors import PromptError, SettingError
+from samforge.core.version import __version__
+from samforge.core.words import encodable
 from samforge.formats import GEO_SUFFIXES
 from samforge.rasters.grid import Grid
 from samforge.rasters.ledger import SUFFIX
@@ -68,6 +70,8 @@ class RasterPlan:
             raise PromptError("There is nothing to find. Give --text 'building'.")
         if any(not phrase.strip() for phrase in self.text):
             raise PromptError("A phrase is empty. Give words, such as --text 'building'.")
+        if wrong := [phrase for phrase in self.text if encodable(phrase) != phrase]:
+            raise PromptError(f"The phrase {wrong[0]!r:.80} is no UTF-8. Give words.")
         self._check_files()
         for name, number in (("min-area", self.min_area), ("simplify", self.simplify)):
             if not 0 <= number < math.inf:
@@ -84,6 +88,11 @@ class RasterPlan:
                     f"--out is a file that ends in {', '.join(GEO_SUFFIXES)}, got {path.name}."
                 )
         files = [self.raster, *self.outs, *filter(None, (self.preview,))]
+        if strange := [path for path in files if encodable(str(path)) != str(path)]:
+            raise SettingError(
+                f"{strange[0]} has a name that is no UTF-8, and GDAL takes no other. Rename it, or "
+                "give a link to it."
+            )
         if len({path.absolute() for path in files}) < len(files):
             raise SettingError("Two of the files that are named are one. Give each its own name.")
         if self.preview is not None and self.preview.suffix.lower() != ".png":
@@ -132,6 +141,7 @@ class RasterPlan:
         """
         state = self.raster.stat()
         return {
+            "samforge": __version__,
             "bundle": digest,
             "raster": [self.raster.name, state.st_size, state.st_mtime_ns],
             "size_hw": grid.size_hw,

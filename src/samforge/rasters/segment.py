@@ -136,6 +136,7 @@ class _Run:
         try:
             for path in windows.plan.outs:
                 self._sink.writers.append(geo_writer(path, layer))
+                windows.ledger.remember_part(self._sink.writers[-1].part)
         except BaseException:
             self.discard()
             raise

@@ -7,11 +7,11 @@ security policy makes sure of. It follows the reader's light or dark setting and
 from __future__ import annotations
 
 import os
-import secrets
 from pathlib import Path
 
 from samforge.core.errors import OutputError
 from samforge.core.markup import Markup, joined, tag
+from samforge.core.placing import part_beside
 from samforge.report import evidence, making
 from samforge.report.data import ReportData
 from samforge.report.header import header
@@ -79,7 +79,7 @@ def write_report(data: ReportData, path: str | os.PathLike[str]) -> Path:
         OutputError: The file cannot be written.
     """
     target = Path(path)
-    temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.part")
+    temporary = part_beside(target)
     try:
         try:
             temporary.write_text(report_html(data), encoding="utf-8")

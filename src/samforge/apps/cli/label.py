@@ -150,7 +150,7 @@ def label(  # noqa: PLR0913  every argument is an option that a user types
     if against is not None and not review:
         raise SettingError("--against says what a review compares with. Add --review.")
     settings = LabelSettings(
-        formats=tuple(dict.fromkeys(formats or ("coco",))),
+        formats=tuple(formats or ("coco",)),
         device=device,
         threads=threads,
         jobs=jobs,
