@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import wait
 from pathlib import Path
 from typing import Any, Self
+
+import numpy as np
 
 from samforge.core.closing import Closing
 from samforge.core.detections import Detections
@@ -21,6 +25,7 @@ from samforge.core.errors import (
     InputError,
     Overloaded,
     SamforgeError,
+    SettingError,
 )
 from samforge.core.native import error_of_item
 from samforge.formats import (
@@ -33,6 +38,7 @@ from samforge.formats import (
 from samforge.serving import Ask, Picture, Served, Service, Settings, Ticket
 
 _LOG = logging.getLogger("samforge.triton")
+_OLD_NAME = "numpy.core.multiarray"
 _CLIENT = "triton"
 _LOOK_SECONDS = 0.05
 """How often it is seen whether a client has cancelled."""
@@ -61,7 +67,9 @@ class TritonBundle(Closing):
         Raises:
             BundleError: The bundle cannot be opened, is another than was exported, or does not
                 hold its proof here: Triton keeps the model unready, and shows why.
+            SettingError: Triton's backend and this numpy do not understand each other.
         """
+        _require_readable(utils)
         service = Service(Settings(bundles=(served_from_arguments(arguments),)))
         service.start()
         if not service.wait():
@@ -132,6 +140,28 @@ class TritonBundle(Closing):
         elif isinstance(error, Overloaded | DeadlineExceeded):
             code = kinds.UNAVAILABLE
         return kinds(str(error), code)
+
+
+def _require_readable(utils: Any) -> None:
+    """Make sure that tensors will arrive as they are sent.
+
+    Backends built with pybind11 before 2.12 read arrays of numpy 2 with strides of zero, and end at
+    the first text (triton-inference-server/python_backend, pull request 384). They ask numpy for
+    its C functions by the name that they had before numpy 2, when the first array is wrapped.
+
+    Raises:
+        SettingError: They will not.
+    """
+    known = _OLD_NAME in sys.modules
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        utils.Tensor("sent", np.zeros(1, np.int32))
+    if not known and _OLD_NAME in sys.modules and int(np.__version__.split(".")[0]) >= 2:
+        raise SettingError(
+            f"This Triton's Python backend was built for numpy 1 and garbles tensors of numpy "
+            f"{np.__version__}, which samforge needs. Take a release of Triton whose backend knows "
+            "numpy 2: docs/many-machines.md."
+        )
 
 
 def served_from_arguments(arguments: Mapping[str, str]) -> Served:
