@@ -223,6 +223,26 @@ def test_a_file_that_comes_at_the_last_moment(
     assert [path.name for path in tmp_path.iterdir()] == ["shapes"]
 
 
+@pytest.mark.parametrize("closed", [False, True])
+def test_half_a_model_is_never_in_the_repository(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed: bool
+) -> None:
+    """Triton takes every folder in it for a model, hidden ones too."""
+    out, seen = tmp_path / "models", []
+
+    def put(staged: Path, model: Path) -> None:
+        seen.append(staged.parent)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(triton_folder, "_put_in_place", put)
+    monkeypatch.setattr(triton_folder.os, "access", lambda path, mode: not closed)
+    with pytest.raises(OutputError, match="No space is left"):
+        export_triton(root, out)
+    assert seen == [out if closed else tmp_path]
+    assert [path.name for path in tmp_path.iterdir()] == ["models"]
+    assert list(out.iterdir()) == []
+
+
 def test_places_that_are_taken(root: Path, tmp_path: Path) -> None:
     (tmp_path / "shapes").mkdir()
     (tmp_path / "shapes" / "config.pbtxt").write_text("mine")

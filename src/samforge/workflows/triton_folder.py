@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import shutil
 from collections.abc import Callable, Mapping
@@ -67,9 +68,10 @@ def publish(contents: Contents, model: Path) -> tuple[Path, ...]:
             written.
         DamagedBundle: The bundle changed while it was copied.
     """
-    staged = model.with_name(f".{model.name}.{secrets.token_hex(4)}.exporting")
     with output_errors(model):
-        staged.mkdir(parents=True)
+        model.parent.mkdir(parents=True, exist_ok=True)
+        staged = _beside(model.parent) / f".{model.name}.{secrets.token_hex(4)}.exporting"
+        staged.mkdir()
         try:
             _write(contents, staged)
             files = tuple(sorted(one for one in staged.rglob("*") if one.is_file()))
@@ -78,6 +80,17 @@ def publish(contents: Contents, model: Path) -> tuple[Path, ...]:
             shutil.rmtree(staged, ignore_errors=True)
             raise
     return tuple(model / one.relative_to(staged) for one in files)
+
+
+def _beside(repository: Path) -> Path:
+    """Where a model is put together: beside the repository, on its file system.
+
+    Triton takes every folder in a repository for a model, hidden ones too (2.51). Inside it is
+    written only where the repository is a mount of its own, or the folder around it is closed.
+    """
+    around = repository.parent
+    same = around.stat().st_dev == repository.stat().st_dev
+    return around if same and os.access(around, os.W_OK | os.X_OK) else repository
 
 
 def _write(contents: Contents, staged: Path) -> None:
@@ -118,9 +131,10 @@ def _put_in_place(staged: Path, model: Path) -> None:
     try:
         _check_own(old, model)
     except BaseException:  # a file that came at the last moment
-        model.rename(model.with_name(f"{staged.name}.new"))
+        new = staged.with_suffix(".new")
+        model.rename(new)
         old.rename(model)
-        shutil.rmtree(model.with_name(f"{staged.name}.new"))
+        shutil.rmtree(new)
         raise
     remove_own(old, _own_of(old))
 
