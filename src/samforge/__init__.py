@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from samforge.workflows.compare_videos import compare_videos
     from samforge.workflows.demo import demo
     from samforge.workflows.environment import environment
+    from samforge.workflows.export_triton import TritonOptions, export_triton
     from samforge.workflows.features import feature_pictures
     from samforge.workflows.inspect import inspect
     from samforge.workflows.mesh_files import compare_mesh_files
@@ -58,6 +59,7 @@ _HOMES = {
     "SamforgeWarning": "samforge.core.errors",
     "Segmenter": "samforge.runtime",
     "TrackingSettings": "samforge.runtime",
+    "TritonOptions": "samforge.workflows.export_triton",
     "VideoPlan": "samforge.workflows.video_plan",
     "VideoSession": "samforge.runtime",
     "bench": "samforge.workflows.bench",
@@ -67,6 +69,7 @@ _HOMES = {
     "compare_videos": "samforge.workflows.compare_videos",
     "demo": "samforge.workflows.demo",
     "environment": "samforge.workflows.environment",
+    "export_triton": "samforge.workflows.export_triton",
     "feature_pictures": "samforge.workflows.features",
     "inspect": "samforge.workflows.inspect",
     "label": "samforge.labelling",
@@ -99,6 +102,7 @@ __all__ = [
     "SamforgeWarning",
     "Segmenter",
     "TrackingSettings",
+    "TritonOptions",
     "VideoPlan",
     "VideoSession",
     "__version__",
@@ -109,6 +113,7 @@ __all__ = [
     "compare_videos",
     "demo",
     "environment",
+    "export_triton",
     "feature_pictures",
     "inspect",
     "label",

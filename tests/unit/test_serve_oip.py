@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import json
-import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from served import png, served
+from oip_answer import tensors_of
+from served import served
 
 import samforge
 from samforge.apps.serve.tensors import (
@@ -25,12 +24,9 @@ from samforge.apps.serve.tensors import (
     request_from_body,
 )
 from samforge.core.errors import ShapeError
-from samforge.core.masks import Masks
-from samforge.models import tiny
 from samforge.serving import Service
 
 HEADER = "Inference-Header-Content-Length"
-SCENE = tiny.draw_scene(11, split="demo").image
 SMALL = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
 # What tritonclient[http] 2.73.0 sent for SMALL, two phrases, a threshold and four binary outputs.
 RECORDED = (
@@ -61,31 +57,6 @@ def server(root: Path) -> Iterator[tuple[httpx.Client, Service]]:
 @pytest.fixture
 def client(server: tuple[httpx.Client, Service]) -> httpx.Client:
     return server[0]
-
-
-def tensors_of(answer: httpx.Response) -> dict[str, Any]:
-    """Outputs by name, binary and JSON alike, read without our own code."""
-    length = int(answer.headers.get(HEADER, len(answer.content)))
-    rest = answer.content[length:]
-    found: dict[str, Any] = {}
-    for one in json.loads(answer.content[:length])["outputs"]:
-        size = one.get("parameters", {}).get("binary_data_size")
-        if size is None:
-            values = one["data"]
-        elif one["datatype"] == "BYTES":
-            blob, values = rest[:size], []
-            while blob:
-                (count,) = struct.unpack_from("<I", blob)
-                values.append(blob[4 : 4 + count].decode())
-                blob = blob[4 + count :]
-        else:
-            kind = {"FP32": "<f4", "INT32": "<i4"}[one["datatype"]]
-            values = np.frombuffer(rest[:size], kind).tolist()
-        rest = rest[size or 0 :]
-        assert len(values) == np.prod(one["shape"])
-        found[one["name"]] = values
-    assert rest == b""
-    return found
 
 
 def test_what_tritonclient_sends(client: httpx.Client, root: Path) -> None:
@@ -120,70 +91,6 @@ def test_the_server_describes_itself(client: httpx.Client) -> None:
     for path in ("/v2/models/none", "/v2/models/oip/versions/2", "/v2/models/none/ready"):
         answer = client.get(path)
         assert (answer.status_code, list(answer.json())) == (404, ["error"])
-
-
-def test_every_way_finds_the_same(client: httpx.Client, root: Path) -> None:
-    """From Python alone, in a list, over HTTP, and over the protocol in JSON and binary."""
-    phrases = ["blue square", "green triangle"]  # new ones: these graphs mix what is in one call
-    with samforge.load(root) as segmenter:
-        alone = segmenter.predict(SCENE, text=phrases, threshold=0.3)
-        listed = segmenter.predict([SCENE, SMALL], text=phrases, threshold=0.3)[0]
-    native = client.post(
-        "/v1/segment",
-        json={
-            "image": base64.b64encode(png(SCENE)).decode(),
-            "text": phrases,
-            "threshold": 0.3,
-        },
-    ).json()
-    inputs = [
-        {"name": "prompts", "datatype": "BYTES", "shape": [2], "data": phrases},
-        {"name": "threshold", "datatype": "FP32", "shape": [1], "data": [0.3]},
-    ]
-    picture = {
-        "name": "image",
-        "datatype": "UINT8",
-        "shape": list(SCENE.shape),
-        "data": SCENE.tolist(),
-    }
-    as_json = client.post("/v2/models/oip/infer", json={"inputs": [picture, *inputs]})
-    file = png(SCENE)
-    blob = struct.pack("<I", len(file)) + file
-    head = json.dumps(
-        {
-            "inputs": [
-                {
-                    "name": "image_bytes",
-                    "datatype": "BYTES",
-                    "shape": [1],
-                    "parameters": {"binary_data_size": len(blob)},
-                },
-                *inputs,
-            ],
-            "parameters": {"binary_data_output": True},
-        }
-    ).encode()
-    binary = client.post(
-        "/v2/models/oip/infer", content=head + blob, headers={HEADER: str(len(head))}
-    )
-    assert len(alone) > 0
-    rles = [alone.masks.rle(i)["counts"] for i in range(len(alone))]
-    assert listed.masks == alone.masks
-    assert Masks.from_rle([row["rle"] for row in native["detections"]], alone.size_hw) == (
-        alone.masks
-    )
-    for found in (tensors_of(as_json), tensors_of(binary)):
-        assert found["rle"] == rles
-        assert found["scores"] == pytest.approx(alone.scores.tolist(), abs=1e-6)
-        assert found["boxes"] == pytest.approx(alone.boxes_xyxy.ravel().tolist(), abs=1e-3)
-        assert [phrases[number] for number in found["phrase"]] == list(alone.labels)
-        assert found["best_scores"] == pytest.approx(
-            [alone.best_scores[phrase] for phrase in phrases], abs=1e-6
-        )
-        assert found["size_hw"] == list(alone.size_hw)
-    assert [row["score"] for row in native["detections"]] == pytest.approx(
-        alone.scores.tolist(), abs=1e-6
-    )
 
 
 @pytest.mark.parametrize(

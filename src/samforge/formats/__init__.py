@@ -20,12 +20,23 @@ from samforge.formats.labels import (
     VideoFrameOf,
 )
 from samforge.formats.rings import pixel_rings_from_crop, rings_from_crop
+from samforge.formats.tensors import (
+    TENSORS_IN,
+    TENSORS_OUT,
+    PromptArguments,
+    TensorForm,
+    arrays_from_detections,
+    picture_from_arrays,
+    prompts_from_arrays,
+)
 from samforge.formats.tracks import TRACK_SUFFIXES, TrackWriter
 from samforge.formats.video_data import VideoData, video_data_from_file
 
 __all__ = [
     "GEO_SUFFIXES",
     "LABEL_FORMATS",
+    "TENSORS_IN",
+    "TENSORS_OUT",
     "TRACK_SUFFIXES",
     "CocoData",
     "CocoStream",
@@ -36,16 +47,21 @@ __all__ = [
     "LabelWriter",
     "LabelledObject",
     "LabelledPicture",
+    "PromptArguments",
+    "TensorForm",
     "TrackWriter",
     "VideoData",
     "VideoFrameOf",
+    "arrays_from_detections",
     "brush_rle",
     "checked_formats",
     "coco_data_from_file",
     "coco_dataset",
     "geo_writer",
     "label_writer",
+    "picture_from_arrays",
     "pixel_rings_from_crop",
+    "prompts_from_arrays",
     "rings_from_crop",
     "video_data_from_file",
 ]

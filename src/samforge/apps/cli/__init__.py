@@ -16,6 +16,7 @@ from samforge.apps.cli.build import build
 from samforge.apps.cli.compare import compare
 from samforge.apps.cli.demo import demo
 from samforge.apps.cli.doctor import doctor
+from samforge.apps.cli.export_triton import export_triton
 from samforge.apps.cli.features import features
 from samforge.apps.cli.inspect import inspect
 from samforge.apps.cli.label import label
@@ -43,8 +44,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for command in (
-    *(demo, build, predict, video, label, raster, serve, features, inspect, compare, verify),
-    *(mesh_compare, bench, doctor),
+    *(demo, build, predict, video, label, raster, serve, export_triton, features, inspect),
+    *(compare, verify, mesh_compare, bench, doctor),
 ):
     app.command(command.__name__.replace("_", "-"))(command)
 

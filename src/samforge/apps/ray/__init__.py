@@ -1,5 +1,7 @@
-"""Labelling on a Ray cluster: the same code as on one machine, behind Ray Data."""
+"""Many machines by Ray: labelling behind Ray Data, and the server behind Ray Serve."""
 
+from samforge.apps.ray.arguments import application
 from samforge.apps.ray.engine import ray_engine
+from samforge.apps.ray.serving import Scaling, serve_application
 
-__all__ = ["ray_engine"]
+__all__ = ["Scaling", "application", "ray_engine", "serve_application"]
