@@ -23,7 +23,6 @@ from samforge.runtime.device import DeviceExecutor
 from samforge.runtime.device.tracker import DeviceTrackerParts
 from samforge.runtime.host import HostExecutor
 from samforge.runtime.tracking import VideoSession
-from samforge.runtime.tracking.cells import cells_from_masks
 from samforge.runtime.tracking.host_parts import HostTrackerParts
 
 CLIP = tuple(tiny.draw_crossing(3, frames=4, split="demo"))
@@ -167,10 +166,10 @@ def test_masks_are_given_as_on_the_host(both: tuple[Segmenter, Segmenter], refer
         one._facts = replace(one.facts, reference=reference, prompt_side=side)  # type: ignore[attr-defined]
     cells = np.random.default_rng(0).normal(size=(11, 64, 64)).astype(np.float32)
     logits = np.stack([smooth(one) for one in cells])
-    (given, answer), (placed, other) = (one.give(logits, (90, 130)) for one in parts)
+    (given, answer), (placed, other) = (one.give(one.masks(logits), (90, 130)) for one in parts)
     assert given.shape == (11, side, side)
     assert np.abs(given - placed.numpy()).max() < 1e-6
-    assert np.allclose(answer, other, atol=2e-3 if reference == "meta" else 1e-4)
+    assert np.allclose(answer.host(), other.host(), atol=2e-3 if reference == "meta" else 1e-4)
 
 
 def smooth(cells: np.ndarray) -> np.ndarray:
@@ -181,16 +180,15 @@ def test_masks_are_drawn_as_on_the_host(both: tuple[Segmenter, Segmenter]) -> No
     noise = np.random.default_rng(1).normal(size=(5, 64, 64)).astype(np.float32)
     logits = np.stack([*(smooth(one) for one in noise), np.full((64, 64), -3, np.float32)])
     logits[4] -= 4  # small crops
-    host, device = (
-        one.tracker_parts().draw(logits, cells_from_masks(logits), (90, 131)) for one in both
-    )
+    parts = [one.tracker_parts() for one in both]
+    host, device = (one.begin_draw(one.masks(logits), (90, 131)).result() for one in parts)
     assert host == device
     assert host.areas[5] == 0
     assert host.areas[:5].all()
     logits[2, 3, 3] = np.inf
-    for one in both:
+    for one in parts:
         with pytest.raises(FidelityError, match="infinity or NaN"):
-            one.tracker_parts().draw(logits, cells_from_masks(logits), (90, 131))
+            one.begin_draw(one.masks(logits), (90, 131))
 
 
 def test_detections_come_in_the_order_of_the_queries(both: tuple[Segmenter, Segmenter]) -> None:
@@ -198,7 +196,8 @@ def test_detections_come_in_the_order_of_the_queries(both: tuple[Segmenter, Segm
     for segmenter in both:
         parts = segmenter.tracker_parts()
         encoded = parts.encode(CLIP[0].image)
-        every = parts.detect(encoded, ("circle",), [-1.0]).scores
-        some = parts.detect(encoded, ("circle",), [float(np.median(every))]).scores
+        every = parts.begin_detect(encoded, ("circle",), [-1.0]).result().scores
+        median = float(np.median(every))
+        some = parts.begin_detect(encoded, ("circle",), [median]).result().scores
         assert np.array_equal(some, every[every > np.float32(np.median(every))])
         assert not np.array_equal(some, np.sort(some)[::-1])

@@ -108,9 +108,9 @@ def associate(
     Raises:
         ShapeError: There are more or fewer masks than tracks, or they differ in size.
     """
-    if len(tracks) != len(tracked.masks):
+    if len(tracks) != len(tracked):
         raise ShapeError(
-            f"{len(tracks)} tracks live, got {len(tracked.masks)} tracked masks. Give one row for "
+            f"{len(tracks)} tracks live, got {len(tracked)} tracked masks. Give one row for "
             "each, in the order of their ids."
         )
     if not tracks:

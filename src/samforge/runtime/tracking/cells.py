@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -38,10 +38,35 @@ class Cells:
         """(N,): which masks have a cell."""
         return self.boxes[:, 2] > self.boxes[:, 0]
 
+    @property
+    def has_square(self) -> npt.NDArray[np.bool_]:
+        """(N,): which masks hold four cells that meet in a corner."""
+        height, width = self.size_hw
+        across = -(-width // 8)
+        packed = self.bits.view(np.uint8)[:, : height * across].reshape(len(self), height, across)
+        low = packed[:, 1:] & packed[:, :-1]  # two, one above the other
+        beside = low & (low << 1)
+        beside[:, :, :-1] |= low[:, :, :-1] & (low[:, :, 1:] >> 7)
+        return np.asarray(beside.any(axis=(1, 2)), np.bool_)
+
     def taken(self, rows: Rows | Sequence[int]) -> Cells:
         """The masks of some rows, in the order of ``rows``."""
         at = np.asarray(rows, np.intp)
         return Cells(size_hw=self.size_hw, bits=self.bits[at], boxes=self.boxes[at])
+
+    def emptied(self, rows: Rows | Sequence[int]) -> Cells:
+        """The masks with some of them without a cell."""
+        at = np.asarray(rows, np.intp)
+        bits, boxes = self.bits.copy(), self.boxes.copy()
+        bits[at], boxes[at] = 0, 0
+        return Cells(size_hw=self.size_hw, bits=bits, boxes=boxes)
+
+    def widened(self, margin: int) -> Cells:
+        """The same bits with boxes that reach further on each side, within the masks."""
+        height, width = self.size_hw
+        wider = self.boxes + margin * np.array([-1, -1, 1, 1])
+        inside = wider.clip(0, [width, height, width, height])
+        return replace(self, boxes=np.where(self.any[:, None], inside, 0))
 
     def shared_with(self, other: Cells) -> npt.NDArray[np.int64]:
         """(N, M): cells that each mask shares with each of another stack of the same size."""
@@ -54,21 +79,42 @@ class Cells:
         return shared
 
 
+def row_bytes(size_hw: tuple[int, int]) -> int:
+    """Bytes of the bits of one mask: rows begin a byte, and masks a multiple of eight."""
+    height, width = size_hw
+    return -(-height * -(-width // 8) // 8) * 8
+
+
 def cells_from_masks(masks: Masks) -> Cells:
     """Find the cells of masks (N, h, w), logits or booleans, that are above 0."""
     count, height, width = masks.shape
-    packed = np.packbits(masks > 0, axis=2)  # [N, h, w / 8]
+    packed = np.packbits(masks > 0, axis=2).reshape(count, height * -(-width // 8))
+    bits = np.zeros((count, row_bytes((height, width))), np.uint8)
+    bits[:, : packed.shape[1]] = packed
+    return cells_from_bits(bits, (height, width))
+
+
+def cells_from_bits(bits: npt.NDArray[np.uint8], size_hw: tuple[int, int]) -> Cells:
+    """Find where masks are whose bits are known.
+
+    Args:
+        bits: (N, K) of :func:`row_bytes`, the leftmost cell in the highest bit of each byte.
+        size_hw: Height and width of the masks.
+    """
+    (height, width), count = size_hw, len(bits)
+    across = -(-width // 8)
+    packed = bits[:, : height * across].reshape(count, height, across)
     boxes = np.zeros((count, 4), np.intp)
-    rows = np.logical_or.reduce(packed, axis=2)
+    # Over the shorter axis, column by column: a reduction along it would take thrice as long.
+    rows = packed[:, :, 0] != 0
+    for column in range(1, across):
+        rows |= packed[:, :, column] != 0
     columns = np.unpackbits(np.bitwise_or.reduce(packed, axis=1), axis=1, count=width)
     for low, high, found in ((0, 2, columns), (1, 3, rows)):
         there = found.any(axis=1)
         boxes[there, low] = found[there].argmax(axis=1)
         boxes[there, high] = found.shape[1] - found[there, ::-1].argmax(axis=1)
-    flat = packed.reshape(count, packed.shape[1] * packed.shape[2])
-    bits = np.zeros((count, -(-flat.shape[1] // 8) * 8), np.uint8)
-    bits[:, : flat.shape[1]] = flat
-    return Cells(size_hw=(height, width), bits=bits.view(np.uint64), boxes=boxes)
+    return Cells(size_hw=size_hw, bits=bits.view(np.uint64), boxes=boxes)
 
 
 def boxes_meeting(first: Rows, second: Rows) -> npt.NDArray[np.bool_]:
