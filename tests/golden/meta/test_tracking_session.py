@@ -158,4 +158,4 @@ def test_every_decision_is_metas_in_a_session() -> None:
         ):
             assert one not in suppressed
             if one in rows:
-                assert not (mask & ~frame.tracked.masks[rows[one]]).any()
+                assert not (mask & ~frame.filled[rows[one]]).any()
