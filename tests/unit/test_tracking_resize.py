@@ -11,7 +11,7 @@ from samforge.runtime.tracking import META, TRANSFORMERS, without_shrunk
 from samforge.runtime.tracking.given import given_logits, masks_to_give
 from samforge.runtime.tracking.host_parts import bfloat16_bits, floats_from_bfloat16
 from samforge.runtime.tracking.parts import TrackerFacts
-from samforge.runtime.tracking.remembered import remembered_masks, remembered_scores
+from samforge.runtime.tracking.remembered import remembered, remembered_scores
 from samforge.runtime.tracking.resize import enlarged, resampled
 from samforge.runtime.tracking.stacks import HostMasks
 
@@ -49,7 +49,7 @@ def blobs(count: int, rng: np.random.Generator = RNG) -> np.ndarray:
 @pytest.mark.parametrize("seed", range(20))
 def test_what_is_remembered_is_decided_at_the_encoders_size(seed: int) -> None:
     masks, phrases = blobs(7, np.random.default_rng(seed)), np.arange(7) % 2
-    found = remembered_masks(HostMasks(masks), phrases, META, 64)
+    found, told = remembered(HostMasks(masks), phrases, META, 64)
     logits = found.host()
     large = by_torch(masks, (64, 64), antialias=False)
     kept = without_shrunk(large, phrases, META.shrink_ratio)
@@ -59,6 +59,7 @@ def test_what_is_remembered_is_decided_at_the_encoders_size(seed: int) -> None:
     assert (was_small == ~changed).all()
     assert (logits[changed] <= -10).all()
     scores = remembered_scores(found, META, 64)
+    assert told.tolist() == scores.tolist()
     assert scores.tolist() == np.where(emptied, -10, 10).tolist()
 
 
@@ -72,7 +73,7 @@ def test_a_mask_between_two_cells_counts_as_it_is_drawn() -> None:
 
 def test_transformers_decides_at_the_masks_size() -> None:
     masks, phrases = blobs(7), np.zeros(7)
-    found = remembered_masks(HostMasks(masks), phrases, TRANSFORMERS, 64).host()
+    found = remembered(HostMasks(masks), phrases, TRANSFORMERS, 64)[0].host()
     assert np.array_equal(found, without_shrunk(masks, phrases, TRANSFORMERS.shrink_ratio))
 
 

@@ -20,7 +20,7 @@ from samforge.runtime.tracking.following import Followed
 from samforge.runtime.tracking.objects import SessionState, TrackedObject, Turn, group_scores
 from samforge.runtime.tracking.parts import FoundInFrame
 from samforge.runtime.tracking.pending import Pending
-from samforge.runtime.tracking.remembered import remembered_masks, remembered_scores
+from samforge.runtime.tracking.remembered import remembered
 from samforge.runtime.tracking.rules import decide
 from samforge.runtime.tracking.seen import Seen, SeenMask
 from samforge.runtime.tracking.stacks import MaskStack
@@ -179,7 +179,9 @@ def _remembered(
         )
         one = known[number]
         bank = remember(one.bank, memory, turn.way.rules, reverse=turn.way.reverse)
-        objects[number] = replace(one, bank=bank)
+        objects[number] = TrackedObject(
+            id=number, label=one.label, by_text=one.by_text, begun=one.begun, bank=bank
+        )
     return objects
 
 
@@ -191,8 +193,7 @@ def _memories(
     text = [row for row, track in enumerate(sights.tracks) if known[track.id].by_text]
     phrases = [sights.tracks[row].phrase for row in text]
     # Objects that end on this frame still take their share of the others' masks.
-    masks = remembered_masks(sights.masks.taken(text), phrases, turn.rules, side)
-    scores = remembered_scores(masks, turn.rules, side)
+    masks, scores = remembered(sights.masks.taken(text), phrases, turn.rules, side)
     staying = [at for at, row in enumerate(text) if _stays(sights.tracks[row].id, decisions)]
     tracked = encode_memories(
         turn.parts,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -11,9 +12,10 @@ import numpy.typing as npt
 
 Masks: TypeAlias = npt.NDArray[Any]
 Rows = npt.NDArray[np.intp]
+_PAIRS = 256  # compared in one go: their bits take a few megabytes
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)  # no slots: areas are kept once they are known
 class Cells:
     """The cells of N masks that are above 0."""
 
@@ -27,7 +29,7 @@ class Cells:
     def __len__(self) -> int:
         return len(self.bits)
 
-    @property
+    @cached_property
     def areas(self) -> npt.NDArray[np.int64]:
         """(N,), cells of each mask."""
         areas: npt.NDArray[np.int64] = np.bitwise_count(self.bits).sum(axis=1, dtype=np.int64)
@@ -44,14 +46,25 @@ class Cells:
         height, width = self.size_hw
         across = -(-width // 8)
         packed = self.bits.view(np.uint8)[:, : height * across].reshape(len(self), height, across)
-        low = packed[:, 1:] & packed[:, :-1]  # two, one above the other
-        beside = low & (low << 1)
-        beside[:, :, :-1] |= low[:, :, :-1] & (low[:, :, 1:] >> 7)
-        return np.asarray(beside.any(axis=(1, 2)), np.bool_)
+        # Most masks have such cells in their middle: all rows of the others alone are looked at.
+        middle = ((self.boxes[:, 1] + self.boxes[:, 3]) // 2).clip(1, max(1, height - 1))
+        if height < 2:
+            return np.zeros(len(self), np.bool_)
+        every = np.arange(len(self))
+        found: npt.NDArray[np.bool_] = np.asarray(
+            _squares(packed[every, middle - 1] & packed[every, middle]).any(axis=1), np.bool_
+        )
+        others = np.flatnonzero(~found & self.any)
+        if len(others):
+            rows = packed[others]
+            found[others] = _squares(rows[:, 1:] & rows[:, :-1]).any(axis=(1, 2))
+        return found
 
     def taken(self, rows: Rows | Sequence[int]) -> Cells:
         """The masks of some rows, in the order of ``rows``."""
         at = np.asarray(rows, np.intp)
+        if len(at) == len(self) and np.array_equal(at, np.arange(len(self))):
+            return self
         return Cells(size_hw=self.size_hw, bits=self.bits[at], boxes=self.boxes[at])
 
     def emptied(self, rows: Rows | Sequence[int]) -> Cells:
@@ -71,12 +84,19 @@ class Cells:
     def shared_with(self, other: Cells) -> npt.NDArray[np.int64]:
         """(N, M): cells that each mask shares with each of another stack of the same size."""
         shared = np.zeros((len(self), len(other)), np.int64)
-        meets = boxes_meeting(self.boxes, other.boxes)
-        for row in np.flatnonzero(meets.any(axis=1)):
-            others = np.flatnonzero(meets[row])
-            both = np.bitwise_count(self.bits[row] & other.bits[others])
-            shared[row, others] = both.sum(axis=1, dtype=np.int64)
+        rows, columns = np.nonzero(boxes_meeting(self.boxes, other.boxes))
+        for start in range(0, len(rows), _PAIRS):
+            one, two = rows[start : start + _PAIRS], columns[start : start + _PAIRS]
+            both = np.bitwise_count(self.bits[one] & other.bits[two])
+            shared[one, two] = both.sum(axis=1, dtype=np.int64)
         return shared
+
+
+def _squares(rows: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Bits of (..., K) bytes whose neighbour to the right is set as well."""
+    beside: npt.NDArray[np.uint8] = rows & np.left_shift(rows, np.uint8(1))
+    beside[..., :-1] |= rows[..., :-1] & np.right_shift(rows[..., 1:], np.uint8(7))
+    return beside
 
 
 def row_bytes(size_hw: tuple[int, int]) -> int:
@@ -105,16 +125,26 @@ def cells_from_bits(bits: npt.NDArray[np.uint8], size_hw: tuple[int, int]) -> Ce
     across = -(-width // 8)
     packed = bits[:, : height * across].reshape(count, height, across)
     boxes = np.zeros((count, 4), np.intp)
-    # Over the shorter axis, column by column: a reduction along it would take thrice as long.
-    rows = packed[:, :, 0] != 0
-    for column in range(1, across):
-        rows |= packed[:, :, column] != 0
-    columns = np.unpackbits(np.bitwise_or.reduce(packed, axis=1), axis=1, count=width)
+    wide = _widest_words(packed)
+    # Word by word: a reduction along so short an axis would take thrice as long.
+    rows = wide[:, :, 0] != 0
+    for column in range(1, wide.shape[2]):
+        rows |= wide[:, :, column] != 0
+    below = np.ascontiguousarray(np.bitwise_or.reduce(wide, axis=1)).view(np.uint8)
+    columns = np.unpackbits(below, axis=1, count=width)
     for low, high, found in ((0, 2, columns), (1, 3, rows)):
         there = found.any(axis=1)
         boxes[there, low] = found[there].argmax(axis=1)
         boxes[there, high] = found.shape[1] - found[there, ::-1].argmax(axis=1)
     return Cells(size_hw=size_hw, bits=bits.view(np.uint64), boxes=boxes)
+
+
+def _widest_words(packed: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
+    """Bytes (N, h, K) as the widest words that rows are whole numbers of."""
+    for kind in (np.uint64, np.uint32, np.uint16):
+        if packed.shape[2] % np.dtype(kind).itemsize == 0:
+            return packed.view(kind)
+    return packed
 
 
 def boxes_meeting(first: Rows, second: Rows) -> npt.NDArray[np.bool_]:

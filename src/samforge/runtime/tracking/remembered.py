@@ -21,9 +21,9 @@ from samforge.runtime.tracking.state import Floats
 Rows = npt.NDArray[np.intp]
 
 
-def remembered_masks(
+def remembered(
     masks: MaskStack, phrases: npt.ArrayLike, rules: Rules, side: int
-) -> MaskStack:
+) -> tuple[MaskStack, Floats]:
     """Empty masks that keep too little beside others of their phrase.
 
     Where Meta is the reference this is decided at ``side``, else at the size of the masks. A mask
@@ -35,12 +35,16 @@ def remembered_masks(
         phrases: (M,), numbers of the phrases.
         rules: ``shrink_ratio``.
         side: Of the memory encoder's masks, 16s.
+
+    Returns:
+        The masks, and what :func:`remembered_scores` says of them.
     """
     numbers, cells = np.asarray(phrases), masks.cells
     enlarges = rules.reference == META
     scale = side // cells.size_hw[0] if enlarges else 1
     boxes = cells.widened(1).boxes if enlarges else cells.boxes
-    empty = remembered_scores(masks, rules, side) < 0
+    scores = remembered_scores(masks, rules, side)
+    empty = scores < 0
     shrunk = [np.zeros(0, np.intp)]
     for phrase in np.unique(numbers):
         group = np.flatnonzero(numbers == phrase)
@@ -54,7 +58,9 @@ def remembered_masks(
             if enlarges:
                 window = enlarged(window, ((bottom - top) * scale, (right - left) * scale))
             shrunk.append(rows[shrunk_rows(window, np.zeros(len(rows)), rules.shrink_ratio)])
-    return masks.clamped(np.unique(np.concatenate(shrunk)))
+    emptied = np.unique(np.concatenate(shrunk))
+    scores[emptied] = -10
+    return masks.clamped(emptied), scores
 
 
 def remembered_scores(masks: MaskStack, rules: Rules, side: int) -> Floats:
