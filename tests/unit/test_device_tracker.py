@@ -22,7 +22,7 @@ from samforge.runtime import ObjectPrompt, PhraseTokenizer, Segmenter, follow_vi
 from samforge.runtime.device import DeviceExecutor
 from samforge.runtime.device.tracker import DeviceTrackerParts
 from samforge.runtime.host import HostExecutor
-from samforge.runtime.tracking import VideoSession
+from samforge.runtime.tracking import PromptAt, TrackingSettings, VideoSession
 from samforge.runtime.tracking.host_parts import HostTrackerParts
 
 CLIP = tuple(tiny.draw_crossing(3, frames=4, split="demo"))
@@ -139,6 +139,82 @@ def test_a_stream_encodes_the_next_frame_on_a_device(both: tuple[Segmenter, Segm
         kept = list(follow_video(segmenter, broken, text=phrase, isolate=True))
         assert [one.problem is not None for one in kept] == [False, False, True, False, False]
         assert isinstance(kept[2].problem, ShapeError)
+
+
+def test_a_stream_with_prompts_is_what_frames_one_by_one_give(
+    both: tuple[Segmenter, Segmenter],
+) -> None:
+    pictures = [scene.image for scene in CLIP]
+    phrases = [f"{CLIP[0].colours[0]} {CLIP[0].shapes[0]}", "circle"]
+    prompts = [PromptAt(frame=1, prompt=ObjectPrompt(points=[[112, 112]]), label="clicked")]
+    _, device = both
+    for settings in (TrackingSettings(), TrackingSettings(delay=0, detect_every=2)):
+        given: dict[str, Any] = {"text": phrases, "prompts": prompts, "settings": settings}
+        wanted = [frame.detections for frame in device.track_video(pictures, **given)]
+        found = [one.detections for one in follow_video(device, pictures, **given)]
+        assert "clicked" in wanted[-1].labels
+        for one, other in zip(found, wanted, strict=True):
+            assert one.ids is not None
+            assert other.ids is not None
+            assert one.ids.tolist() == other.ids.tolist()
+            assert np.array_equal(one.scores, other.scores)
+            assert one.masks == other.masks
+
+
+class Overwriting(OnDevice):
+    """Writes its answers where it wrote them the time before, as a CUDA graph does."""
+
+    def run_on_device(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        found = super().run_on_device(tensors)
+        kept = self.__dict__.setdefault("kept", found)
+        for name, tensor in found.items():
+            kept[name].copy_(tensor)
+        return dict(kept)
+
+
+def test_what_is_looked_for_outlasts_the_next_call_of_the_detector(
+    both: tuple[Segmenter, Segmenter],
+) -> None:
+    _, device = both
+    executor: Any = device._executor
+    parts = device.tracker_parts()
+    one, other = (parts.encode(scene.image) for scene in (CLIP[0], CLIP[-1]))
+    asked = ("circle",), [0.01]
+    wanted = [parts.begin_detect(image, *asked).result() for image in (one, other)]
+    before = executor._sessions["detector"]
+    executor._sessions["detector"] = Overwriting(before.part)
+    try:
+        first = parts.begin_detect(one, *asked)
+        second = parts.begin_detect(other, *asked)
+        device.predict(CLIP[1].image, text="circle")
+        found = [first.result(), second.result()]
+    finally:
+        executor._sessions["detector"] = before
+    assert not np.array_equal(found[0].masks.host(), found[1].masks.host())
+    for own, true in zip(found, wanted, strict=True):
+        assert np.array_equal(own.scores, true.scores)
+        assert np.array_equal(own.masks.host(), true.masks.host())
+
+
+def test_phrases_in_several_calls_are_found_in_their_order(
+    both: tuple[Segmenter, Segmenter],
+) -> None:
+    phrases, limits = ("circle", "star", "square"), [0.2, -1.0, 0.05]
+    for segmenter in both:
+        executor: Any = segmenter._executor
+        parts = segmenter.tracker_parts()
+        image = parts.encode(CLIP[0].image)
+        wanted = parts.begin_detect(image, phrases, limits).result()
+        executor._prompt_batch = 2
+        try:
+            found = parts.begin_detect(image, phrases, limits).result()
+        finally:
+            executor._prompt_batch = None
+        assert set(wanted.phrases.tolist()) >= {1}
+        assert np.array_equal(found.phrases, wanted.phrases)
+        assert np.abs(found.scores - wanted.scores).max() < 1e-5
+        assert list(found.best_scores) == list(phrases)
+        assert np.abs(found.masks.host() - wanted.masks.host()).max() < 1e-3
 
 
 def test_encoded_images_of_other_parts_are_refused(both: tuple[Segmenter, Segmenter]) -> None:
