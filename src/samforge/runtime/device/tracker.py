@@ -96,7 +96,7 @@ class DeviceTrackerParts(PartsOfSessions):
     def masks(self, logits: Any) -> MaskStack:
         """Masks in a tensor, or in an array of the host, which goes up."""
         with self._ground.here():
-            return DeviceMasks(self._up(logits).float(), self._ground)
+            return DeviceMasks(self._up(logits).float().contiguous(), self._ground)
 
     def begin_draw(self, masks: MaskStack, size_hw: tuple[int, int]) -> Pending[Masks]:
         """Start bits of crops at the frame's size on their way to the host."""
