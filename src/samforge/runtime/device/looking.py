@@ -47,11 +47,13 @@ class Looking:
     def take(self) -> DeviceMasks:
         """Take the masks that are wanted; waits for the scores, the first time."""
         if self._masks is not None:
-            found = self._found()
-            count = self._masks.shape[1]
-            rows = [phrase * count + rows for phrase, rows in enumerate(self._rows(found))]
+            rows = self._rows(self._found())
             at = to_device(torch.from_numpy(np.concatenate(rows)), self._ground.device)
-            masks = self._masks.flatten(0, 1).index_select(0, at).float()
+            parts = torch.split(at, [len(one) for one in rows])
+            # Phrase by phrase: a detector whose channels lie last would copy all of them to join.
+            pairs = zip(self._masks, parts, strict=True)
+            taken = [one.index_select(0, where) for one, where in pairs]
+            masks = torch.cat(taken).float().contiguous()
             self._taken, self._masks = DeviceMasks(masks, self._ground), None
             self._taken.begin()
         assert self._taken is not None  # noqa: S101  # taken above

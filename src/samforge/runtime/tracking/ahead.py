@@ -26,10 +26,16 @@ class Begun:
     followed: Pending[Followed] | None = None
     """Where they are."""
 
-    def with_followed(self, objects: Mapping[int, TrackedObject]) -> Begun:
-        """Begin to follow objects, too."""
-        followed = begin_following(self.turn, objects)
-        return replace(self, objects=tuple(objects.values()), followed=followed)
+
+def following_next(begun: Begun | None, objects: Mapping[int, TrackedObject]) -> Begun | None:
+    """What was begun of the next frame, and its objects, as they are now, on their way there."""
+    if begun is None:
+        return None
+    try:
+        followed = begin_following(begun.turn, objects)
+    except Exception:  # noqa: BLE001  # raised again in its turn, when the frame is given
+        return begun
+    return replace(begun, objects=tuple(objects.values()), followed=followed)
 
 
 def found_ahead(

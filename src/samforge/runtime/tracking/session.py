@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from samforge.core.errors import SettingError, ShapeError
 from samforge.runtime.encoded import EncodedImage
 from samforge.runtime.prompts import phrases_from_text
 from samforge.runtime.tracking.advance import advance
-from samforge.runtime.tracking.ahead import Begun, followed_ahead, found_ahead
+from samforge.runtime.tracking.ahead import Begun, followed_ahead, following_next, found_ahead
 from samforge.runtime.tracking.asking import (
     Answer,
     Asked,
@@ -29,7 +29,6 @@ from samforge.runtime.tracking.following import begin_following
 from samforge.runtime.tracking.newest import Newest, settled, without
 from samforge.runtime.tracking.objects import (
     SessionState,
-    TrackedObject,
     Turn,
     turned_state,
     without_objects,
@@ -167,7 +166,7 @@ class VideoSession:
         found = None if looking is None else looking.result()
         begun = self._begin_next(turn, state, None if ahead is None else ahead())
         advanced = advance(turn, state, found, following.result())
-        begun = _following_next(begun, advanced.objects)
+        begun = following_next(begun, advanced.objects)
         decisions, drawn = advanced.decisions, advanced.drawn.result()
         state = replace(
             state,
@@ -375,13 +374,3 @@ class VideoSession:
     def _require_open(self) -> None:
         if self._state.ended:
             raise SettingError("The session was finished. Begin another one.")
-
-
-def _following_next(begun: Begun | None, objects: Mapping[int, TrackedObject]) -> Begun | None:
-    """What was begun of the next frame, and its objects on their way."""
-    if begun is None:
-        return None
-    try:
-        return begun.with_followed(objects)
-    except Exception:  # noqa: BLE001  # raised again in its turn, when the frame is given
-        return begun
