@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
+
+from samforge.runtime.tracking.cells import cells_from_bits, cells_from_masks
 from samforge.runtime.tracking.parts import FoundInFrame
+from samforge.runtime.tracking.pending import Pending
+from samforge.runtime.tracking.stacks import AnyRows, Known, MaskStack, Rows
 from samforge.runtime.tracking.state import Floats
 
 SCORE = 0.9
@@ -37,7 +43,7 @@ def discs(count: int, side: int) -> Floats:
     ).astype(np.float32)
 
 
-def found_discs(masks: Floats, phrase: str) -> FoundInFrame:
+def found_discs(masks: MaskStack, phrase: str) -> FoundInFrame:
     """What a detector would say that finds all of them."""
     count = len(masks)
     return FoundInFrame(
@@ -47,3 +53,55 @@ def found_discs(masks: Floats, phrase: str) -> FoundInFrame:
         boxes_xyxy=np.zeros((count, 4), np.float32),
         best_scores={phrase: SCORE},
     )
+
+
+def bits_of(masks: Floats) -> npt.NDArray[np.uint8]:
+    """What a device hands over of masks (N, h, w): (N, K), a bit for each cell."""
+    return cells_from_masks(masks).bits.view(np.uint8)
+
+
+class FarMasks(MaskStack):
+    """Masks on a device that does everything at once: bits arrive, and are read as if they had."""
+
+    def __init__(
+        self,
+        bits: npt.NDArray[np.uint8],
+        size_hw: tuple[int, int],
+        known: Pending[Known] | None = None,
+    ) -> None:
+        super().__init__(np.broadcast_to(np.float32(0), (len(bits), *size_hw)), known)
+        self.bits = bits
+
+    def filled(self, area: int, rows: AnyRows | None = None) -> MaskStack:  # noqa: ARG002
+        """Discs have no holes; what is known of these masks is read again."""
+        return FarMasks(self.bits, self.size_hw)
+
+    def joined(self, others: Sequence[MaskStack]) -> MaskStack:
+        """Of several calls: there is one."""
+        raise NotImplementedError
+
+    def window(self, rows: AnyRows, box: Sequence[int]) -> Floats:
+        """Of masks that meet: discs do not."""
+        raise NotImplementedError
+
+    def host(self) -> Floats:
+        """Logits stay where they are."""
+        raise NotImplementedError
+
+    def _begun(self) -> Pending[Known]:
+        def read() -> Known:
+            fine = np.ones(len(self), np.bool_)
+            cells = cells_from_bits(self.bits, self.size_hw)
+            return Known(cells=cells, has_nan=~fine, finite=fine)
+
+        return Pending(read)
+
+    def _taken(self, rows: Rows, known: Pending[Known] | None) -> MaskStack:
+        return FarMasks(self.bits[rows], self.size_hw, known)
+
+    def _emptied(self, rows: Rows, known: Pending[Known] | None) -> MaskStack:
+        bits = self.bits.copy()
+        bits[rows] = 0
+        return FarMasks(bits, self.size_hw, known)
+
+    _clamped = _emptied

@@ -18,13 +18,16 @@ from typing import Any
 
 import numpy as np
 from _conditions import conditions
-from _discs import SIZE_HW, discs, found_discs
+from _discs import SIZE_HW, FarMasks, bits_of, discs, found_discs
 
+from samforge.core.masks import Masks
 from samforge.runtime.encoded import EncodedImage
-from samforge.runtime.tracking.drawn import drawn_masks
+from samforge.runtime.tracking.drawn import drawn_masks, require_finite
 from samforge.runtime.tracking.parts import FoundInFrame, TrackerFacts
+from samforge.runtime.tracking.pending import Pending
 from samforge.runtime.tracking.session import VideoSession
 from samforge.runtime.tracking.settings import TrackingSettings
+from samforge.runtime.tracking.stacks import HostMasks, MaskStack
 
 SIDE = 288
 WIDTH = 256
@@ -36,7 +39,9 @@ class Discs:
     """Answers of a network that follows discs: ``TrackerParts`` without any work."""
 
     def __init__(self, count: int, *, on_device: bool = False) -> None:
-        self.masks, self.on_device, self.drawn = discs(count, SIDE), on_device, None
+        self.discs, self.on_device = discs(count, SIDE), on_device
+        self.drawn: Masks | None = None
+        self.bits = bits_of(self.discs)
         self.facts = TrackerFacts(
             image_size=1008, mask_side=SIDE, prompt_side=4 * SIDE, memory_side=4 * SIDE, digest=""
         )
@@ -47,14 +52,14 @@ class Discs:
         features = {name: np.zeros((1, 1, 1, 1), np.float32) for name in names}
         return EncodedImage(features=features, size_hw=SIZE_HW, image_size=1008)
 
-    def detect(
+    def begin_detect(
         self,
         encoded: EncodedImage,  # noqa: ARG002
         phrases: tuple[str, ...],  # noqa: ARG002
         thresholds: Sequence[float],  # noqa: ARG002
-    ) -> FoundInFrame:
+    ) -> Pending[FoundInFrame]:
         """All discs."""
-        return found_discs(self.masks, PHRASE)
+        return Pending.of(found_discs(self.masks(self.discs), PHRASE))
 
     def run(self, part: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """The discs that are asked for."""
@@ -62,8 +67,9 @@ class Discs:
             return {"conditioned": np.zeros((len(inputs["pointers"]), 1), np.float32)}
         key = {"tracking_decoder": "conditioned", "mask_prompt": "mask"}.get(part, "mask_logits")
         count = len(inputs[key])
+        logits = self.discs[:count, None]
         return {
-            "mask_logits": self.masks[:count, None].copy(),
+            "mask_logits": logits if self.on_device else logits.copy(),
             "iou": np.ones((count, 1), np.float32),
             "object_pointer": np.zeros((count, WIDTH), np.float32),
             "object_score": np.full((count, 1), 5, np.float32),
@@ -74,15 +80,28 @@ class Discs:
         """They are there."""
         return array
 
-    def draw(self, logits: Any, cells: Any, size_hw: tuple[int, int]) -> Any:  # noqa: ARG002
-        """At the frame's size, by the host, as a bundle for a processor does."""
-        if self.drawn is None or not self.on_device:
-            self.drawn = drawn_masks(logits, size_hw)
-        return self.drawn
+    def begin_to_host(self, arrays: Mapping[str, Any]) -> Pending[dict[str, Any]]:
+        """They are there."""
+        return Pending.of(dict(arrays))
 
-    def give(self, logits: Any, size_hw: tuple[int, int]) -> tuple[Any, Any]:  # noqa: ARG002
+    def masks(self, logits: Any) -> MaskStack:
+        """The first discs: on a device, of which the host gets bits, or here."""
+        if self.on_device:
+            return FarMasks(self.bits[: len(logits)], (SIDE, SIDE))
+        return HostMasks(logits)
+
+    def begin_draw(self, masks: MaskStack, size_hw: tuple[int, int]) -> Pending[Masks]:
+        """At the frame's size, by the host, as a bundle for a processor does."""
+        if self.on_device:
+            if self.drawn is None:
+                self.drawn = drawn_masks(self.discs, size_hw)
+            return Pending.of(self.drawn)
+        require_finite(bool(masks.outline.finite.all()))
+        return Pending.of(drawn_masks(masks.values, size_hw))
+
+    def give(self, masks: MaskStack, size_hw: tuple[int, int]) -> tuple[Any, Any]:  # noqa: ARG002
         """As they are: on a device this is done there."""
-        return logits, logits
+        return masks.values, masks
 
     def keep(self, memory: Any) -> list[Any]:
         """One for each object."""
@@ -125,9 +144,16 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=12)
     options = parser.parse_args()
     rows = {str(count): frame_ms(count, options.frames) for count in options.objects}
-    found = {"conditions": conditions(), "ms a frame by objects": rows}
+    beside = {
+        str(count): frame_ms(count, options.frames, on_device=True) for count in options.objects
+    }
+    found = {
+        "conditions": conditions(),
+        "ms a frame by objects": rows,
+        "the same beside a device": beside,
+    }
     options.out.write_text(json.dumps(found, indent=1) + "\n")
-    print(json.dumps(rows, indent=1))
+    print(json.dumps([rows, beside]))
 
 
 if __name__ == "__main__":

@@ -46,12 +46,15 @@ from _discs import SIZE_HW, discs, found_discs
 from tracking_rules import frame_ms
 
 from samforge.core.capabilities import POINTS, TEXT, TRACK
+from samforge.core.masks import Masks
 from samforge.models.sam3.byte_tokenizer import byte_tokenizer
 from samforge.runtime import EncodedImage, PhraseTokenizer, Segmenter, follow_video
 from samforge.runtime.device.session import placed
 from samforge.runtime.tracking.around import AroundParts
 from samforge.runtime.tracking.parts import FoundInFrame, TrackerParts
+from samforge.runtime.tracking.pending import Pending
 from samforge.runtime.tracking.session import VideoSession
+from samforge.runtime.tracking.stacks import MaskStack
 
 PARTS = tuple(dict.fromkeys((*TEXT.parts, *TRACK.parts, *POINTS.parts)))
 SIZES = {"batch": 1, "prompts": 1, "objects": 2, "memories": 7, "pointers": 16, "points": 2}
@@ -171,8 +174,8 @@ class DiscParts(AroundParts):
 
     def __init__(self, parts: TrackerParts, count: int) -> None:
         super().__init__(parts)
-        self.masks = discs(count, self.facts.mask_side)
-        self.placed = torch.from_numpy(self.masks).to(device_name())[:, None]
+        self.discs = discs(count, self.facts.mask_side)
+        self.placed = torch.from_numpy(self.discs).to(device_name())[:, None]
         self.timed: dict[str, list[float]] | None = None
         self.threshold: float | None = None
 
@@ -190,26 +193,33 @@ class DiscParts(AroundParts):
         """As it is."""
         return self._in("vision", lambda: self._parts.encode(image))  # type: ignore[no-any-return]
 
-    def detect(
+    def begin_detect(
         self, encoded: EncodedImage, phrases: tuple[str, ...], thresholds: Sequence[float]
-    ) -> FoundInFrame:
-        """As many detections as there are discs come to the host, and become them."""
+    ) -> Pending[FoundInFrame]:
+        """As many detections as there are discs are taken out of all, and become them."""
         if self.threshold is None:
-            everything = self._parts.detect(encoded, phrases, [-1.0] * len(thresholds))
-            ordered = np.sort(everything.scores)[::-1]
-            count = min(len(self.masks), len(ordered) - 1)
-            self.threshold = float((ordered[count - 1] + ordered[count]) / 2)
+            asked = [-1.0] * len(thresholds)
+            ordered = np.sort(self._parts.begin_detect(encoded, phrases, asked).result().scores)
+            count = min(len(self.discs), len(ordered) - 1)
+            self.threshold = float((ordered[-count] + ordered[-count - 1]) / 2)
         asked = [self.threshold] * len(thresholds)
-        self._in("detector", lambda: self._parts.detect(encoded, phrases, asked))
-        return found_discs(self.masks, PHRASE)
+        begun = self._in("detector", lambda: self._parts.begin_detect(encoded, phrases, asked))
 
-    def draw(self, logits: Any, cells: Any, size_hw: tuple[int, int]) -> Any:
-        """As it is."""
-        return self._in("drawing", lambda: self._parts.draw(logits, cells, size_hw))
+        def found() -> FoundInFrame:
+            self._in("detections", begun.result)
+            masks = self._parts.masks(self.placed[:, 0])
+            masks.begin()
+            return found_discs(masks, PHRASE)
 
-    def give(self, logits: Any, size_hw: tuple[int, int]) -> Any:
+        return Pending(found)
+
+    def begin_draw(self, masks: MaskStack, size_hw: tuple[int, int]) -> Pending[Masks]:
         """As it is."""
-        return self._in("correction", lambda: self._parts.give(logits, size_hw))
+        return self._in("drawing", lambda: self._parts.begin_draw(masks, size_hw))  # type: ignore[no-any-return]
+
+    def give(self, masks: MaskStack, size_hw: tuple[int, int]) -> Any:
+        """As it is."""
+        return self._in("correction", lambda: self._parts.give(masks, size_hw))
 
     def run(self, part: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """The part, its masks and scores those of discs."""
@@ -252,7 +262,7 @@ def loaded(options: argparse.Namespace) -> Segmenter:
 
 
 def stream(segmenter: Segmenter, count: int, results: Results) -> None:
-    """Time a frame of a stream, as ``samforge video`` runs it: the next is encoded meanwhile."""
+    """Time a frame of a stream, as ``samforge video`` runs it: the next one is begun ahead."""
     frames, measured = pictures(*SIZE_HW), FILLED + MEASURED
     turns = [frames[number % len(frames)] for number in range(measured + 16)]
     discs_of: Any = DiscSegmenter(segmenter, count)

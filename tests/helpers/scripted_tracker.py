@@ -12,10 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from samforge.core.masks import Masks
 from samforge.runtime import EncodedImage
 from samforge.runtime.tracking import FoundInFrame, TrackerFacts
 from samforge.runtime.tracking.drawn import drawn_masks
 from samforge.runtime.tracking.given import given_logits, masks_to_give
+from samforge.runtime.tracking.pending import Pending
+from samforge.runtime.tracking.stacks import HostMasks, MaskStack
 
 SIDE, SCALE = 16, 4
 """Cells along the edge of masks, and how much finer masks are that are given."""
@@ -92,9 +95,9 @@ class ScriptedParts:
             image_size=SIDE * SCALE,
         )
 
-    def detect(
+    def begin_detect(
         self, encoded: EncodedImage, phrases: tuple[str, ...], thresholds: Sequence[float]
-    ) -> FoundInFrame:
+    ) -> Pending[FoundInFrame]:
         frame = int(encoded.features["high_res_0"][0])
         self.asked.append((frame, phrases))
         seen = [
@@ -102,7 +105,7 @@ class ScriptedParts:
             for thing in self.things
             if thing.phrase in phrases and frame not in (*thing.away, *thing.missed)
         ]
-        return FoundInFrame(
+        found = FoundInFrame.from_masks(
             masks=np.array([one.mask(frame) for one in seen], np.float32).reshape(-1, SIDE, SIDE),
             scores=np.array([one.score for one in seen], np.float32),
             phrases=np.array([phrases.index(one.phrase) for one in seen], np.int64),
@@ -112,6 +115,7 @@ class ScriptedParts:
                 for phrase in phrases
             },
         )
+        return Pending.of(found)
 
     def run(self, part: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
         found = getattr(self, f"_{part}")(inputs)
@@ -121,12 +125,18 @@ class ScriptedParts:
     def to_host(self, array: Any) -> Any:
         return array
 
-    def draw(self, logits: Any, cells: Any, size_hw: tuple[int, int]) -> Any:
-        return drawn_masks(logits, size_hw)
+    def begin_to_host(self, arrays: Mapping[str, Any]) -> Pending[dict[str, Any]]:
+        return Pending.of(dict(arrays))
 
-    def give(self, logits: Any, size_hw: tuple[int, int]) -> tuple[Any, Any]:
-        given = masks_to_give(logits, self.facts)
-        return given, given_logits(given, self.facts, size_hw)
+    def masks(self, logits: Any) -> HostMasks:
+        return HostMasks(logits)
+
+    def begin_draw(self, masks: MaskStack, size_hw: tuple[int, int]) -> Pending[Masks]:
+        return Pending.of(drawn_masks(masks.values, size_hw))
+
+    def give(self, masks: MaskStack, size_hw: tuple[int, int]) -> tuple[Any, MaskStack]:
+        given = masks_to_give(masks.values, self.facts)
+        return given, HostMasks(given_logits(given, self.facts, size_hw))
 
     def keep(self, memory: Any) -> list[Any]:
         return [Kept(int(one[0, 0]) if one[0, 0] == one[0, 0] else NOBODY) for one in memory]

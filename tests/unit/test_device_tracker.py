@@ -22,8 +22,7 @@ from samforge.runtime import ObjectPrompt, PhraseTokenizer, Segmenter, follow_vi
 from samforge.runtime.device import DeviceExecutor
 from samforge.runtime.device.tracker import DeviceTrackerParts
 from samforge.runtime.host import HostExecutor
-from samforge.runtime.tracking import VideoSession
-from samforge.runtime.tracking.cells import cells_from_masks
+from samforge.runtime.tracking import PromptAt, TrackingSettings, VideoSession
 from samforge.runtime.tracking.host_parts import HostTrackerParts
 
 CLIP = tuple(tiny.draw_crossing(3, frames=4, split="demo"))
@@ -142,6 +141,82 @@ def test_a_stream_encodes_the_next_frame_on_a_device(both: tuple[Segmenter, Segm
         assert isinstance(kept[2].problem, ShapeError)
 
 
+def test_a_stream_with_prompts_is_what_frames_one_by_one_give(
+    both: tuple[Segmenter, Segmenter],
+) -> None:
+    pictures = [scene.image for scene in CLIP]
+    phrases = [f"{CLIP[0].colours[0]} {CLIP[0].shapes[0]}", "circle"]
+    prompts = [PromptAt(frame=1, prompt=ObjectPrompt(points=[[112, 112]]), label="clicked")]
+    _, device = both
+    for settings in (TrackingSettings(), TrackingSettings(delay=0, detect_every=2)):
+        given: dict[str, Any] = {"text": phrases, "prompts": prompts, "settings": settings}
+        wanted = [frame.detections for frame in device.track_video(pictures, **given)]
+        found = [one.detections for one in follow_video(device, pictures, **given)]
+        assert "clicked" in wanted[-1].labels
+        for one, other in zip(found, wanted, strict=True):
+            assert one.ids is not None
+            assert other.ids is not None
+            assert one.ids.tolist() == other.ids.tolist()
+            assert np.array_equal(one.scores, other.scores)
+            assert one.masks == other.masks
+
+
+class Overwriting(OnDevice):
+    """Writes its answers where it wrote them the time before, as a CUDA graph does."""
+
+    def run_on_device(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        found = super().run_on_device(tensors)
+        kept = self.__dict__.setdefault("kept", found)
+        for name, tensor in found.items():
+            kept[name].copy_(tensor)
+        return dict(kept)
+
+
+def test_what_is_looked_for_outlasts_the_next_call_of_the_detector(
+    both: tuple[Segmenter, Segmenter],
+) -> None:
+    _, device = both
+    executor: Any = device._executor
+    parts = device.tracker_parts()
+    one, other = (parts.encode(scene.image) for scene in (CLIP[0], CLIP[-1]))
+    asked = ("circle",), [0.01]
+    wanted = [parts.begin_detect(image, *asked).result() for image in (one, other)]
+    before = executor._sessions["detector"]
+    executor._sessions["detector"] = Overwriting(before.part)
+    try:
+        first = parts.begin_detect(one, *asked)
+        second = parts.begin_detect(other, *asked)
+        device.predict(CLIP[1].image, text="circle")
+        found = [first.result(), second.result()]
+    finally:
+        executor._sessions["detector"] = before
+    assert not np.array_equal(found[0].masks.host(), found[1].masks.host())
+    for own, true in zip(found, wanted, strict=True):
+        assert np.array_equal(own.scores, true.scores)
+        assert np.array_equal(own.masks.host(), true.masks.host())
+
+
+def test_phrases_in_several_calls_are_found_in_their_order(
+    both: tuple[Segmenter, Segmenter],
+) -> None:
+    phrases, limits = ("circle", "star", "square"), [0.2, -1.0, 0.05]
+    for segmenter in both:
+        executor: Any = segmenter._executor
+        parts = segmenter.tracker_parts()
+        image = parts.encode(CLIP[0].image)
+        wanted = parts.begin_detect(image, phrases, limits).result()
+        executor._prompt_batch = 2
+        try:
+            found = parts.begin_detect(image, phrases, limits).result()
+        finally:
+            executor._prompt_batch = None
+        assert set(wanted.phrases.tolist()) >= {1}
+        assert np.array_equal(found.phrases, wanted.phrases)
+        assert np.abs(found.scores - wanted.scores).max() < 1e-5
+        assert list(found.best_scores) == list(phrases)
+        assert np.abs(found.masks.host() - wanted.masks.host()).max() < 1e-3
+
+
 def test_encoded_images_of_other_parts_are_refused(both: tuple[Segmenter, Segmenter]) -> None:
     host, _ = both
     encoded = host.encode(CLIP[0].image)
@@ -167,10 +242,10 @@ def test_masks_are_given_as_on_the_host(both: tuple[Segmenter, Segmenter], refer
         one._facts = replace(one.facts, reference=reference, prompt_side=side)  # type: ignore[attr-defined]
     cells = np.random.default_rng(0).normal(size=(11, 64, 64)).astype(np.float32)
     logits = np.stack([smooth(one) for one in cells])
-    (given, answer), (placed, other) = (one.give(logits, (90, 130)) for one in parts)
+    (given, answer), (placed, other) = (one.give(one.masks(logits), (90, 130)) for one in parts)
     assert given.shape == (11, side, side)
     assert np.abs(given - placed.numpy()).max() < 1e-6
-    assert np.allclose(answer, other, atol=2e-3 if reference == "meta" else 1e-4)
+    assert np.allclose(answer.host(), other.host(), atol=2e-3 if reference == "meta" else 1e-4)
 
 
 def smooth(cells: np.ndarray) -> np.ndarray:
@@ -181,16 +256,15 @@ def test_masks_are_drawn_as_on_the_host(both: tuple[Segmenter, Segmenter]) -> No
     noise = np.random.default_rng(1).normal(size=(5, 64, 64)).astype(np.float32)
     logits = np.stack([*(smooth(one) for one in noise), np.full((64, 64), -3, np.float32)])
     logits[4] -= 4  # small crops
-    host, device = (
-        one.tracker_parts().draw(logits, cells_from_masks(logits), (90, 131)) for one in both
-    )
+    parts = [one.tracker_parts() for one in both]
+    host, device = (one.begin_draw(one.masks(logits), (90, 131)).result() for one in parts)
     assert host == device
     assert host.areas[5] == 0
     assert host.areas[:5].all()
     logits[2, 3, 3] = np.inf
-    for one in both:
+    for one in parts:
         with pytest.raises(FidelityError, match="infinity or NaN"):
-            one.tracker_parts().draw(logits, cells_from_masks(logits), (90, 131))
+            one.begin_draw(one.masks(logits), (90, 131))
 
 
 def test_detections_come_in_the_order_of_the_queries(both: tuple[Segmenter, Segmenter]) -> None:
@@ -198,7 +272,8 @@ def test_detections_come_in_the_order_of_the_queries(both: tuple[Segmenter, Segm
     for segmenter in both:
         parts = segmenter.tracker_parts()
         encoded = parts.encode(CLIP[0].image)
-        every = parts.detect(encoded, ("circle",), [-1.0]).scores
-        some = parts.detect(encoded, ("circle",), [float(np.median(every))]).scores
+        every = parts.begin_detect(encoded, ("circle",), [-1.0]).result().scores
+        median = float(np.median(every))
+        some = parts.begin_detect(encoded, ("circle",), [median]).result().scores
         assert np.array_equal(some, every[every > np.float32(np.median(every))])
         assert not np.array_equal(some, np.sort(some)[::-1])

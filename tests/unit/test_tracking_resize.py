@@ -11,8 +11,9 @@ from samforge.runtime.tracking import META, TRANSFORMERS, without_shrunk
 from samforge.runtime.tracking.given import given_logits, masks_to_give
 from samforge.runtime.tracking.host_parts import bfloat16_bits, floats_from_bfloat16
 from samforge.runtime.tracking.parts import TrackerFacts
-from samforge.runtime.tracking.remembered import remembered_masks, remembered_scores
+from samforge.runtime.tracking.remembered import remembered, remembered_scores
 from samforge.runtime.tracking.resize import enlarged, resampled
+from samforge.runtime.tracking.stacks import HostMasks
 
 RNG = np.random.default_rng(3)
 
@@ -48,15 +49,17 @@ def blobs(count: int, rng: np.random.Generator = RNG) -> np.ndarray:
 @pytest.mark.parametrize("seed", range(20))
 def test_what_is_remembered_is_decided_at_the_encoders_size(seed: int) -> None:
     masks, phrases = blobs(7, np.random.default_rng(seed)), np.arange(7) % 2
-    found = remembered_masks(masks, phrases, META, 64)
+    found, told = remembered(HostMasks(masks), phrases, META, 64)
+    logits = found.host()
     large = by_torch(masks, (64, 64), antialias=False)
     kept = without_shrunk(large, phrases, META.shrink_ratio)
     emptied = (large != kept).any(axis=(1, 2)) | ~(kept > 0).any(axis=(1, 2))
-    was_small = np.array([np.array_equal(one, two) for one, two in zip(found, masks, strict=True)])
+    was_small = np.array([np.array_equal(one, two) for one, two in zip(logits, masks, strict=True)])
     changed = (large != kept).any(axis=(1, 2))
     assert (was_small == ~changed).all()
-    assert (found[changed] <= -10).all()
+    assert (logits[changed] <= -10).all()
     scores = remembered_scores(found, META, 64)
+    assert told.tolist() == scores.tolist()
     assert scores.tolist() == np.where(emptied, -10, 10).tolist()
 
 
@@ -64,13 +67,13 @@ def test_a_mask_between_two_cells_counts_as_it_is_drawn() -> None:
     speck = np.full((1, 16, 16), -50, np.float32)
     speck[0, 4, 4] = 1
     # Enlarged, nothing of it is above 0.
-    assert remembered_scores(speck, META, 64).tolist() == [-10]
-    assert remembered_scores(speck, TRANSFORMERS, 64).tolist() == [10]
+    assert remembered_scores(HostMasks(speck), META, 64).tolist() == [-10]
+    assert remembered_scores(HostMasks(speck), TRANSFORMERS, 64).tolist() == [10]
 
 
 def test_transformers_decides_at_the_masks_size() -> None:
     masks, phrases = blobs(7), np.zeros(7)
-    found = remembered_masks(masks, phrases, TRANSFORMERS, 64)
+    found = remembered(HostMasks(masks), phrases, TRANSFORMERS, 64)[0].host()
     assert np.array_equal(found, without_shrunk(masks, phrases, TRANSFORMERS.shrink_ratio))
 
 

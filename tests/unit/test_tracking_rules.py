@@ -49,7 +49,7 @@ def box(left: int, top: int = 0, width: int = 3, height: int = 3) -> np.ndarray:
 def detected(
     *masks: np.ndarray, scores: list[float] | None = None, phrases: list[int] | None = None
 ) -> Detected:
-    return Detected(
+    return Detected.from_masks(
         masks=np.stack(masks) if masks else np.zeros((0, SIDE, SIDE), np.bool_),
         scores=np.array([0.9] * len(masks) if scores is None else scores, np.float32),
         phrases=np.array([0] * len(masks) if phrases is None else phrases, np.int64),
@@ -57,7 +57,7 @@ def detected(
 
 
 def tracked(*masks: np.ndarray, score: float = 5.0) -> Tracked:
-    return Tracked(
+    return Tracked.from_masks(
         masks=np.stack(masks) if masks else np.zeros((0, SIDE, SIDE), np.bool_),
         scores=np.full(len(masks), score, np.float32),
     )
@@ -265,9 +265,11 @@ def test_rows_that_do_not_belong_together() -> None:
     with pytest.raises(ShapeError, match="0 tracks live, got 1"):
         decide(TrackingState(), 0, detected(), tracked(box(0)))
     with pytest.raises(ShapeError, match="Detections want"):
-        Detected(masks=EMPTY[None], scores=np.ones(2, np.float32), phrases=np.zeros(1, np.int64))
+        Detected.from_masks(
+            masks=EMPTY[None], scores=np.ones(2, np.float32), phrases=np.zeros(1, np.int64)
+        )
     with pytest.raises(ShapeError, match="Tracked masks want"):
-        Tracked(masks=EMPTY, scores=np.ones(1, np.float32))
+        Tracked.from_masks(masks=EMPTY, scores=np.ones(1, np.float32))
     with pytest.raises(FidelityError, match="detection scores hold NaN"):
         detected(box(0), scores=[float("nan")])
     with pytest.raises(FidelityError, match="tracker scores hold NaN"):
@@ -352,7 +354,7 @@ def test_the_order_of_detections_decides_ids_alone(seed: int) -> None:
             other,
             frame,
             come.taken(order),
-            Tracked(masks=followed.masks[rows], scores=followed.scores[rows]),
+            Tracked(cells=followed.cells.taken(rows), scores=followed.scores[rows]),
             QUICK,
         )
         twins = {place[birth.detection]: birth.id for birth in found.born}

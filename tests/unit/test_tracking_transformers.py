@@ -82,15 +82,15 @@ class Answers(Sam3VideoModel):
         return {
             phrase: {
                 "bbox": torch.zeros(int((found.phrases == phrase).sum()), 4),
-                "mask": torch.from_numpy(found.masks[found.phrases == phrase]),
+                "mask": torch.from_numpy(self.answer.found[found.phrases == phrase]),
                 "scores": torch.from_numpy(found.scores[found.phrases == phrase]),
             }
             for phrase in (0, 1)
         }
 
     def run_tracker_propagation(self, inference_session, frame_idx, reverse):
-        tracked = self.answer.tracked
-        return torch.from_numpy(tracked.masks.copy()), torch.from_numpy(tracked.scores)
+        scores = self.answer.tracked.scores
+        return torch.from_numpy(self.answer.followed.copy()), torch.from_numpy(scores)
 
     def _tracker_update_memories(
         self, inference_session, frame_idx, low_res_masks, reconditioned_masks=None
@@ -108,7 +108,11 @@ class Answers(Sam3VideoModel):
 class Scene:
     """What one frame brings."""
 
+    found: np.ndarray
+    """Logits of the detections."""
     detected: Detected
+    followed: np.ndarray
+    """Logits of the tracks."""
     tracked: Tracked
 
 
@@ -140,14 +144,18 @@ def scene(rng: np.random.Generator, state: TrackingState, *, ties: bool = True) 
             mask = np.full_like(mask, -4)
         rows.append(mask)
     empty = np.zeros((0, SIDE, SIDE), np.float32)
+    found = np.stack(masks) if masks else empty
+    followed = np.stack(rows) if rows else empty
     return Scene(
-        detected=Detected(
-            masks=np.stack(masks) if masks else empty,
+        found=found,
+        detected=Detected.from_masks(
+            masks=found,
             scores=scores.astype(np.float32),
             phrases=phrases.astype(np.int64),
         ),
-        tracked=Tracked(
-            masks=np.stack(rows) if rows else empty,
+        followed=followed,
+        tracked=Tracked.from_masks(
+            masks=followed,
             scores=rng.choice([0.7, 0.8, 0.9, 4.0], len(rows)).astype(np.float32),
         ),
     )
@@ -199,8 +207,8 @@ def compare(
 def shown_arrays(found: Decisions, come: Scene, before: TrackingState) -> dict[int, np.ndarray]:
     """Id -> the mask that is shown."""
     rows = [row for row, track in enumerate(before.tracks) if track.id in found.suppressed]
-    masks = suppressed_masks(come.tracked.masks, rows)
-    sources = {"track": masks, "detection": come.detected.masks}
+    masks = suppressed_masks(come.followed, rows)
+    sources = {"track": masks, "detection": come.found}
     return {item.id: sources[item.source][item.row] for item in found.shown}
 
 

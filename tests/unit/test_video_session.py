@@ -62,19 +62,6 @@ def batches(parts: ScriptedParts, name: str) -> list[int]:
 # What is shown
 
 
-def test_a_device_may_begin_with_the_next_frame_while_the_host_decides() -> None:
-    parts = ScriptedParts([CAT, DOG])
-    session = VideoSession(parts, text=["cat", "dog"])
-    seen: list[list[str]] = []
-    for frame in range(3):
-        session.step(
-            picture(frame), meanwhile=lambda: seen.append([name for name, _ in parts.calls])
-        )
-        assert len(seen) == frame + 1
-    # Behind what the host waits for, before memories of this frame.
-    assert [names[-1:] for names in seen[1:]] == [["tracking_decoder"]] * 2
-
-
 def test_phrases_find_objects_that_keep_their_ids() -> None:
     parts = ScriptedParts([CAT, DOG, LATE])
     found = run(VideoSession(parts, text=["cat", "dog"]), range(20))

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from scipy.spatial import cKDTree
+
+if TYPE_CHECKING:
+    from scipy.spatial import cKDTree
 
 Ring: TypeAlias = npt.NDArray[np.float64]
 """(V, 2), x and y of the corners; the last one leads to the first."""
@@ -92,7 +94,7 @@ def with_parts(rings: Sequence[Ring]) -> Ring:
 
 def _joining(corners: Ring, owner: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
     """Pairs of corners that join all rings: Kruskal's tree of near ones, then of what is left."""
-    distances, near = cKDTree(corners).query(corners, k=min(_NEAR, len(corners)))
+    distances, near = _tree(corners).query(corners, k=min(_NEAR, len(corners)))
     one = np.repeat(np.arange(len(corners)), near.shape[1])
     two, far = near.ravel(), distances.ravel()
     other = owner[one] != owner[two]
@@ -169,6 +171,12 @@ class _Rows:
         return int(self._ring[number]), int(self._edge[number]), float(at[best]), y
 
 
+def _tree(corners: Ring) -> cKDTree:
+    from scipy.spatial import cKDTree  # takes as long to import as the rest of samforge
+
+    return cKDTree(corners)
+
+
 class _Corners:
     """Corners that come in groups, searched for the nearest.
 
@@ -185,7 +193,7 @@ class _Corners:
         """Take some of the corners."""
         while self._trees and len(self._trees[-1][0]) <= len(some):
             some = np.concatenate([self._trees.pop()[0], some])
-        self._trees.append((some, cKDTree(corners[some])))
+        self._trees.append((some, _tree(corners[some])))
 
     def nearest(self, corners: Ring, some: npt.NDArray[np.int64]) -> tuple[int, int]:
         """The nearest pair of one of these and one that is known."""

@@ -1,6 +1,7 @@
 """Follows objects through a stream of frames: the next ones are read while one is tracked.
 
-On a device the next frame is encoded, too, while the host decides about one.
+On a device the next frame is encoded and looked at, too, while the host decides about one, and its
+objects are followed while that one is given out.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from samforge.core.detections import Detections
 from samforge.core.errors import PromptError, SamforgeError
 from samforge.core.native import error_of_item
 from samforge.core.timing import Timings
+from samforge.runtime.encoded import EncodedImage
 from samforge.runtime.prefetch import Prefetcher
 from samforge.runtime.segmenter import Segmenter
 from samforge.runtime.stream import AnyFrame, SegmentedFrame, pixels_of, timed_frames
@@ -109,18 +111,19 @@ class _Reading(Generic[AnyFrame]):
                 taken = _Read(frame=frame, timings=timings, image=pixels_of(frame))
             yield taken
 
-    def begin_next(self) -> None:
+    def begin_next(self) -> EncodedImage | None:
         """Encode the next frame, if it is there and a device would do it by itself."""
         if not self._segmenter.overlaps or self._next is not None or not self.read.has_next():
-            return
+            return None
         frame, timings = next(self.read)
         self._next = _Read(frame=frame, timings=timings, image=pixels_of(frame))
         try:
             with timings.stage(VISION, self._segmenter.processor):
                 encoded = self._segmenter.encode(self._next.image)
         except Exception:  # noqa: BLE001  # raised again in its turn, when the session encodes it
-            return
+            return None
         self._next = replace(self._next, image=encoded)
+        return encoded
 
 
 def _followed(
@@ -139,7 +142,7 @@ def _followed(
             waiting.append((number, shot))
             left: list[VideoFrame] = []
             try:
-                left = session.step(one.image, number, meanwhile=reading.begin_next)
+                left = session.step(one.image, number, ahead=reading.begin_next)
                 left = with_prompts(session, left, prompts.get(number, ()))
             except Exception as error:
                 if not isolate:

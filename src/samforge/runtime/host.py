@@ -29,7 +29,7 @@ from samforge.runtime.question import Question
 from samforge.runtime.text_cache import TextEncoder
 from samforge.runtime.tokenize import PhraseTokenizer
 from samforge.runtime.tracking.host_parts import HostTrackerParts, facts_from_sessions
-from samforge.runtime.tracking.parts import FoundInFrame, FoundOfPhrase, found_in_frame
+from samforge.runtime.tracking.parts import FoundInFrame, joined_found
 
 _MOST_IMAGES = 8
 """Of a list in one call, where a GPU runs the parts. On a processor images follow one another: a
@@ -202,27 +202,15 @@ class HostExecutor:
         tensors = {name: array for name, array in encoded.features.items() if name in wanted}
         features, mask = self._text.features(phrases, Timings())
         step = self._prompt_batch or phrases_in_a_call(detector, 1)
-        found: list[FoundOfPhrase] = []
+        found: list[FoundInFrame] = []
         for start in range(0, len(phrases), step):
             part = slice(start, start + step)
             out = detector.run(
                 {**tensors, "text_features": features[part], "text_mask": mask[part]}
             )
             for number, phrase in enumerate(phrases[part]):
-                raw = _raw(out, 0, number)
-                scores, best_first = admitted_queries(raw, phrase, thresholds[start + number])
-                # In the order of the queries, as Meta's tracker has them: the rules go by it.
-                rows = np.sort(best_first)
-                found.append(
-                    FoundOfPhrase(
-                        phrase=phrase,
-                        masks=raw.masks[rows].astype(np.float32),
-                        scores=scores[rows],
-                        boxes=raw.boxes[rows].astype(np.float32),
-                        best_score=float(scores.max()),
-                    )
-                )
-        return found_in_frame(found)
+                found.append(_looked(_raw(out, 0, number), phrase, thresholds[start + number]))
+        return joined_found(found)
 
     def _features(self, images: Sequence[Ready], timings: Timings) -> Mapping[str, Array]:
         encoded = [image for image in images if isinstance(image, EncodedImage)]
@@ -258,6 +246,19 @@ class HostExecutor:
             )
             for number, phrase in enumerate(question.phrases)
         ]
+
+
+def _looked(raw: RawDetections, phrase: str, threshold: float) -> FoundInFrame:
+    scores, best_first = admitted_queries(raw, phrase, threshold)
+    # In the order of the queries, as Meta's tracker has them: the rules go by it.
+    rows = np.sort(best_first)
+    return FoundInFrame.from_masks(
+        masks=raw.masks[rows].astype(np.float32),
+        scores=scores[rows],
+        phrases=np.zeros(len(rows), np.int64),
+        boxes_xyxy=raw.boxes[rows].astype(np.float32),
+        best_scores={phrase: float(scores.max())},
+    )
 
 
 def _raw(out: Mapping[str, Array], image: int, phrase: int) -> RawDetections:

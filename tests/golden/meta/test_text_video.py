@@ -34,7 +34,7 @@ RULES = replace(
 
 
 def found(masks: np.ndarray) -> FoundInFrame:
-    return FoundInFrame(
+    return FoundInFrame.from_masks(
         masks=masks,
         scores=np.full(len(masks), 0.9, np.float32),
         phrases=np.zeros(len(masks), np.int64),

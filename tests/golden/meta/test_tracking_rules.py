@@ -169,7 +169,7 @@ def test_streams_show_what_files_show(replayed: list[Any]) -> None:
 def test_small_holes_are_filled_as_at_metas(replayed: list[Any]) -> None:
     for frame, *_ in replayed:
         logits = np.where(frame.unfilled, 4, -4).astype(np.float32)
-        assert np.array_equal(filled_holes(logits, META.hole_area) > 0, frame.tracked.masks)
+        assert np.array_equal(filled_holes(logits, META.hole_area) > 0, frame.filled)
 
 
 def test_filled_logits_are_metas() -> None:

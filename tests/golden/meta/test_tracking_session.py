@@ -8,10 +8,13 @@ from typing import Any
 import numpy as np
 from tests.golden.meta.tracking import StoryFrame, story
 
+from samforge.core.masks import Masks
 from samforge.runtime import EncodedImage
 from samforge.runtime.tracking import FoundInFrame, TrackerFacts, VideoSession
 from samforge.runtime.tracking.drawn import drawn_masks
 from samforge.runtime.tracking.given import given_logits, masks_to_give
+from samforge.runtime.tracking.pending import Pending
+from samforge.runtime.tracking.stacks import HostMasks, MaskStack
 
 SIDE, FINE = 64, 256
 
@@ -40,14 +43,17 @@ class StoryParts:
         features = dict.fromkeys(names, np.array([image]))
         return EncodedImage(features=features, size_hw=(SIDE, SIDE), image_size=224)
 
-    def detect(self, encoded: EncodedImage, phrases: Any, thresholds: Any) -> FoundInFrame:
-        found = self._frame(encoded.features).detected
-        return FoundInFrame(
-            masks=np.where(found.masks, 4, -4).astype(np.float32),
-            scores=found.scores,
-            phrases=found.phrases,
-            boxes_xyxy=np.zeros((len(found), 4), np.float32),
+    def begin_detect(
+        self, encoded: EncodedImage, phrases: Any, thresholds: Any
+    ) -> Pending[FoundInFrame]:
+        frame = self._frame(encoded.features)
+        found = FoundInFrame.from_masks(
+            masks=np.where(frame.found, 4, -4).astype(np.float32),
+            scores=frame.detected.scores,
+            phrases=frame.detected.phrases,
+            boxes_xyxy=np.zeros((len(frame.detected), 4), np.float32),
         )
+        return Pending.of(found)
 
     def run(self, part: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
         return dict(getattr(self, f"_{part}")(inputs))
@@ -55,12 +61,18 @@ class StoryParts:
     def to_host(self, array: Any) -> Any:
         return array
 
-    def draw(self, logits: Any, cells: Any, size_hw: tuple[int, int]) -> Any:
-        return drawn_masks(logits, size_hw)
+    def begin_to_host(self, arrays: Mapping[str, Any]) -> Pending[dict[str, Any]]:
+        return Pending.of(dict(arrays))
 
-    def give(self, logits: Any, size_hw: tuple[int, int]) -> tuple[Any, Any]:
-        given = masks_to_give(logits, self.facts)
-        return given, given_logits(given, self.facts, size_hw)
+    def masks(self, logits: Any) -> HostMasks:
+        return HostMasks(logits)
+
+    def begin_draw(self, masks: MaskStack, size_hw: tuple[int, int]) -> Pending[Masks]:
+        return Pending.of(drawn_masks(masks.values, size_hw))
+
+    def give(self, masks: MaskStack, size_hw: tuple[int, int]) -> tuple[Any, MaskStack]:
+        given = masks_to_give(masks.values, self.facts)
+        return given, HostMasks(given_logits(given, self.facts, size_hw))
 
     def keep(self, memory: Any) -> list[Any]:
         return list(memory)
@@ -83,7 +95,7 @@ class StoryParts:
             ids += [
                 number
                 for number, row in given.items()
-                if np.array_equal(enlarge(frame.detected.masks[kept[row]]), mask)
+                if np.array_equal(enlarge(frame.found[kept[row]]), mask)
             ]
         assert len(ids) == len(inputs["mask"])
         pointers = np.array(ids, np.float32)[:, None]
@@ -146,4 +158,4 @@ def test_every_decision_is_metas_in_a_session() -> None:
         ):
             assert one not in suppressed
             if one in rows:
-                assert not (mask & ~frame.tracked.masks[rows[one]]).any()
+                assert not (mask & ~frame.filled[rows[one]]).any()

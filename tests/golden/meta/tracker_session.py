@@ -200,7 +200,7 @@ class Recorder(HostTrackerParts):
         return self.detections.get(self.frames[id(encoded.features["tracker_features"])], NOTHING)
 
 
-NOTHING = FoundInFrame(
+NOTHING = FoundInFrame.from_masks(
     masks=np.zeros((0, SIDES[0], SIDES[0]), np.float32),
     scores=np.zeros(0, np.float32),
     phrases=np.zeros(0, np.int64),

@@ -33,8 +33,12 @@ def unpacked(masks: Array) -> Array:
 class StoryFrame:
     """One of 40 frames: what came, and what Meta's planning step said."""
 
+    found: Array
+    """Masks of the detections, booleans."""
     detected: Detected
     """Before NMS."""
+    filled: Array
+    """The tracked masks with holes filled, booleans."""
     tracked: Tracked
     """With holes filled."""
     unfilled: Array
@@ -53,13 +57,16 @@ def story() -> Iterator[StoryFrame]:
             if name.startswith(f"story/{number}/")
         }
         scores = one["detection_scores"]
+        found, filled = unpacked(one["detection_masks"]), unpacked(one["track_masks_filled"])
         yield StoryFrame(
-            detected=Detected(
-                masks=unpacked(one["detection_masks"]),
+            found=found,
+            detected=Detected.from_masks(
+                masks=found,
                 scores=scores,
                 phrases=np.zeros(len(scores), np.int64),
             ),
-            tracked=Tracked(masks=unpacked(one["track_masks_filled"]), scores=one["track_scores"]),
+            filled=filled,
+            tracked=Tracked.from_masks(masks=filled, scores=one["track_scores"]),
             unfilled=unpacked(one["track_masks"]),
             said=said,
         )

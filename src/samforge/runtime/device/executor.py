@@ -21,12 +21,14 @@ from samforge.core.reference import META
 from samforge.core.session import DeviceSession, fixed_axis, largest_of
 from samforge.core.timing import Timings
 from samforge.runtime.device.graphs import Graphs
+from samforge.runtime.device.looking import Looking
 from samforge.runtime.device.marks import Marks
 from samforge.runtime.device.phrases import PhraseFeatures
 from samforge.runtime.device.reader import Asked, InFlight, ResultReader
 from samforge.runtime.device.resize import Resizer
-from samforge.runtime.device.results import looked, summary
+from samforge.runtime.device.results import summary
 from samforge.runtime.device.session import placed, run
+from samforge.runtime.device.stacks import Ground
 from samforge.runtime.device.tracker import DeviceTrackerParts
 from samforge.runtime.device.transfer import Uploader
 from samforge.runtime.encoded import EncodedImage, Ready, TakenImage
@@ -39,7 +41,8 @@ from samforge.runtime.executor import (
 from samforge.runtime.question import Question, question_from
 from samforge.runtime.tokenize import PhraseTokenizer
 from samforge.runtime.tracking.host_parts import facts_from_sessions
-from samforge.runtime.tracking.parts import FoundInFrame, FoundOfPhrase, found_in_frame
+from samforge.runtime.tracking.parts import FoundInFrame, joined_found
+from samforge.runtime.tracking.pending import Pending
 
 _MOST_IMAGES = 8
 """Of a list in one call: larger batches gain nothing on a GPU, and masks take their memory."""
@@ -125,6 +128,7 @@ class DeviceExecutor(OfOneProcess):
                 Graphs(self._device, graphs) for _ in "vd"
             )
             self._reader = ResultReader(self._device, masks_ahead, reference)
+        self._looking: Looking | None = None
         self._static: dict[Any, dict[str, Tensor]] = {}
         self.hold()
 
@@ -259,7 +263,7 @@ class DeviceExecutor(OfOneProcess):
             facts,
             here=self._here,
             encode=lambda image: self.encode(self.take(image, own=False, timings=None), None),
-            detect=self._look,
+            detect=self._begin_look,
         )
 
     def close(self) -> None:
@@ -270,28 +274,39 @@ class DeviceExecutor(OfOneProcess):
                 self._detector_graphs.clear()
                 self._static.clear()
                 self._text.forget()
+                self._looking = None
             for session in self._sessions.values():
                 session.close()
 
-    def _look(
-        self, encoded: EncodedImage, phrases: tuple[str, ...], thresholds: Sequence[float]
-    ) -> FoundInFrame:
-        """What phrases name in an image, as the detector gives it; masks of these alone go down."""
+    def _begin_look(
+        self,
+        encoded: EncodedImage,
+        phrases: tuple[str, ...],
+        thresholds: Sequence[float],
+        ground: Ground,
+    ) -> Pending[FoundInFrame]:
+        """Begin to find what phrases name in an image, as the detector gives it."""
         detector = self._sessions[DETECTOR]
         step = self._prompt_batch or phrases_in_a_call(detector, 1)
-        found: list[FoundOfPhrase] = []
+        begun: list[Looking] = []
         with self._here():
             self._fill([encoded.features])
             for start in range(0, len(phrases), step):
-                asked = phrases[start : start + step]
-                question = question_from(asked)
-                outputs = self._detected(
-                    DETECTOR,
-                    Asked(question=question, sizes_hw=(encoded.size_hw,)),
-                    self._marks(None),
+                asked = Asked(
+                    question=question_from(phrases[start : start + step]),
+                    sizes_hw=(encoded.size_hw,),
                 )
-                found += looked(outputs, asked, thresholds[start : start + step])
-        return found_in_frame(found)
+                outputs = self._detected(DETECTOR, asked, self._marks(None))
+                part = slice(start, start + step)
+                self._looking = Looking(
+                    outputs["pred_masks"][0],
+                    outputs["summary"],
+                    phrases[part],
+                    thresholds[part],
+                    ground,
+                )
+                begun.append(self._looking)
+        return Pending(lambda: joined_found([one.found() for one in begun]))
 
     def _some_at_a_time(
         self,
@@ -388,6 +403,9 @@ class DeviceExecutor(OfOneProcess):
 
         where = features["fpn_0"].data_ptr()
         self._reader.make_room()
+        if self._looking is not None:
+            looking, self._looking = self._looking, None  # even if it fails
+            looking.take()
         outputs = self._detector_graphs.run((name, batch, count, slots, where), call)
         marks.end(DETECTOR)
         return outputs

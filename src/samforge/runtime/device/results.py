@@ -13,9 +13,7 @@ from torch import Tensor
 from samforge.core.boxes import clipped_boxes
 from samforge.core.detections import Detections, best_positions
 from samforge.core.masks import Masks
-from samforge.runtime.device.transfer import to_host
 from samforge.runtime.postprocess import Thresholds, refuse_nan
-from samforge.runtime.tracking.parts import FoundOfPhrase
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -49,40 +47,6 @@ def admitted(scores: npt.NDArray[np.float32], threshold: float) -> npt.NDArray[n
     """Queries above a threshold, best score first, (Q,) -> (K,)."""
     order = np.argsort(-scores, kind="stable")
     return order[scores[order] > np.float32(threshold)]
-
-
-def looked(
-    outputs: Mapping[str, Tensor], phrases: Sequence[str], thresholds: Sequence[float]
-) -> list[FoundOfPhrase]:
-    """What phrases name in one image; masks of that alone come to the host.
-
-    Args:
-        outputs: Of the detector, with its :func:`summary`.
-        phrases: That it was asked.
-        thresholds: One for each: detections that score above it are given.
-
-    Raises:
-        FidelityError: A score is NaN.
-    """
-    found = found_from_summary(to_host(outputs["summary"]))
-    given = []
-    for number, phrase in enumerate(phrases):
-        scores = found.scores[0, number]
-        refuse_nan("scores", scores, phrase)
-        # In the order of the queries, as Meta's tracker has them: the rules go by it.
-        rows = np.flatnonzero(scores > np.float32(thresholds[number]))
-        masks = outputs["pred_masks"][0, number]
-        chosen = masks.index_select(0, torch.from_numpy(rows).to(masks.device))
-        given.append(
-            FoundOfPhrase(
-                phrase=phrase,
-                masks=to_host(chosen.float()).numpy(),
-                scores=scores[rows],
-                boxes=found.boxes[0, number][rows],
-                best_score=float(scores.max()),
-            )
-        )
-    return given
 
 
 def detections_from_found(

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -18,20 +17,24 @@ from samforge.runtime.device.masks import masks_to_host
 from samforge.runtime.device.places import places_from_reach
 from samforge.runtime.device.reach import NOTHING
 from samforge.runtime.device.session import placed, run
-from samforge.runtime.device.transfer import to_device, to_host
+from samforge.runtime.device.stacks import DeviceMasks, Ground, Here
+from samforge.runtime.device.transfer import begin_to_host, to_device, to_host
+from samforge.runtime.encoded import EncodedImage
 from samforge.runtime.postprocess import MaskLimit
-from samforge.runtime.tracking.cells import Cells
 from samforge.runtime.tracking.drawn import require_finite
 from samforge.runtime.tracking.given import FAR, NEAR
-from samforge.runtime.tracking.host_parts import Detect, Encode, PartsOfSessions
-from samforge.runtime.tracking.parts import Array, TrackerFacts
-from samforge.runtime.tracking.state import Floats
+from samforge.runtime.tracking.host_parts import Encode, PartsOfSessions
+from samforge.runtime.tracking.parts import Array, FoundInFrame, TrackerFacts
+from samforge.runtime.tracking.pending import Pending
+from samforge.runtime.tracking.stacks import MaskStack
 
 _AT_ONCE = 8
 """Masks enlarged in one go: at 1080p they take 66 MB, and as much again for each pass."""
 _INSIDE = MaskLimit(value=0.0, of_probabilities=False)
-Here = Callable[[], AbstractContextManager[None]]
-"""Enters the device, one thread at a time."""
+BeginDetect: TypeAlias = Callable[
+    [EncodedImage, tuple[str, ...], Sequence[float], Ground], Pending[FoundInFrame]
+]
+"""Begins to find phrases in a frame, on the ground of the tracker's masks."""
 
 
 class DeviceTrackerParts(PartsOfSessions):
@@ -44,7 +47,7 @@ class DeviceTrackerParts(PartsOfSessions):
         *,
         here: Here,
         encode: Encode,
-        detect: Detect,
+        detect: BeginDetect,
     ) -> None:
         """Use what runs the parts.
 
@@ -53,73 +56,107 @@ class DeviceTrackerParts(PartsOfSessions):
             facts: Of these sessions.
             here: Enters their device.
             encode: Takes a frame to its features.
-            detect: Finds phrases in it.
+            detect: Begins to find phrases in it.
         """
-        super().__init__(facts, encode=encode, detect=detect)
-        self._sessions, self._here = dict(sessions), here
-        self._device = next(iter(sessions.values())).device
+        super().__init__(facts, encode=encode)
+        self._sessions, self._detect = dict(sessions), detect
+        device = torch.device(facts.device)
+        with here():
+            # Before the kernels of the parts, which are queued already.
+            beside = torch.cuda.Stream(priority=-1) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._ground = Ground(device=device, here=here, beside=beside)
+
+    def begin_detect(
+        self, encoded: EncodedImage, phrases: tuple[str, ...], thresholds: Sequence[float]
+    ) -> Pending[FoundInFrame]:
+        """Begin to find what all phrases name in a frame; masks stay on the device."""
+        return self._detect(encoded, phrases, thresholds, self._ground)
 
     def run(self, part: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Run a part; arrays of the host go up, tensors stay where they are."""
         session = self._sessions[part]
-        with self._here():
+        with self._ground.here():
             tensors = {name: self._up(value) for name, value in inputs.items()}
             return dict(run(session, placed(session, tensors)))
 
     def to_host(self, array: Any) -> Array:
         """Bring a tensor to the host; numbers of fewer bits become float32."""
-        with self._here():
-            return to_host(array.float() if array.is_floating_point() else array).numpy()
+        with self._ground.here():
+            return to_host(_readable(array)).numpy()
 
-    def draw(self, logits: Floats, cells: Cells, size_hw: tuple[int, int]) -> Masks:
-        """Bring masks to the frame's size: bits of crops come to the host."""
+    def begin_to_host(self, arrays: Mapping[str, Any]) -> Pending[dict[str, Array]]:
+        """Start tensors on their way to the host, all of them together."""
+        with self._ground.here():
+            begun = begin_to_host([_readable(array) for array in arrays.values()])
+        names = tuple(arrays)
+        return begun.then(
+            lambda there: {name: tensor.numpy() for name, tensor in zip(names, there, strict=True)}
+        )
+
+    def masks(self, logits: Any) -> MaskStack:
+        """Masks in a tensor, or in an array of the host, which goes up."""
+        with self._ground.here():
+            return DeviceMasks(self._up(logits).float().contiguous(), self._ground)
+
+    def begin_draw(self, masks: MaskStack, size_hw: tuple[int, int]) -> Pending[Masks]:
+        """Start bits of crops at the frame's size on their way to the host."""
+        known = masks.outline
+        require_finite(bool(known.finite.all()))
+        cells = known.cells
         left, top, right, bottom = cells.boxes.T
         reach = np.stack([-top, bottom - 1, -left, right - 1], axis=1).astype(np.int32)
         reach[~cells.any] = NOTHING
         index = np.stack([np.zeros(len(cells), np.intp), np.arange(len(cells))], axis=1)
         places = places_from_reach(index, reach, cells.size_hw, size_hw)
-        with self._here():
-            above = self._up(logits)
-            require_finite(bool(above.isfinite().all()))
-            bits = masks_to_host(above[None], places, _INSIDE)
+        with self._ground.here():
+            bits = masks_to_host(masks.values[None], places, _INSIDE, self._ground.beside)
+
+        def drawn() -> Masks:
             bits.wait()
             return bits.masks(places)
 
-    def give(self, logits: Floats, size_hw: tuple[int, int]) -> tuple[Any, Floats]:
+        return Pending(drawn)
+
+    def give(self, masks: MaskStack, size_hw: tuple[int, int]) -> tuple[Any, MaskStack]:
         """Take masks of detections as masks that are given to the tracker."""
-        with self._here():
-            chunks = torch.split(self._up(logits), _AT_ONCE)
+        with self._ground.here():
+            chunks = torch.split(masks.values, _AT_ONCE)
             given = [_given(chunk, self.facts) for chunk in chunks]
             answers = [_answers(chunk, self.facts, size_hw) for chunk in given]
-            return torch.cat(given), to_host(torch.cat(answers)).numpy()
+            return torch.cat(given), DeviceMasks(torch.cat(answers), self._ground)
 
     def _up(self, value: Any) -> Tensor:
         """Bring an array to the device, where it is not yet there."""
         if isinstance(value, Tensor):
             return value
-        return to_device(torch.from_numpy(value), torch.device(self._device))
+        return to_device(torch.from_numpy(value), self._ground.device)
 
     def keep(self, memory: Any) -> list[Any]:
         """Split memories (N, L, C) into those of single objects, as bfloat16."""
-        with self._here():
+        with self._ground.here():
             return [row.to(torch.bfloat16, copy=True) for row in memory]
 
     def recall(self, kept: Sequence[Sequence[Any]]) -> Any:
         """Join memories, N objects of M each, as (N, M, L, C)."""
-        with self._here():
+        with self._ground.here():
             flat = torch.stack([memory for row in kept for memory in row])
             return flat.view(len(kept), len(kept[0]), *flat.shape[1:])
 
     def saved(self, kept: Any) -> Array:
         """One kept memory as its bits, uint16."""
-        with self._here():
+        with self._ground.here():
             return np.asarray(kept.view(torch.int16).cpu().numpy()).view(np.uint16)
 
     def restored(self, array: Array) -> Any:
         """The kept memory that was saved."""
-        with self._here():
+        with self._ground.here():
             bits = torch.from_numpy(np.ascontiguousarray(array).view(np.int16))
-            return bits.to(self._device).view(torch.bfloat16)
+            return bits.to(self._ground.device).view(torch.bfloat16)
+
+
+def _readable(tensor: Tensor) -> Tensor:
+    """In a type that numpy has."""
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def _given(logits: Tensor, facts: TrackerFacts) -> Tensor:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-_STAGED = 64 << 10  # bytes: less travels with the command
+from samforge.runtime.tracking.pending import Pending
+
 _PIECES = 4  # the processor fills one piece of the pinned buffer while the last one is on its way
 
 
@@ -99,11 +101,36 @@ def to_host(tensor: Tensor) -> Tensor:
     return host
 
 
+def begin_to_host(tensors: Sequence[Tensor]) -> Pending[list[Tensor]]:
+    """Start copies to the host behind what was launched before; later work is not waited for.
+
+    Args:
+        tensors: Of one device, each in its own type.
+    """
+    if not tensors or tensors[0].device.type != "cuda":
+        return Pending.of([tensor.cpu() for tensor in tensors])
+    there = []
+    for tensor in tensors:
+        host = host_tensor(tuple(tensor.shape), tensor.dtype, tensor.device)
+        there.append(host.copy_(tensor, non_blocking=True))
+    done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    done.record()
+
+    def finish() -> list[Tensor]:
+        done.synchronize()
+        return there
+
+    return Pending(finish)
+
+
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor of the host to a device; it may change as soon as the call returns."""
-    if device.type != "cuda" or tensor.nbytes < _STAGED:
+    """Copy a tensor of the host to a device; it may change as soon as the call returns.
+
+    A copy out of pageable memory would wait for all that was launched before, so it goes through
+    pinned memory, which torch gives to nobody else before the copy is done.
+    """
+    if device.type != "cuda":
         return tensor.to(device)
-    # The copy out of pageable memory would wait for all that was launched before.
     host = host_tensor(tuple(tensor.shape), tensor.dtype, device)
     return host.copy_(tensor).to(device, non_blocking=True)
 

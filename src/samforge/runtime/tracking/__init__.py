@@ -48,6 +48,7 @@ from samforge.runtime.tracking.parts import (
     TrackerFacts,
     TrackerParts,
 )
+from samforge.runtime.tracking.pending import Pending
 from samforge.runtime.tracking.prompts import ObjectPrompt
 from samforge.runtime.tracking.rules import (
     births_from_new,
@@ -59,6 +60,7 @@ from samforge.runtime.tracking.rules import (
 )
 from samforge.runtime.tracking.session import VideoSession
 from samforge.runtime.tracking.settings import TrackingSettings
+from samforge.runtime.tracking.stacks import HostMasks, MaskStack
 from samforge.runtime.tracking.state import (
     Birth,
     Decisions,
@@ -84,13 +86,16 @@ __all__ = [
     "FoundInFrame",
     "Gathered",
     "Held",
+    "HostMasks",
     "HostTrackerParts",
     "HotStart",
+    "MaskStack",
     "Memory",
     "MemoryBank",
     "MemoryRules",
     "Needed",
     "ObjectPrompt",
+    "Pending",
     "PromptAt",
     "Release",
     "Removal",

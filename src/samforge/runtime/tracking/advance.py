@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from samforge.core.capabilities import MEMORY_ENCODER, MEMORY_ENCODER_TEXT
 from samforge.core.masks import Masks
@@ -15,18 +14,18 @@ from samforge.core.reference import META
 from samforge.runtime.postprocess import sigmoid
 from samforge.runtime.tracking.bank import Memory, remember
 from samforge.runtime.tracking.between import undetected
-from samforge.runtime.tracking.calls import ask_masks, encode_memories, follow
-from samforge.runtime.tracking.cells import cells_from_masks
+from samforge.runtime.tracking.calls import ask_masks, encode_memories, nothing
 from samforge.runtime.tracking.drawn import Drawn, DrawnObject
-from samforge.runtime.tracking.masks import filled_holes, suppressed_masks
+from samforge.runtime.tracking.following import Followed
 from samforge.runtime.tracking.objects import SessionState, TrackedObject, Turn, group_scores
 from samforge.runtime.tracking.parts import FoundInFrame
-from samforge.runtime.tracking.remembered import remembered_masks, remembered_scores
+from samforge.runtime.tracking.pending import Pending
+from samforge.runtime.tracking.remembered import remembered
 from samforge.runtime.tracking.rules import decide
-from samforge.runtime.tracking.seen import Seen, nothing_seen, taken_rows
+from samforge.runtime.tracking.seen import Seen, SeenMask
+from samforge.runtime.tracking.stacks import MaskStack
 from samforge.runtime.tracking.state import (
     Decisions,
-    Floats,
     Shown,
     Track,
     Tracked,
@@ -44,33 +43,30 @@ class Advanced:
     """After the frame."""
     objects: Mapping[int, TrackedObject]
     """After the frame, with the newborn."""
-    drawn: Drawn
+    drawn: Pending[Drawn]
     """What the frame shows."""
-    raw: Mapping[int, Floats]
-    """Logits (4s, 4s) by id, as the decoder gave them: a correction of this frame begins there."""
+    raw: Mapping[int, SeenMask]
+    """Masks by id, as the decoder gave them: a correction of this frame begins there."""
 
 
-def advance(turn: Turn, state: SessionState, found: FoundInFrame | None) -> Advanced:
+def advance(
+    turn: Turn, state: SessionState, found: FoundInFrame | None, followed: Followed
+) -> Advanced:
     """Take a session one frame further.
 
     Args:
         turn: The frame.
         state: Before it; every object has something to remember.
         found: What phrases found on it; None where they were not looked for.
+        followed: The objects of ``state`` on it.
 
     Raises:
-        FidelityError: The tracker's answer holds NaN.
+        FidelityError: The tracker's answer holds NaN, or a mask infinity.
     """
-    banks = {number: one.bank for number, one in state.objects.items()}
-    seen = follow(turn.parts, turn.features, banks, turn.frame, turn.way)
-    turn.meanwhile()
-    text = np.array([one.by_text for one in state.objects.values()], np.bool_)
-    tracked = Tracked(masks=_filled(seen.masks, text, turn.rules.hole_area), scores=seen.scores)
+    seen, masks = followed.seen, followed.filled
+    tracked = Tracked(cells=masks.cells, scores=seen.scores)
     decisions, tracking = _decided(turn, state, found, tracked)
     rows = {number: row for row, number in enumerate(state.objects)}
-    masks = suppressed_masks(tracked.masks, [rows[number] for number in decisions.suppressed])
-    if masks is not tracked.masks:
-        tracked = Tracked(masks=masks, scores=tracked.scores)
     born = {birth.id: birth.detection for birth in decisions.born}
     tracking_phrases = {track.id: track.phrase for track in tracking.tracks}
     newborn = {
@@ -84,14 +80,19 @@ def advance(turn: Turn, state: SessionState, found: FoundInFrame | None) -> Adva
     }
     known = {**state.objects, **newborn}
     given = _given(turn, decisions, found, born)
-    sights = _Sights(seen=seen, tracked=tracked, given=given, tracks=state.tracking.tracks)
+    sights = _Sights(
+        seen=seen,
+        masks=masks.emptied([rows[number] for number in decisions.suppressed]),
+        given=given,
+        tracks=state.tracking.tracks,
+    )
     return Advanced(
         decisions=decisions,
         tracking=tracking,
         objects=_remembered(turn, decisions, sights, known),
         drawn=_drawn(turn, decisions, sights, _Names(known, tracking.tracks, found, state.phrases)),
-        raw={number: seen.masks[row] for number, row in rows.items()}
-        | {number: given.seen.masks[given.rows[number]] for number in born},
+        raw={number: SeenMask(seen.masks, row) for number, row in rows.items()}
+        | {number: SeenMask(given.seen.masks, given.rows[number]) for number in born},
     )
 
 
@@ -110,8 +111,8 @@ class _Sights:
 
     seen: Seen
     """What the tracker said of the objects that lived before the frame."""
-    tracked: Tracked
-    """N, their masks with holes filled, empty where one gives way to another."""
+    masks: MaskStack
+    """N, with holes filled, empty where one gives way to another."""
     given: _Given
     tracks: Sequence[Track]
     """N, before the frame."""
@@ -126,15 +127,6 @@ class _Names:
     """After the frame."""
     found: FoundInFrame | None
     phrases: tuple[str, ...]
-
-
-def _filled(masks: Floats, text: npt.NDArray[np.bool_], area: int) -> Floats:
-    """Holes are filled in some masks only, those of phrases: so it is at Meta's."""
-    if text.all():
-        return filled_holes(masks, area)
-    filled = masks.copy()
-    filled[text] = filled_holes(masks[text], area)
-    return filled
 
 
 def _decided(
@@ -158,10 +150,9 @@ def _given(
     corrected = decisions.reconditioned if turn.rules.reference == META else {}
     rows = {**born, **corrected}
     if found is None or not rows:
-        return _Given(seen=nothing_seen(turn.parts.facts.mask_side), rows={})
-    logits = taken_rows(found.masks, list(rows.values()))
-    given, logits = turn.parts.give(logits, turn.encoded.size_hw)
-    seen = ask_masks(turn.parts, turn.features, given, logits)
+        return _Given(seen=nothing(turn.parts), rows={})
+    given, masks = turn.parts.give(found.masks.taken(list(rows.values())), turn.encoded.size_hw)
+    seen = ask_masks(turn.parts, turn.features, given, masks)
     return _Given(seen=seen, rows={number: row for row, number in enumerate(rows)})
 
 
@@ -188,7 +179,9 @@ def _remembered(
         )
         one = known[number]
         bank = remember(one.bank, memory, turn.way.rules, reverse=turn.way.reverse)
-        objects[number] = replace(one, bank=bank)
+        objects[number] = TrackedObject(
+            id=number, label=one.label, by_text=one.by_text, begun=one.begun, bank=bank
+        )
     return objects
 
 
@@ -200,15 +193,13 @@ def _memories(
     text = [row for row, track in enumerate(sights.tracks) if known[track.id].by_text]
     phrases = [sights.tracks[row].phrase for row in text]
     # Objects that end on this frame still take their share of the others' masks.
-    own, cells = taken_rows(sights.tracked.masks, text), sights.tracked.cells.taken(text)
-    masks = remembered_masks(own, phrases, turn.rules, side, cells)
-    scores = remembered_scores(masks, turn.rules, side, cells if masks is own else None)
+    masks, scores = remembered(sights.masks.taken(text), phrases, turn.rules, side)
     staying = [at for at, row in enumerate(text) if _stays(sights.tracks[row].id, decisions)]
     tracked = encode_memories(
         turn.parts,
         MEMORY_ENCODER_TEXT,
         turn.features,
-        taken_rows(masks, staying),
+        masks.taken(staying),
         scores[staying],
         np.zeros(len(staying), np.bool_),
     )
@@ -218,7 +209,7 @@ def _memories(
         turn.parts,
         MEMORY_ENCODER,
         turn.features,
-        taken_rows(sights.tracked.masks, prompted),
+        sights.masks.taken(prompted),
         sights.seen.scores[prompted],
         np.zeros(len(prompted), np.bool_),
     )
@@ -241,7 +232,7 @@ def _memories_of_births(
             turn.parts,
             MEMORY_ENCODER,
             turn.features,
-            given.masks[rows],
+            given.masks.taken(rows),
             given.scores[rows],
             np.ones(len(rows), np.bool_),
         )
@@ -253,62 +244,71 @@ def _stays(number: int, decisions: Decisions) -> bool:
     return number not in decisions.removed_ids
 
 
-def _drawn(turn: Turn, decisions: Decisions, sights: _Sights, names: _Names) -> Drawn:
-    scores = {track.id: track.score for track in names.tracks}
+def _drawn(turn: Turn, decisions: Decisions, sights: _Sights, names: _Names) -> Pending[Drawn]:
     born = {birth.id for birth in decisions.born}
+    scores = {track.id: track.score for track in names.tracks}
     living = [item for item in decisions.shown if item.id in scores]  # others ended on this frame
-    masks = _masks_at_frame(turn, living, sights, names.found, born)
-    phrases = {track.id: track.phrase for track in names.tracks}
+    begun = _begin_masks(turn, living, sights, names.found, born)
+
+    def drawn() -> Drawn:
+        masks = {number: one.result()[at : at + 1] for number, (one, at) in begun.items()}
+        return Drawn(
+            size_hw=turn.encoded.size_hw,
+            objects=_objects(living, masks, sights, names),
+            detected=names.found is not None,
+            dropped=len(decisions.dropped),
+            removed=tuple(sorted(decisions.removed_ids)),
+            born=tuple(birth.id for birth in decisions.born),
+            matched=tuple(sorted({one for ids in decisions.matched.values() for one in ids})),
+            best_scores=dict(names.found.best_scores) if names.found is not None else {},
+        )
+
+    return Pending(drawn)
+
+
+def _objects(
+    living: Sequence[Shown], masks: Mapping[int, Masks], sights: _Sights, names: _Names
+) -> dict[int, DrawnObject]:
+    tracks = {track.id: track for track in names.tracks}
+    ranks = sigmoid(sights.seen.scores).tolist()
     objects = {}
     for item in living:
-        one = names.objects[item.id]
-        if _of_track(item, names.found):
-            rank = float(sigmoid(sights.seen.scores[item.row]))
-        else:
-            rank = scores[item.id]
+        one, track = names.objects[item.id], tracks[item.id]
+        rank = ranks[item.row] if _of_track(item, names.found) else track.score
         objects[item.id] = DrawnObject(
             label=one.label,
-            phrase=phrases[item.id],
-            score=scores[item.id] if one.by_text else rank,
+            phrase=track.phrase,
+            score=track.score if one.by_text else rank,
             rank=rank,
             masks=masks[item.id],
         )
-    return Drawn(
-        size_hw=turn.encoded.size_hw,
-        objects=objects,
-        detected=names.found is not None,
-        dropped=len(decisions.dropped),
-        removed=tuple(sorted(decisions.removed_ids)),
-        born=tuple(birth.id for birth in decisions.born),
-        matched=tuple(sorted({one for ids in decisions.matched.values() for one in ids})),
-        best_scores=dict(names.found.best_scores) if names.found is not None else {},
-    )
+    return objects
 
 
 def _of_track(item: Shown, found: FoundInFrame | None) -> bool:
     return item.source == "track" or found is None
 
 
-def _masks_at_frame(
+def _begin_masks(
     turn: Turn,
     living: Sequence[Shown],
     sights: _Sights,
     found: FoundInFrame | None,
     born: Collection[int],
-) -> dict[int, Masks]:
+) -> dict[int, tuple[Pending[Masks], int]]:
     """The mask of each object by id, in one call for those of tracks and one for detections."""
     size_hw = turn.encoded.size_hw
-    masks: dict[int, Masks] = {}
+    begun: dict[int, tuple[Pending[Masks], int]] = {}
     own = [item for item in living if _of_track(item, found)]
     if own:
-        rows, tracked = [item.row for item in own], sights.tracked
-        drawn = turn.parts.draw(taken_rows(tracked.masks, rows), tracked.cells.taken(rows), size_hw)
-        masks |= {item.id: drawn[at : at + 1] for at, item in enumerate(own)}
+        drawn = turn.parts.begin_draw(sights.masks.taken([item.row for item in own]), size_hw)
+        begun |= {item.id: (drawn, at) for at, item in enumerate(own)}
     others = [item for item in living if not _of_track(item, found)]
     if others and found is not None:
-        logits = found.masks[[item.row for item in others]]
-        fills = np.array([item.id in born for item in others])
-        logits = _filled(logits, fills, turn.rules.hole_area)
-        drawn = turn.parts.draw(logits, cells_from_masks(logits), size_hw)
-        masks |= {item.id: drawn[at : at + 1] for at, item in enumerate(others)}
-    return masks
+        masks = found.masks.taken([item.row for item in others])
+        fills = [at for at, item in enumerate(others) if item.id in born]
+        if fills:
+            masks = masks.filled(turn.rules.hole_area, fills)
+        drawn = turn.parts.begin_draw(masks, size_hw)
+        begun |= {item.id: (drawn, at) for at, item in enumerate(others)}
+    return begun

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from samforge.core.capabilities import DETECTOR, VISION
 from samforge.core.masks import Masks
 from samforge.core.timing import Timings
 from samforge.runtime.encoded import EncodedImage
-from samforge.runtime.tracking.cells import Cells
 from samforge.runtime.tracking.parts import Array, FoundInFrame, TrackerFacts, TrackerParts
-from samforge.runtime.tracking.state import Floats
+from samforge.runtime.tracking.pending import Pending
+from samforge.runtime.tracking.stacks import MaskStack
 
+Value = TypeVar("Value")
 TRACKER = "tracker"
 """Stage of all parts of the tracker together, with what comes to the host."""
 
@@ -33,11 +35,11 @@ class AroundParts:
         """Run the vision part on one frame."""
         return self._parts.encode(image)
 
-    def detect(
+    def begin_detect(
         self, encoded: EncodedImage, phrases: tuple[str, ...], thresholds: Sequence[float]
-    ) -> FoundInFrame:
-        """Find what all phrases name in a frame."""
-        return self._parts.detect(encoded, phrases, thresholds)
+    ) -> Pending[FoundInFrame]:
+        """Begin to find what all phrases name in a frame."""
+        return self._parts.begin_detect(encoded, phrases, thresholds)
 
     def run(self, part: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Run a part."""
@@ -47,13 +49,21 @@ class AroundParts:
         """Bring an output to the host."""
         return self._parts.to_host(array)
 
-    def draw(self, logits: Floats, cells: Cells, size_hw: tuple[int, int]) -> Masks:
-        """Bring masks to the frame's size."""
-        return self._parts.draw(logits, cells, size_hw)
+    def begin_to_host(self, arrays: Mapping[str, Any]) -> Pending[dict[str, Array]]:
+        """Begin to bring outputs to the host."""
+        return self._parts.begin_to_host(arrays)
 
-    def give(self, logits: Floats, size_hw: tuple[int, int]) -> tuple[Any, Floats]:
+    def masks(self, logits: Any) -> MaskStack:
+        """Masks in an output."""
+        return self._parts.masks(logits)
+
+    def begin_draw(self, masks: MaskStack, size_hw: tuple[int, int]) -> Pending[Masks]:
+        """Begin to draw masks at the frame's size."""
+        return self._parts.begin_draw(masks, size_hw)
+
+    def give(self, masks: MaskStack, size_hw: tuple[int, int]) -> tuple[Any, MaskStack]:
         """Take masks of detections as masks that are given to the tracker."""
-        return self._parts.give(logits, size_hw)
+        return self._parts.give(masks, size_hw)
 
     def keep(self, memory: Any) -> list[Any]:
         """Split memories into those of single objects."""
@@ -73,7 +83,11 @@ class AroundParts:
 
 
 class TimedParts(AroundParts):
-    """Takes the time of what is asked; ``timings`` may be another for every frame."""
+    """Takes the time of what is asked; ``timings`` may be another for every frame.
+
+    What was begun counts, once it is asked for, with the frame that asks: the time that it took to
+    begin it and that of waiting for it.
+    """
 
     def __init__(self, parts: TrackerParts, processor: str) -> None:
         """Watch parts.
@@ -86,17 +100,33 @@ class TimedParts(AroundParts):
         self._processor = processor
         self.timings = Timings()
 
+    def _later(self, stage: str, begin: Callable[[], Pending[Value]]) -> Pending[Value]:
+        start = time.perf_counter()
+        pending = begin()
+        spent = time.perf_counter() - start
+
+        def finish() -> Value:
+            waiting = time.perf_counter()
+            try:
+                return pending.result()
+            finally:
+                whole = spent + time.perf_counter() - waiting
+                self.timings.add(stage, 1e3 * whole, self._processor)
+
+        return Pending(finish)
+
     def encode(self, image: Any) -> EncodedImage:
         """Run the vision part on one frame."""
         with self.timings.stage(VISION, self._processor):
             return super().encode(image)
 
-    def detect(
+    def begin_detect(
         self, encoded: EncodedImage, phrases: tuple[str, ...], thresholds: Sequence[float]
-    ) -> FoundInFrame:
-        """Find what all phrases name in a frame."""
-        with self.timings.stage(DETECTOR, self._processor):
-            return super().detect(encoded, phrases, thresholds)
+    ) -> Pending[FoundInFrame]:
+        """Begin to find what all phrases name in a frame."""
+        return self._later(
+            DETECTOR, lambda: super(TimedParts, self).begin_detect(encoded, phrases, thresholds)
+        )
 
     def run(self, part: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Run a part."""
@@ -108,12 +138,15 @@ class TimedParts(AroundParts):
         with self.timings.stage(TRACKER, self._processor):
             return super().to_host(array)
 
-    def draw(self, logits: Floats, cells: Cells, size_hw: tuple[int, int]) -> Masks:
-        """Bring masks to the frame's size; a GPU ends what it has begun of the next frame first."""
-        with self.timings.stage(TRACKER, self._processor):
-            return super().draw(logits, cells, size_hw)
+    def begin_to_host(self, arrays: Mapping[str, Any]) -> Pending[dict[str, Array]]:
+        """Begin to bring outputs to the host."""
+        return self._later(TRACKER, lambda: super(TimedParts, self).begin_to_host(arrays))
 
-    def give(self, logits: Floats, size_hw: tuple[int, int]) -> tuple[Any, Floats]:
+    def begin_draw(self, masks: MaskStack, size_hw: tuple[int, int]) -> Pending[Masks]:
+        """Begin to draw masks at the frame's size."""
+        return self._later(TRACKER, lambda: super(TimedParts, self).begin_draw(masks, size_hw))
+
+    def give(self, masks: MaskStack, size_hw: tuple[int, int]) -> tuple[Any, MaskStack]:
         """Take masks of detections as masks that are given to the tracker."""
         with self.timings.stage(TRACKER, self._processor):
-            return super().give(logits, size_hw)
+            return super().give(masks, size_hw)

@@ -20,6 +20,7 @@ from samforge.runtime.tracking.objects import (
     track_of_prompt,
 )
 from samforge.runtime.tracking.prompts import ObjectPrompt
+from samforge.runtime.tracking.seen import SeenMask
 from samforge.runtime.tracking.state import Track
 
 
@@ -162,7 +163,7 @@ def ask_earlier(
         now = replace(
             now,
             held=with_object(now.held, one.id, new.drawn[last]),
-            raw={**now.raw, one.id: new.seen[last].masks[0]},
+            raw={**now.raw, one.id: SeenMask(new.seen[last].masks, 0)},
         )
     answer = Answer(
         id=one.id,

@@ -78,7 +78,7 @@ def kept_detections(found: Detected, rules: Rules) -> tuple[int, ...]:
     covers = mask_ious(cells, cells) > np.float32(rules.nms_iou)
     covers &= phrases[:, None] == phrases[None]
     alive = np.ones(len(best_first), np.bool_)
-    for row in range(len(best_first)):
+    for row in np.flatnonzero(np.triu(covers, 1).any(axis=1)).tolist():
         if alive[row]:
             alive[row + 1 :] &= ~covers[row, row + 1 :]
     return tuple(sorted(best_first[alive].tolist()))
@@ -108,9 +108,9 @@ def associate(
     Raises:
         ShapeError: There are more or fewer masks than tracks, or they differ in size.
     """
-    if len(tracks) != len(tracked.masks):
+    if len(tracks) != len(tracked):
         raise ShapeError(
-            f"{len(tracks)} tracks live, got {len(tracked.masks)} tracked masks. Give one row for "
+            f"{len(tracks)} tracks live, got {len(tracked)} tracked masks. Give one row for "
             "each, in the order of their ids."
         )
     if not tracks:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from samforge.core.errors import SettingError, ShapeError
 from samforge.runtime.tracking.constants import META, MemoryRules
-from samforge.runtime.tracking.memory import Attended, attended_frames, needed_frames
+from samforge.runtime.tracking.memory import Attended, Needed, attended_frames, needed_frames
 
 Array = npt.NDArray[Any]
 
@@ -116,25 +117,86 @@ def remember(
         reverse: Whether the video runs backwards.
     """
     others = [known for known in bank if known.frame != memory.frame]
-    grown = MemoryBank(memories=tuple(sorted([*others, memory], key=lambda known: known.frame)))
+    grown = sorted([*others, memory], key=lambda known: known.frame)
     # Prompts may lie ahead; ordinary frames are where the pass has been.
     passed = [known.frame for known in grown if not known.conditioning or known is memory]
     now = min(passed) if reverse else max(passed)
-    return forget(grown, now, rules, reverse=reverse)
+    return _forgotten(tuple(grown), now, rules, reverse=reverse)
 
 
 def forget(
     bank: MemoryBank, now: int, rules: MemoryRules = META.memory, *, reverse: bool = False
 ) -> MemoryBank:
     """Drop what no frame after ``now`` can attend to; pinned memories stay as they are."""
-    needed = needed_frames(bank.conditioning, bank.ordinary, now, rules, reverse=reverse)
+    return _forgotten(bank.memories, now, rules, reverse=reverse)
+
+
+def _forgotten(
+    memories: tuple[Memory, ...], now: int, rules: MemoryRules, *, reverse: bool
+) -> MemoryBank:
+    needed = _needed(_outline(memories), now, rules, reverse)
     kept = []
-    for memory in bank:
+    for memory in memories:
         if memory.pinned or memory.frame in needed.memories:
             kept.append(memory)
         elif memory.frame in needed.pointers:
-            kept.append(memory if memory.features is None else replace(memory, features=None))
+            kept.append(memory if memory.features is None else _without_features(memory))
     return MemoryBank(memories=tuple(kept))
+
+
+def _without_features(memory: Memory) -> Memory:
+    return Memory(
+        frame=memory.frame,
+        pointer=memory.pointer,
+        features=None,
+        conditioning=memory.conditioning,
+        score=memory.score,
+        pinned=memory.pinned,
+    )
+
+
+_Outline: TypeAlias = tuple[tuple[int, float | None], ...]
+"""Frames with their scores, None for conditioning ones: all that decides what is attended to.
+
+Objects that began together have the same, so that one of them is decided for all."""
+
+
+def _outline(memories: tuple[Memory, ...]) -> _Outline:
+    return tuple([(one.frame, None if one.conditioning else one.score) for one in memories])
+
+
+def _frames(outline: _Outline) -> tuple[tuple[int, ...], dict[int, float]]:
+    """Conditioning frames, and the others with their scores."""
+    conditioning = tuple(frame for frame, score in outline if score is None)
+    return conditioning, {frame: score for frame, score in outline if score is not None}
+
+
+@lru_cache(maxsize=256)
+def _needed(outline: _Outline, now: int, rules: MemoryRules, reverse: bool) -> Needed:
+    conditioning, ordinary = _frames(outline)
+    return needed_frames(conditioning, ordinary, now, rules, reverse=reverse)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Plan:
+    """What objects of one outline attend to on a frame."""
+
+    attended: Attended
+    codes: npt.NDArray[np.int64]
+    times: npt.NDArray[np.float32]
+
+
+@lru_cache(maxsize=256)
+def _plan(
+    outline: _Outline, frame: int, rules: MemoryRules, length: int | None, reverse: bool
+) -> _Plan:
+    conditioning, ordinary = _frames(outline)
+    attended = attended_frames(conditioning, ordinary, frame, rules, length=length, reverse=reverse)
+    span = attended.pointer_span
+    codes = np.array([code for _, code in attended.memories], np.int64)
+    times = np.array([np.float32(far) / span for _, far in attended.pointers], np.float32)
+    codes.flags.writeable = times.flags.writeable = False  # of all objects alike
+    return _Plan(attended, codes, times)
 
 
 def gather(
@@ -158,18 +220,13 @@ def gather(
         SettingError: There is no conditioning frame, or a map of features was forgotten, which
             happens only if the direction of time changed.
     """
-    attended = attended_frames(
-        bank.conditioning, bank.ordinary, frame, rules, length=length, reverse=reverse
-    )
-    known = {memory.frame: memory for memory in bank}
+    plan = _plan(_outline(bank.memories), frame, rules, length, reverse)
+    known = {memory.frame: memory for memory in bank.memories}
     return Gathered(
-        features=tuple(_features(known[number]) for number, _ in attended.memories),
-        memory_codes=np.array([code for _, code in attended.memories], np.int64),
-        pointers=_pointers(bank, attended),
-        pointer_times=np.array(
-            [np.float32(distance) / attended.pointer_span for _, distance in attended.pointers],
-            np.float32,
-        ),
+        features=tuple([_features(known[number]) for number, _ in plan.attended.memories]),
+        memory_codes=plan.codes,
+        pointers=_pointers(known, plan.attended),
+        pointer_times=plan.times,
     )
 
 
@@ -182,8 +239,9 @@ def _features(memory: Memory) -> Any:
     return memory.features
 
 
-def _pointers(bank: MemoryBank, attended: Attended) -> Array:
-    known = {memory.frame: memory.pointer for memory in bank}
-    width = len(bank.memories[0].pointer)
-    rows = [known[number] for number, _ in attended.pointers]
-    return np.stack(rows) if rows else np.zeros((0, width), bank.memories[0].pointer.dtype)
+def _pointers(known: Mapping[int, Memory], attended: Attended) -> Array:
+    rows = [known[number].pointer for number, _ in attended.pointers]
+    one = next(iter(known.values())).pointer
+    if not rows:
+        return np.zeros((0, len(one)), one.dtype)
+    return np.concatenate(rows).reshape(len(rows), len(one))

@@ -1,4 +1,4 @@
-"""Calls of the tracker's parts with objects as batches: arrays of the host in and out."""
+"""Calls of the tracker's parts with objects as batches."""
 
 from __future__ import annotations
 
@@ -17,19 +17,17 @@ from samforge.core.capabilities import (
 )
 from samforge.runtime.tracking.bank import Gathered, MemoryBank, gather
 from samforge.runtime.tracking.constants import MemoryRules
-from samforge.runtime.tracking.parts import TrackerParts
-from samforge.runtime.tracking.seen import (
-    Seen,
-    joined_seen,
-    nothing_seen,
-    refuse_nan,
-    taken_seen,
-)
+from samforge.runtime.tracking.parts import Array, TrackerParts
+from samforge.runtime.tracking.pending import Pending
+from samforge.runtime.tracking.seen import Seen, nothing_seen, refuse_nan
+from samforge.runtime.tracking.stacks import MaskStack, Rows, joined_masks
 from samforge.runtime.tracking.state import Floats
 
 ABSENT = np.float32(-1024)
 """The logit of an object that is not in the picture, in both references."""
 Item = TypeVar("Item")
+_SMALL = ("iou", "object_pointer", "object_score")
+"""What of the tracking decoder's answer the host wants beside the masks."""
 FED = 32.0
 """An earlier mask is fed to the decoder within this range."""
 
@@ -46,14 +44,14 @@ class Pass:
     """Whether it runs backwards."""
 
 
-def follow(
+def begin_follow(
     parts: TrackerParts,
     features: Mapping[str, Any],
     banks: Mapping[int, MemoryBank],
     frame: int,
     way: Pass,
-) -> Seen:
-    """Track objects to a frame: one call for all that have equally many memories and pointers.
+) -> tuple[MaskStack, Pending[Seen]]:
+    """Begin to track objects: one call for all that have equally many memories and pointers.
 
     Args:
         parts: What runs the tracker.
@@ -63,10 +61,7 @@ def follow(
         way: Which memories count.
 
     Returns:
-        A row for each bank, in their order.
-
-    Raises:
-        FidelityError: An answer holds NaN: a memory, or what is computed from it, does.
+        The masks, a row for each bank, in their order; and all of the answer, which may hold NaN.
     """
     groups: dict[tuple[int, int], list[tuple[int, Gathered]]] = {}
     for row, bank in enumerate(banks.values()):
@@ -77,18 +72,36 @@ def follow(
         sizes = len(found.features), len(found.pointers)
         groups.setdefault(sizes, []).append((row, found))
     rows: list[int] = []
-    seen: list[Seen] = []
+    begun: list[tuple[MaskStack, Pending[dict[str, Array]]]] = []
     for group in groups.values():
         for chunk in _chunks(group, parts.facts.most_objects):
             rows += [row for row, _ in chunk]
-            seen.append(_followed(parts, features, [found for _, found in chunk]))
-    if not seen:
-        return nothing_seen(parts.facts.mask_side)
-    joined = joined_seen(seen)
+            begun.append(_begun(parts, features, [found for _, found in chunk]))
+    if not begun:
+        seen = nothing(parts)
+        return seen.masks, Pending.of(seen)
     order = np.argsort(rows)
-    result = taken_seen(joined, order)
-    refuse_nan(result, list(banks), frame)
-    return result
+    masks = joined_masks([one for one, _ in begun]).taken(order)
+    return masks, Pending(lambda: _seen(masks, [rest.result() for _, rest in begun], order))
+
+
+def follow(
+    parts: TrackerParts,
+    features: Mapping[str, Any],
+    banks: Mapping[int, MemoryBank],
+    frame: int,
+    way: Pass,
+) -> Seen:
+    """Track objects to a frame, and wait for it: see :func:`begin_follow`.
+
+    Raises:
+        FidelityError: An answer holds NaN: a memory, or what is computed from it, does.
+    """
+    masks, pending = begin_follow(parts, features, banks, frame, way)
+    masks.begin()
+    seen = pending.result()
+    refuse_nan(seen, list(banks), frame)
+    return seen
 
 
 def _within(found: Gathered, most: int | None) -> Gathered:
@@ -106,9 +119,9 @@ def _within(found: Gathered, most: int | None) -> Gathered:
     )
 
 
-def _followed(
+def _begun(
     parts: TrackerParts, features: Mapping[str, Any], gathered: Sequence[Gathered]
-) -> Seen:
+) -> tuple[MaskStack, Pending[dict[str, Array]]]:
     conditioned = parts.run(
         MEMORY_ATTENTION,
         {
@@ -122,12 +135,24 @@ def _followed(
     out = parts.run(
         TRACKING_DECODER, {"conditioned": conditioned["conditioned"], **_fine(features)}
     )
+    rest = parts.begin_to_host({name: out[name] for name in _SMALL})
+    return parts.masks(out["mask_logits"][:, 0]), rest
+
+
+def _seen(masks: MaskStack, rest: Sequence[dict[str, Array]], order: Rows) -> Seen:
+    small = {name: np.concatenate([one[name] for one in rest])[order] for name in _SMALL}
     return Seen(
-        masks=parts.to_host(out["mask_logits"])[:, 0],
-        ious=parts.to_host(out["iou"])[:, 0],
-        pointers=parts.to_host(out["object_pointer"]),
-        scores=parts.to_host(out["object_score"])[:, 0],
+        masks=masks,
+        ious=small["iou"][:, 0],
+        pointers=small["object_pointer"],
+        scores=small["object_score"][:, 0],
     )
+
+
+def nothing(parts: TrackerParts) -> Seen:
+    """No object, as the answer of a call that is not made."""
+    side = parts.facts.mask_side
+    return nothing_seen(parts.masks(np.zeros((0, side, side), np.float32)))
 
 
 def ask_points(
@@ -169,7 +194,7 @@ def ask_points(
     best = 1 + int(ious[1:].argmax()) if len(labels) == 1 else 0
     logits = parts.to_host(out["mask_logits"])[:, best]
     seen = Seen(
-        masks=np.where(score > 0, logits, ABSENT),
+        masks=parts.masks(np.where(score > 0, logits, ABSENT)),
         ious=ious[best : best + 1],
         pointers=parts.to_host(out["object_pointers"])[:, best],
         scores=score,
@@ -178,7 +203,9 @@ def ask_points(
     return seen
 
 
-def ask_masks(parts: TrackerParts, features: Mapping[str, Any], given: Any, masks: Floats) -> Seen:
+def ask_masks(
+    parts: TrackerParts, features: Mapping[str, Any], given: Any, masks: MaskStack
+) -> Seen:
     """Make pointers of objects whose masks are given.
 
     Args:
@@ -186,12 +213,12 @@ def ask_masks(parts: TrackerParts, features: Mapping[str, Any], given: Any, mask
         features: Of the frame.
         given: (N, S, S), 0 to 1, at the side that part ``mask_prompt`` takes; where the parts run,
             or on the host.
-        masks: (N, 4s, 4s), the same as logits: they are given back as they are.
+        masks: The same as N masks of 4s x 4s cells: they are given back as they are.
 
     Raises:
         FidelityError: A pointer holds NaN.
     """
-    pointers, scores = [], []
+    answers = []
     for start in range(0, len(given), parts.facts.most_objects):
         chunk = given[start : start + parts.facts.most_objects, None]
         out = parts.run(
@@ -202,15 +229,17 @@ def ask_masks(parts: TrackerParts, features: Mapping[str, Any], given: Any, mask
                 "mask": chunk,
             },
         )
-        pointers.append(parts.to_host(out["object_pointer"]))
-        scores.append(parts.to_host(out["object_score"])[:, 0])
-    if not pointers:
-        return nothing_seen(parts.facts.mask_side)
+        answers.append(
+            parts.begin_to_host({name: out[name] for name in ("object_pointer", "object_score")})
+        )
+    if not answers:
+        return nothing(parts)
+    rest = [one.result() for one in answers]
     seen = Seen(
         masks=masks,
         ious=np.ones(len(masks), np.float32),
-        pointers=np.concatenate(pointers),
-        scores=np.concatenate(scores),
+        pointers=np.concatenate([one["object_pointer"] for one in rest]),
+        scores=np.concatenate([one["object_score"][:, 0] for one in rest]),
     )
     refuse_nan(seen, None, None)
     return seen
@@ -220,7 +249,7 @@ def encode_memories(  # the inputs of the part
     parts: TrackerParts,
     part: str,
     features: Mapping[str, Any],
-    masks: Floats,
+    masks: MaskStack,
     scores: Floats,
     from_prompt: npt.NDArray[np.bool_],
 ) -> list[Any]:
@@ -230,7 +259,7 @@ def encode_memories(  # the inputs of the part
         parts: What runs the tracker.
         part: Which of the two memory encoders.
         features: Of the frame.
-        masks: (N, 4s, 4s), logits.
+        masks: N masks of 4s x 4s cells.
         scores: (N,), logits: what is not above 0 is remembered as hidden.
         from_prompt: (N,), whose masks are taken as they are, inside or outside.
 
@@ -244,7 +273,7 @@ def encode_memories(  # the inputs of the part
             part,
             {
                 "tracker_features": features["tracker_features"],
-                "mask_logits": masks[chunk][:, None].astype(np.float32, copy=False),
+                "mask_logits": masks.taken(range(len(masks))[chunk]).values[:, None],
                 "object_score": scores[chunk][:, None].astype(np.float32),
                 "from_prompt": from_prompt[chunk],
             },

@@ -13,8 +13,7 @@ from samforge.core.errors import PromptError, SettingError
 from samforge.runtime.postprocess import sigmoid
 from samforge.runtime.tracking.bank import Memory, MemoryBank, remember
 from samforge.runtime.tracking.calls import encode_memories, follow
-from samforge.runtime.tracking.drawn import DrawnObject, drawn_masks
-from samforge.runtime.tracking.masks import filled_holes
+from samforge.runtime.tracking.drawn import DrawnObject, drawn_masks, require_finite
 from samforge.runtime.tracking.memory import effective_score
 from samforge.runtime.tracking.objects import TrackedObject, Turn
 from samforge.runtime.tracking.prompts import ObjectPrompt, answer
@@ -69,7 +68,7 @@ def retrack(
         turn = turn_of(number)
         found = follow(turn.parts, turn.features, {one.id: bank}, number, turn.way)
         if one.by_text:
-            found = replace(found, masks=filled_holes(found.masks, turn.rules.hole_area))
+            found = replace(found, masks=found.masks.filled(turn.rules.hole_area))
         bank = _with(bank, turn, found, prompted=False, text=one.by_text)
         seen[number] = found
     drawn = {
@@ -84,12 +83,13 @@ def drawn_object(
 ) -> DrawnObject:
     """One object as a frame shows it."""
     rank = float(sigmoid(seen.scores[0]))
+    require_finite(bool(seen.masks.known.finite.all()))
     return DrawnObject(
         label=one.label,
         phrase=track.phrase,
         score=track.score if one.by_text else rank,
         rank=rank,
-        masks=drawn_masks(seen.masks[:1], size_hw),
+        masks=drawn_masks(seen.masks.host(), size_hw),
     )
 
 
@@ -132,7 +132,7 @@ def _earlier(bank: MemoryBank, turn: Turn) -> Any:
     sign = -1 if turn.way.reverse else 1
     if not any((turn.frame - frame) * sign > 0 for frame in bank.conditioning):
         return None
-    return follow(turn.parts, turn.features, {0: bank}, turn.frame, turn.way).masks[0]
+    return follow(turn.parts, turn.features, {0: bank}, turn.frame, turn.way).masks.host()[0]
 
 
 def _with(bank: MemoryBank, turn: Turn, seen: Seen, *, prompted: bool, text: bool) -> MemoryBank:

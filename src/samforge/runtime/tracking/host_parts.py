@@ -15,11 +15,11 @@ from samforge.core.masks import Masks
 from samforge.core.reference import META
 from samforge.core.session import Session, fixed_axis, largest_of
 from samforge.runtime.encoded import EncodedImage
-from samforge.runtime.tracking.cells import Cells
-from samforge.runtime.tracking.drawn import drawn_masks
+from samforge.runtime.tracking.drawn import drawn_masks, require_finite
 from samforge.runtime.tracking.given import given_logits, masks_to_give
 from samforge.runtime.tracking.parts import TRACKING_PARTS, Array, FoundInFrame, TrackerFacts
-from samforge.runtime.tracking.state import Floats
+from samforge.runtime.tracking.pending import Pending
+from samforge.runtime.tracking.stacks import HostMasks, MaskStack
 
 Encode: TypeAlias = Callable[[Any], EncodedImage]
 Detect: TypeAlias = Callable[[EncodedImage, tuple[str, ...], Sequence[float]], FoundInFrame]
@@ -31,15 +31,14 @@ _MEMORY_SCALE = 4
 class PartsOfSessions:
     """What all :class:`TrackerParts` over sessions share."""
 
-    def __init__(self, facts: TrackerFacts, *, encode: Encode, detect: Detect) -> None:
+    def __init__(self, facts: TrackerFacts, *, encode: Encode) -> None:
         """Answer what is no part of the tracker.
 
         Args:
             facts: Of the sessions, from :func:`facts_from_sessions`.
             encode: Takes a frame to its features.
-            detect: Finds phrases in it.
         """
-        self._facts, self._encode, self._detect = facts, encode, detect
+        self._facts, self._encode = facts, encode
 
     @property
     def facts(self) -> TrackerFacts:
@@ -49,12 +48,6 @@ class PartsOfSessions:
     def encode(self, image: Any) -> EncodedImage:
         """Run the vision part on one frame."""
         return self._encode(image)
-
-    def detect(
-        self, encoded: EncodedImage, phrases: tuple[str, ...], thresholds: Sequence[float]
-    ) -> FoundInFrame:
-        """Find what all phrases name in a frame."""
-        return self._detect(encoded, phrases, thresholds)
 
 
 class HostTrackerParts(PartsOfSessions):
@@ -78,8 +71,14 @@ class HostTrackerParts(PartsOfSessions):
             detect: Finds phrases in it.
             rounds: Whether memories are kept as bfloat16, as Meta keeps them, in half the room.
         """
-        super().__init__(facts, encode=encode, detect=detect)
-        self._sessions, self._rounds = dict(sessions), rounds
+        super().__init__(facts, encode=encode)
+        self._sessions, self._detect, self._rounds = dict(sessions), detect, rounds
+
+    def begin_detect(
+        self, encoded: EncodedImage, phrases: tuple[str, ...], thresholds: Sequence[float]
+    ) -> Pending[FoundInFrame]:
+        """Find what all phrases name in a frame, once it is asked for: nothing runs beside it."""
+        return Pending(lambda: self._detect(encoded, phrases, thresholds))
 
     def run(self, part: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Run a part."""
@@ -89,14 +88,23 @@ class HostTrackerParts(PartsOfSessions):
         """They are there."""
         return np.asarray(array)
 
-    def draw(self, logits: Floats, cells: Cells, size_hw: tuple[int, int]) -> Masks:  # noqa: ARG002
-        """Bring masks to the frame's size."""
-        return drawn_masks(logits, size_hw)
+    def begin_to_host(self, arrays: Mapping[str, Any]) -> Pending[dict[str, Array]]:
+        """They are there."""
+        return Pending.of({name: np.asarray(array) for name, array in arrays.items()})
 
-    def give(self, logits: Floats, size_hw: tuple[int, int]) -> tuple[Any, Floats]:
+    def masks(self, logits: Any) -> MaskStack:
+        """Masks in an array of the host."""
+        return HostMasks(np.asarray(logits, np.float32))
+
+    def begin_draw(self, masks: MaskStack, size_hw: tuple[int, int]) -> Pending[Masks]:
+        """Draw masks at the frame's size."""
+        require_finite(bool(masks.outline.finite.all()))
+        return Pending.of(drawn_masks(masks.values, size_hw))
+
+    def give(self, masks: MaskStack, size_hw: tuple[int, int]) -> tuple[Any, MaskStack]:
         """Take masks of detections as masks that are given to the tracker."""
-        given = masks_to_give(logits, self.facts)
-        return given, given_logits(given, self.facts, size_hw)
+        given = masks_to_give(masks.values, self.facts)
+        return given, HostMasks(given_logits(given, self.facts, size_hw))
 
     def keep(self, memory: Any) -> list[Any]:
         """Split memories (N, L, C) into those of single objects, as bits of bfloat16 if rounded."""

@@ -15,8 +15,8 @@ from samforge.runtime.tracking.earlier import drawn_object
 from samforge.runtime.tracking.objects import SessionState, TrackedObject, Turn
 from samforge.runtime.tracking.output import Held, without_ids
 from samforge.runtime.tracking.prompts import ObjectPrompt, answer
-from samforge.runtime.tracking.seen import Seen
-from samforge.runtime.tracking.state import Floats, Track
+from samforge.runtime.tracking.seen import Seen, SeenMask, joined_seen
+from samforge.runtime.tracking.state import Track
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -27,8 +27,8 @@ class Newest:
     """The frame with its features."""
     held: Held
     """As it left, or waits."""
-    raw: Mapping[int, Floats]
-    """Logits (4s, 4s) of each object, to be refined."""
+    raw: Mapping[int, SeenMask]
+    """Mask of each object, to be refined."""
     pending: Mapping[int, Seen]
     """Answers of prompts by id. Those of one frame are remembered together, as at Meta's: they
     share no pixel then."""
@@ -43,13 +43,14 @@ def prompted(
         PromptError: The prompt does not fit the frame.
         FidelityError: The answer holds NaN.
     """
-    seen = answer(now.turn, prompt, now.raw.get(one.id))
+    known = now.raw.get(one.id)
+    seen = answer(now.turn, prompt, None if known is None else known.host())
     drawn = drawn_object(one, track, seen, now.turn.encoded.size_hw)
     state = with_drawn(with_track(state, one, track), one.id, {now.turn.frame: drawn})
     return state, replace(
         now,
         held=with_object(now.held, one.id, drawn),
-        raw={**now.raw, one.id: seen.masks[0]},
+        raw={**now.raw, one.id: SeenMask(seen.masks, 0)},
         pending={**now.pending, one.id: seen},
     )
 
@@ -58,13 +59,13 @@ def settled(state: SessionState, now: Newest | None) -> SessionState:
     """The state with what was prompted on the newest frame remembered: one call for all of it."""
     if now is None or not now.pending:
         return state
-    turn, seen = now.turn, list(now.pending.values())
+    turn, seen = now.turn, joined_seen(now.pending.values())
     kept = encode_memories(
         turn.parts,
         MEMORY_ENCODER,
         turn.features,
-        np.concatenate([one.masks for one in seen]),
-        np.concatenate([one.scores for one in seen]),
+        seen.masks,
+        seen.scores,
         np.ones(len(seen), np.bool_),
     )
     objects = dict(state.objects)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -60,10 +60,6 @@ class SessionState:
     """Whether it was finished."""
 
 
-def _nothing() -> None:
-    """Nobody has anything to do meanwhile."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Turn:
     """One frame and what it is done with."""
@@ -78,8 +74,6 @@ class Turn:
     """Of text video."""
     way: Pass
     """Which memories count."""
-    meanwhile: Callable[[], None] = _nothing
-    """Called when the host has what it decides by, and a device has nothing more to do before."""
 
     @property
     def features(self) -> Mapping[str, Any]:

@@ -1,9 +1,9 @@
 """What a video session asks of whatever runs the parts: on the host, or on a device.
 
-The session decides, and computes in numpy only. Features of a frame and memories of objects are
-opaque to it: it hands them back to the ``TrackerParts`` they came from, so that a device keeps them
-where they are. What comes to the host on every frame is small: masks of 4s x 4s cells, scores and
-pointers.
+The session decides, and computes in numpy only. Features of a frame, masks and memories of objects
+are opaque to it: it hands them back to the ``TrackerParts`` they came from, so that a device keeps
+them where they are. What comes to the host on every frame is small: a bit for each cell of a mask,
+scores and pointers. What is named ``begin`` returns before a device has done it.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from samforge.core.errors import ShapeError
 from samforge.core.masks import Masks
 from samforge.core.reference import META
 from samforge.runtime.encoded import EncodedImage, require_own
-from samforge.runtime.tracking.cells import Cells
-from samforge.runtime.tracking.state import Detected, Floats
+from samforge.runtime.tracking.pending import Pending
+from samforge.runtime.tracking.stacks import HostMasks, MaskStack, joined_masks
+from samforge.runtime.tracking.state import Detected, Floats, refuse_nan_scores
 
 Array = npt.NDArray[Any]
 
@@ -62,15 +63,15 @@ class TrackerFacts:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class FoundInFrame:
-    """What the detector says of one frame, for all phrases: N detections, arrays of the host.
+    """What the detector says of one frame, for all phrases: N detections.
 
     Raises:
         ShapeError: The arrays do not belong together.
         FidelityError: A score is NaN.
     """
 
-    masks: Floats
-    """(N, 4s, 4s), logits."""
+    masks: MaskStack
+    """N masks of 4s x 4s cells, where the parts run."""
     scores: Floats
     """(N,), probabilities: those of the detection times the presence of its phrase."""
     phrases: npt.NDArray[np.int64]
@@ -82,44 +83,60 @@ class FoundInFrame:
     """Best score of each phrase, above its threshold or not."""
 
     def __post_init__(self) -> None:
-        detected = self.detected
-        if self.boxes_xyxy.shape != (len(detected), 4):
+        count = len(self.masks)
+        shapes = (self.scores.shape, self.phrases.shape, self.boxes_xyxy.shape)
+        if shapes != ((count,), (count,), (count, 4)):
             raise ShapeError(
-                f"{len(detected)} detections want boxes ({len(detected)}, 4), got "
-                f"{self.boxes_xyxy.shape}."
+                f"{count} detections want scores ({count},), phrases ({count},) and boxes "
+                f"({count}, 4), got {shapes[0]}, {shapes[1]} and {shapes[2]}."
             )
+        refuse_nan_scores(self.scores, "detection")
+
+    @classmethod
+    def from_masks(
+        cls,
+        *,
+        masks: Floats,
+        scores: Floats,
+        phrases: npt.NDArray[np.int64],
+        boxes_xyxy: Floats,
+        best_scores: Mapping[str, float] | None = None,
+    ) -> FoundInFrame:
+        """The same of masks (N, 4s, 4s) on the host, logits.
+
+        Raises:
+            ShapeError: The arrays do not belong together.
+            FidelityError: A score is NaN.
+        """
+        return cls(
+            masks=HostMasks(masks),
+            scores=scores,
+            phrases=phrases,
+            boxes_xyxy=boxes_xyxy,
+            best_scores=best_scores or {},
+        )
 
     @property
     def detected(self) -> Detected:
-        """What the rules take."""
-        return Detected(masks=self.masks, scores=self.scores, phrases=self.phrases)
+        """What the rules take; waits for the cells of the masks."""
+        return Detected(cells=self.masks.cells, scores=self.scores, phrases=self.phrases)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class FoundOfPhrase:
-    """What one phrase names in a frame: n detections."""
+def joined_found(found: Sequence[FoundInFrame]) -> FoundInFrame:
+    """What was found of some phrases and of those behind them, at least one of them, in order.
 
-    phrase: str
-    """The phrase."""
-    masks: Floats
-    """(n, 4s, 4s), logits."""
-    scores: Floats
-    """(n,), probabilities."""
-    boxes: Floats
-    """(n, 4), as fractions of the frame."""
-    best_score: float
-    """The best of all queries."""
-
-
-def found_in_frame(found: Sequence[FoundOfPhrase]) -> FoundInFrame:
-    """Join what phrases name, at least one of them, in their order."""
-    counts = [len(one.scores) for one in found]
+    Each counts its own phrases from 0, and has a best score of every one.
+    """
+    if len(found) == 1:
+        return found[0]
+    before = np.cumsum([0, *(len(one.best_scores) for one in found)]).tolist()
+    phrases = [one.phrases + first for one, first in zip(found, before[:-1], strict=True)]
     return FoundInFrame(
-        masks=np.concatenate([one.masks for one in found]),
+        masks=joined_masks([one.masks for one in found]),
         scores=np.concatenate([one.scores for one in found]),
-        phrases=np.repeat(np.arange(len(found)), counts).astype(np.int64),
-        boxes_xyxy=np.concatenate([one.boxes for one in found]),
-        best_scores={one.phrase: one.best_score for one in found},
+        phrases=np.concatenate(phrases).astype(np.int64),
+        boxes_xyxy=np.concatenate([one.boxes_xyxy for one in found]),
+        best_scores={phrase: best for one in found for phrase, best in one.best_scores.items()},
     )
 
 
@@ -164,19 +181,21 @@ class TrackerParts(Protocol):
         """
         ...
 
-    def detect(
+    def begin_detect(
         self, encoded: EncodedImage, phrases: tuple[str, ...], thresholds: Sequence[float]
-    ) -> FoundInFrame:
-        """Find what all phrases name in a frame, in as few calls of the detector as it takes.
+    ) -> Pending[FoundInFrame]:
+        """Begin to find what all phrases name in a frame, in as few detector calls as it takes.
 
         Args:
             encoded: What :meth:`encode` gave.
             phrases: At least one, each of them once. Their features are remembered.
             thresholds: One for each phrase: detections that score above it are given.
 
+        Returns:
+            What is found. That scores hold NaN is said when it is asked for.
+
         Raises:
             PromptError: A phrase is not usable.
-            FidelityError: The output holds NaN.
         """
         ...
 
@@ -197,12 +216,19 @@ class TrackerParts(Protocol):
         """Bring an output of :meth:`run` to the host, in the type of the part's specification."""
         ...
 
-    def draw(self, logits: Floats, cells: Cells, size_hw: tuple[int, int]) -> Masks:
-        """Bring masks to the frame's size, as :func:`~samforge.runtime.tracking.drawn.drawn_masks`.
+    def begin_to_host(self, arrays: Mapping[str, Any]) -> Pending[dict[str, Array]]:
+        """Begin to bring outputs of :meth:`run` to the host, all of them together."""
+        ...
+
+    def masks(self, logits: Any) -> MaskStack:
+        """Masks (N, 4s, 4s) in an array of the host or an output of :meth:`run`, kept there."""
+        ...
+
+    def begin_draw(self, masks: MaskStack, size_hw: tuple[int, int]) -> Pending[Masks]:
+        """Begin to draw masks at the frame's size: :func:`~.drawn.drawn_masks`.
 
         Args:
-            logits: (N, 4s, 4s).
-            cells: Of them.
+            masks: N masks of 4s x 4s cells.
             size_hw: Height and width of the frame, pixels.
 
         Raises:
@@ -210,16 +236,16 @@ class TrackerParts(Protocol):
         """
         ...
 
-    def give(self, logits: Floats, size_hw: tuple[int, int]) -> tuple[Any, Floats]:
+    def give(self, masks: MaskStack, size_hw: tuple[int, int]) -> tuple[Any, MaskStack]:
         """Take masks of detections as masks that are given to the tracker.
 
         Args:
-            logits: (N, 4s, 4s).
+            masks: N masks of 4s x 4s cells.
             size_hw: Height and width of the frame, pixels.
 
         Returns:
             What :func:`samforge.runtime.tracking.given.masks_to_give` makes of them, (N, S, S), for
-            :meth:`run`, and what ``given_logits`` makes of that, (N, 4s, 4s).
+            :meth:`run`, and what ``given_logits`` makes of that.
         """
         ...
 

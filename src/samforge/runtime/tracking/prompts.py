@@ -72,7 +72,8 @@ def answer(turn: Turn, prompt: ObjectPrompt, earlier: Floats | None) -> Seen:
         mask = _checked_mask(prompt.mask, size_hw)[None]
         given = resampled(mask, (facts.prompt_side, facts.prompt_side))
         # Its edge stays soft here, as at Meta's.
-        return ask_masks(turn.parts, turn.features, given, given_logits(mask, facts, size_hw))
+        logits = turn.parts.masks(given_logits(mask, facts, size_hw))
+        return ask_masks(turn.parts, turn.features, given, logits)
     points, labels = points_of(prompt, size_hw, facts)
     return ask_points(turn.parts, turn.features, points, labels, earlier)
 

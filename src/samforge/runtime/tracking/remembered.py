@@ -11,18 +11,19 @@ import numpy.typing as npt
 
 from samforge.core.reference import META
 from samforge.runtime._resize import crop_above
-from samforge.runtime.tracking.cells import Cells, boxes_meeting, cells_from_masks
+from samforge.runtime.tracking.cells import boxes_meeting
 from samforge.runtime.tracking.constants import Rules
-from samforge.runtime.tracking.masks import clamped_rows, shrunk_rows
+from samforge.runtime.tracking.masks import shrunk_rows
 from samforge.runtime.tracking.resize import enlarged
+from samforge.runtime.tracking.stacks import MaskStack
 from samforge.runtime.tracking.state import Floats
 
 Rows = npt.NDArray[np.intp]
 
 
-def remembered_masks(
-    masks: Floats, phrases: npt.ArrayLike, rules: Rules, side: int, cells: Cells | None = None
-) -> Floats:
+def remembered(
+    masks: MaskStack, phrases: npt.ArrayLike, rules: Rules, side: int
+) -> tuple[MaskStack, Floats]:
     """Empty masks that keep too little beside others of their phrase.
 
     Where Meta is the reference this is decided at ``side``, else at the size of the masks. A mask
@@ -30,20 +31,20 @@ def remembered_masks(
     at most 0.00005.
 
     Args:
-        masks: (M, 4s, 4s), logits.
+        masks: M masks of 4s x 4s cells.
         phrases: (M,), numbers of the phrases.
         rules: ``shrink_ratio``.
         side: Of the memory encoder's masks, 16s.
-        cells: Of the masks, where they are known.
 
     Returns:
-        (M, 4s, 4s).
+        The masks, and what :func:`remembered_scores` says of them.
     """
-    if rules.reference != META:
-        return clamped_rows(masks, shrunk_rows(masks, phrases, rules.shrink_ratio))
-    numbers, scale = np.asarray(phrases), side // masks.shape[1]
-    cells = cells_from_masks(masks) if cells is None else cells
-    boxes, empty = _wider(cells), remembered_scores(masks, rules, side, cells) < 0
+    numbers, cells = np.asarray(phrases), masks.cells
+    enlarges = rules.reference == META
+    scale = side // cells.size_hw[0] if enlarges else 1
+    boxes = cells.widened(1).boxes if enlarges else cells.boxes
+    scores = remembered_scores(masks, rules, side)
+    empty = scores < 0
     shrunk = [np.zeros(0, np.intp)]
     for phrase in np.unique(numbers):
         group = np.flatnonzero(numbers == phrase)
@@ -51,45 +52,38 @@ def remembered_masks(
             shrunk.append(group[empty[group]])
         rows = _meeting(boxes, group)
         if len(rows):
-            left, top = boxes[rows, :2].min(axis=0)
-            right, bottom = boxes[rows, 2:].max(axis=0)
-            window = masks[rows, top:bottom, left:right]
-            large = enlarged(window, ((bottom - top) * scale, (right - left) * scale))
-            shrunk.append(rows[shrunk_rows(large, np.zeros(len(rows)), rules.shrink_ratio)])
-    return clamped_rows(masks, np.concatenate(shrunk))
+            left, top = boxes[rows, :2].min(axis=0).tolist()
+            right, bottom = boxes[rows, 2:].max(axis=0).tolist()
+            window = masks.window(rows, (left, top, right, bottom))
+            if enlarges:
+                window = enlarged(window, ((bottom - top) * scale, (right - left) * scale))
+            shrunk.append(rows[shrunk_rows(window, np.zeros(len(rows)), rules.shrink_ratio)])
+    emptied = np.unique(np.concatenate(shrunk))
+    scores[emptied] = -10
+    return masks.clamped(emptied), scores
 
 
-def remembered_scores(masks: Floats, rules: Rules, side: int, cells: Cells | None = None) -> Floats:
+def remembered_scores(masks: MaskStack, rules: Rules, side: int) -> Floats:
     """Object scores for the memory encoder, 10 or -10: whether a mask has any cell at 16s.
 
     Args:
-        masks: (M, 4s, 4s), logits.
+        masks: M masks of 4s x 4s cells.
         rules: Where Meta is not the reference, cells of 4s count.
         side: Of the memory encoder's masks, 16s.
-        cells: Of the masks, where they are known.
 
     Returns:
         (M,).
     """
-    cells = cells_from_masks(masks) if cells is None else cells
+    cells = masks.cells
     scores = np.where(cells.any, np.float32(10), np.float32(-10))
     if rules.reference != META:
         return scores
-    for row in np.flatnonzero(scores > 0):
-        left, top, right, bottom = cells.boxes[row].tolist()
-        above = masks[row, top:bottom, left:right] > 0
-        # Between four cells of the mask all is mask; a smaller one may fall between what is drawn.
-        if not (above[1:, 1:] & above[:-1, 1:] & above[1:, :-1] & above[:-1, :-1]).any():
-            crop, _ = crop_above(masks[row], np.float32(0), (side, side))
-            scores[row] = 10 if crop.any() else -10
+    # Between four cells of the mask all is mask; a smaller one may fall between what is drawn.
+    for row in np.flatnonzero(cells.any & ~cells.has_square).tolist():
+        logits = masks.window([row], (0, 0, *cells.size_hw[::-1]))[0]
+        crop, _ = crop_above(logits, np.float32(0), (side, side))
+        scores[row] = 10 if crop.any() else -10
     return scores
-
-
-def _wider(cells: Cells) -> Rows:
-    """(M, 4): the boxes of masks, a cell wider on each side; zeros for none."""
-    height, width = cells.size_hw
-    wider = (cells.boxes + np.array([-1, -1, 1, 1])).clip(0, [width, height, width, height])
-    return np.where(cells.any[:, None], wider, 0)
 
 
 def _meeting(boxes: Rows, rows: Rows) -> Rows:

@@ -240,7 +240,10 @@ def suppress_recently_occluded(
     after = np.where(occluded, frame, occlusions)
     suppressed = tuple(track.id for track, is_so in zip(tracks, yields, strict=True) if is_so)
     changed = zip(tracks, after.tolist(), strict=True)
-    return suppressed, tuple(replace(track, last_occluded=last) for track, last in changed)
+    return suppressed, tuple(
+        track if track.last_occluded == last else replace(track, last_occluded=last)
+        for track, last in changed
+    )
 
 
 def _last_occlusion(track: Track, removed: AbstractSet[int]) -> int:

@@ -1,4 +1,4 @@
-"""What the tracker says of objects on a frame: arrays of the host."""
+"""What the tracker says of objects on a frame."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from samforge.core.errors import FidelityError
+from samforge.runtime.tracking.stacks import MaskStack, joined_masks
 from samforge.runtime.tracking.state import Floats
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Seen:
-    """N objects on one frame, arrays of the host."""
+    """N objects on one frame; all but their masks on the host."""
 
-    masks: Floats
-    """(N, 4s, 4s), logits; -1024 where the object is not there."""
+    masks: MaskStack
+    """N masks of 4s x 4s cells; -1024 where the object is not there."""
     ious: Floats
     """(N,), as the tracker expects them."""
     pointers: Floats
@@ -29,10 +29,27 @@ class Seen:
         return len(self.scores)
 
 
-def nothing_seen(side: int) -> Seen:
-    """No object, of masks of ``side`` cells."""
+@dataclass(frozen=True, slots=True, eq=False)
+class SeenMask:
+    """The mask of one object, among those it came with."""
+
+    masks: MaskStack
+    row: int
+
+    def host(self) -> Floats:
+        """Its logits, (4s, 4s)."""
+        logits: Floats = self.masks.taken([self.row]).host()[0]
+        return logits
+
+
+def nothing_seen(masks: MaskStack) -> Seen:
+    """No object.
+
+    Args:
+        masks: None.
+    """
     return Seen(
-        masks=np.zeros((0, side, side), np.float32),
+        masks=masks,
         ious=np.zeros(0, np.float32),
         pointers=np.zeros((0, 0), np.float32),
         scores=np.zeros(0, np.float32),
@@ -40,32 +57,13 @@ def nothing_seen(side: int) -> Seen:
 
 
 def joined_seen(seen: Iterable[Seen]) -> Seen:
-    """Objects of one frame from several calls, at least one of them."""
+    """Objects of one frame from several prompts, at least one of them."""
     parts = list(seen)
-    if len(parts) == 1:
-        return parts[0]
     return Seen(
-        masks=np.concatenate([one.masks for one in parts]),
+        masks=joined_masks([one.masks for one in parts]),
         ious=np.concatenate([one.ious for one in parts]),
         pointers=np.concatenate([one.pointers for one in parts]),
         scores=np.concatenate([one.scores for one in parts]),
-    )
-
-
-def taken_rows(masks: Floats, rows: Sequence[int] | npt.NDArray[np.intp]) -> Floats:
-    """Some rows of masks (N, h, w); the same array where they are all of them, in their order."""
-    if len(rows) == len(masks) and np.array_equal(rows, np.arange(len(masks))):
-        return masks
-    return masks[np.asarray(rows, np.intp)]
-
-
-def taken_seen(seen: Seen, rows: npt.NDArray[np.intp]) -> Seen:
-    """Some of the objects, in the order of ``rows``."""
-    return Seen(
-        masks=taken_rows(seen.masks, rows),
-        ious=seen.ious[rows],
-        pointers=seen.pointers[rows],
-        scores=seen.scores[rows],
     )
 
 
@@ -81,7 +79,7 @@ def refuse_nan(seen: Seen, ids: Sequence[int] | None, frame: int | None) -> None
         FidelityError: There is any.
     """
     bad = np.isnan(seen.scores) | np.isnan(seen.ious) | np.isnan(seen.pointers).any(axis=1)
-    bad |= np.isnan(seen.masks).any(axis=(1, 2))
+    bad |= seen.masks.outline.has_nan
     if not bad.any():
         return
     whose = (

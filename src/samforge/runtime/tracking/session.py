@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from samforge.core.errors import SettingError, ShapeError
+from samforge.runtime.encoded import EncodedImage
 from samforge.runtime.prompts import phrases_from_text
 from samforge.runtime.tracking.advance import advance
+from samforge.runtime.tracking.ahead import Begun, followed_ahead, following_next, found_ahead
 from samforge.runtime.tracking.asking import (
     Answer,
     Asked,
@@ -23,10 +25,17 @@ from samforge.runtime.tracking.asking import (
 from samforge.runtime.tracking.bank import MemoryBank
 from samforge.runtime.tracking.drawn import VideoFrame, frame_from_held
 from samforge.runtime.tracking.earlier import read_again
+from samforge.runtime.tracking.following import begin_following
 from samforge.runtime.tracking.newest import Newest, settled, without
-from samforge.runtime.tracking.objects import SessionState, Turn, turned_state, without_objects
+from samforge.runtime.tracking.objects import (
+    SessionState,
+    Turn,
+    turned_state,
+    without_objects,
+)
 from samforge.runtime.tracking.output import drain, held_from_decisions, release, without_ids
 from samforge.runtime.tracking.parts import FoundInFrame, TrackerParts, encoded_by
+from samforge.runtime.tracking.pending import Pending
 from samforge.runtime.tracking.prompts import ObjectPrompt
 from samforge.runtime.tracking.session_file import state_from_file, write_state
 from samforge.runtime.tracking.settings import TrackingSettings
@@ -68,6 +77,7 @@ class VideoSession:
         phrases = () if text is None else phrases_from_text(text, has_boxes=False)
         self._state = SessionState(phrases=phrases)
         self._now: Newest | None = None
+        self._begun: Begun | None = None
 
     @classmethod
     def from_file(
@@ -123,7 +133,7 @@ class VideoSession:
         image: Any,
         index: int | None = None,
         *,
-        meanwhile: Callable[[], None] | None = None,
+        ahead: Callable[[], EncodedImage | None] | None = None,
     ) -> list[VideoFrame]:
         """Take the next frame.
 
@@ -131,8 +141,10 @@ class VideoSession:
             image: Any source of an image, of the size of the first one; or what the segmenter's
                 ``encode`` gave of it.
             index: Its number; None counts on. Numbers may be left out, but not come back.
-            meanwhile: Called while the host begins to decide: what it gives a device to do, such as
-                encoding the next frame, runs beside that. What it raises ends the step.
+            ahead: Called before the host decides; gives the next frame as the segmenter's
+                ``encode`` made it, or None. What a device can do of that frame is begun then, and
+                runs while the host is at work. The results are the same, and an error of that
+                frame is raised in its own step; what the call itself raises ends this one.
 
         Returns:
             The frames that leave, in order: none or one, and more when the delay becomes shorter.
@@ -144,13 +156,18 @@ class VideoSession:
             FidelityError: The model's output holds NaN.
         """
         self._require_open()
+        begun, self._begun = self._begun, None
         state = settled(self._state, self._now)
         turn = self._turn(image, self._next_index() if index is None else index)
-        if meanwhile is not None:
-            turn = replace(turn, meanwhile=meanwhile)
-        found = self._found(turn, state)
-        advanced = advance(turn, state, found)
-        decisions = advanced.decisions
+        looking = self._begin_detect(turn, state, begun)
+        following = followed_ahead(begun, turn, state.objects)
+        if following is None:
+            following = begin_following(turn, state.objects)
+        found = None if looking is None else looking.result()
+        begun = self._begin_next(turn, state, None if ahead is None else ahead())
+        advanced = advance(turn, state, found, following.result())
+        begun = following_next(begun, advanced.objects)
+        decisions, drawn = advanced.decisions, advanced.drawn.result()
         state = replace(
             state,
             tracking=advanced.tracking,
@@ -159,13 +176,12 @@ class VideoSession:
             first=turn.frame if state.first is None else state.first,
             due=False,
         )
-        left = release(
-            state.waiting, decisions, self._rules, advanced.drawn, delay=self._delay(state)
-        )
+        left = release(state.waiting, decisions, self._rules, drawn, delay=self._delay(state))
         frames = [frame_from_held(held) for held in left.released]
         self._state = replace(state, waiting=left.waiting)
-        held = held_from_decisions(decisions, advanced.drawn)
+        held = held_from_decisions(decisions, drawn)
         self._now = Newest(turn=turn, held=held, raw=advanced.raw, pending={})
+        self._begun = begun
         return frames
 
     def add_text(self, text: str | Sequence[str]) -> None:
@@ -241,7 +257,7 @@ class VideoSession:
         """Let out all frames that wait: the video has ended."""
         frames = [frame_from_held(held) for held in drain(self._state.waiting).released]
         self._state = replace(self._state, waiting=(), ended=True)
-        self._now = None
+        self._now = self._begun = None
         return frames
 
     def save(self, path: Path) -> None:
@@ -301,12 +317,31 @@ class VideoSession:
             parts=self._parts, encoded=encoded, frame=index, rules=self._rules, way=self._way
         )
 
-    def _found(self, turn: Turn, state: SessionState) -> FoundInFrame | None:
+    def _begin_detect(
+        self, turn: Turn, state: SessionState, begun: Begun | None = None
+    ) -> Pending[FoundInFrame] | None:
+        """Begin to look for phrases, where they are due and nobody has begun that before."""
         due = state.due or state.first is None or turn.frame % self._settings.detect_every == 0
         if not state.phrases or not due:
             return None
+        looking = found_ahead(begun, turn, state.phrases)
+        if looking is not None:
+            return looking
         thresholds = [self._rules.detection_score] * len(state.phrases)
-        return self._parts.detect(turn.encoded, state.phrases, thresholds)
+        return self._parts.begin_detect(turn.encoded, state.phrases, thresholds)
+
+    def _begin_next(self, turn: Turn, state: SessionState, image: Any) -> Begun | None:
+        """Begin what of the next frame does not depend on what is decided about this one."""
+        if image is None:
+            return None
+        number = turn.frame - 1 if self._way.reverse else turn.frame + 1
+        after = replace(state, first=turn.frame, due=False)
+        try:
+            coming = self._turn(image, number)
+            found = self._begin_detect(coming, after)
+        except Exception:  # noqa: BLE001  # raised again in its turn, when the frame is given
+            return None
+        return Begun(turn=coming, phrases=state.phrases, found=found)
 
     def _delay(self, state: SessionState) -> int:
         if self._settings.delay is not None:

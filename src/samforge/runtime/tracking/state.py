@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -18,7 +17,7 @@ Source: TypeAlias = Literal["track", "detection"]
 Reason: TypeAlias = Literal["unmatched", "duplicate"]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)  # no slots: cells are kept once they are known
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Detected:
     """What the detector says of one frame: N detections of all phrases.
 
@@ -27,40 +26,49 @@ class Detected:
         FidelityError: A score is NaN.
     """
 
-    masks: Masks
-    """(N, h, w): logits, or booleans. A cell belongs to the mask where it is above 0."""
+    cells: Cells
+    """N masks: where they are. Nothing else of them decides."""
     scores: Floats
     """(N,), probabilities: those of the detection times the presence of its phrase."""
     phrases: npt.NDArray[np.int64]
     """(N,), numbers of the phrases; only detections and tracks of one phrase meet."""
 
     def __post_init__(self) -> None:
-        count = self.masks.shape[0] if self.masks.ndim == 3 else -1
+        count = len(self.cells)
         if self.scores.shape != (count,) or self.phrases.shape != (count,):
             raise ShapeError(
                 "Detections want masks (N, h, w), scores (N,) and phrases (N,), got "
-                f"{self.masks.shape}, {self.scores.shape} and {self.phrases.shape}."
+                f"{count} masks, {self.scores.shape} and {self.phrases.shape}."
             )
-        _refuse_nan(self.scores, "detection")
+        refuse_nan_scores(self.scores, "detection")
+
+    @classmethod
+    def from_masks(
+        cls, *, masks: Masks, scores: Floats, phrases: npt.NDArray[np.int64]
+    ) -> Detected:
+        """The same of masks (N, h, w): logits, or booleans.
+
+        A cell belongs to a mask where it is above 0.
+
+        Raises:
+            ShapeError: The arrays do not belong together.
+            FidelityError: A score is NaN.
+        """
+        return cls(cells=_cells("Detections", masks), scores=scores, phrases=phrases)
 
     def __len__(self) -> int:
         return len(self.scores)
-
-    @cached_property
-    def cells(self) -> Cells:
-        """Where the masks are."""
-        return cells_from_masks(self.masks)
 
     def taken(self, rows: npt.NDArray[np.intp]) -> Detected:
         """The detections of some rows, in the order of ``rows``."""
         if np.array_equal(rows, np.arange(len(self))):
             return self
         return Detected(
-            masks=self.masks[rows], scores=self.scores[rows], phrases=self.phrases[rows]
+            cells=self.cells.taken(rows), scores=self.scores[rows], phrases=self.phrases[rows]
         )
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)  # no slots, as above
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Tracked:
     """What the tracker says of one frame: a row for each living track, in the order of its id.
 
@@ -69,26 +77,40 @@ class Tracked:
         FidelityError: A score is NaN.
     """
 
-    masks: Masks
-    """(M, h, w): logits with holes filled, or booleans."""
+    cells: Cells
+    """M masks with holes filled: where they are."""
     scores: Floats
     """(M,), logits: above 0 the object is there."""
 
     def __post_init__(self) -> None:
-        if self.masks.ndim != 3 or self.scores.shape != self.masks.shape[:1]:
+        if self.scores.shape != (len(self.cells),):
             raise ShapeError(
                 "Tracked masks want (M, h, w) and scores (M,), got "
-                f"{self.masks.shape} and {self.scores.shape}."
+                f"{len(self.cells)} masks and {self.scores.shape}."
             )
-        _refuse_nan(self.scores, "tracker")
+        refuse_nan_scores(self.scores, "tracker")
 
-    @cached_property
-    def cells(self) -> Cells:
-        """Where the masks are."""
-        return cells_from_masks(self.masks)
+    @classmethod
+    def from_masks(cls, *, masks: Masks, scores: Floats) -> Tracked:
+        """The same of masks (M, h, w): logits, or booleans.
+
+        Raises:
+            ShapeError: The arrays do not belong together.
+            FidelityError: A score is NaN.
+        """
+        return cls(cells=_cells("Tracked masks", masks), scores=scores)
+
+    def __len__(self) -> int:
+        return len(self.scores)
 
 
-def _refuse_nan(scores: Floats, whose: str) -> None:
+def _cells(whose: str, masks: Masks) -> Cells:
+    if masks.ndim != 3:
+        raise ShapeError(f"{whose} want masks (N, h, w), got {masks.shape}.")
+    return cells_from_masks(masks)
+
+
+def refuse_nan_scores(scores: Floats, whose: str) -> None:
     """Stop at NaN, which no comparison admits and which would pass for "nothing found"."""
     if np.isnan(scores).any():
         raise FidelityError(
