@@ -172,7 +172,7 @@ class _Rows:
 
 
 def _tree(corners: Ring) -> cKDTree:
-    from scipy.spatial import cKDTree  # takes as long to import as the rest of samforge
+    from scipy.spatial import cKDTree  # slow to import, and few outlines need it
 
     return cKDTree(corners)
 
