@@ -67,8 +67,12 @@ def test_windows_and_copies_do_not_wait_for_later_work(ground: Ground) -> None:
     device = DeviceMasks(torch.from_numpy(masks).cuda(), ground)
     device.begin()
     assert device.known.finite.all()
+    box = (5, 7, 90, 33)
+    # Handles, workspaces, kernels and pinned memory are made in first calls, which may wait.
+    busy()
+    to_device(torch.arange(9), ground.device)
+    device.taken([3, 1]).window([0, 1], box)
     small = begin_to_host([device.values[0]])
-    busy()  # handles and workspaces are made in the first call
     torch.cuda.synchronize()
     busy()
     behind = torch.cuda.Event()
@@ -76,7 +80,7 @@ def test_windows_and_copies_do_not_wait_for_later_work(ground: Ground) -> None:
     up = to_device(torch.arange(9), ground.device)
     assert np.array_equal(small.result()[0].numpy(), masks[0])
     taken = device.taken([3, 1])
-    assert np.array_equal(taken.window([0, 1], (5, 7, 90, 33)), masks[[3, 1], 7:33, 5:90])
+    assert np.array_equal(taken.window([0, 1], box), masks[[3, 1], 7:33, 5:90])
     assert not behind.query()
     torch.cuda.synchronize()
     assert up.tolist() == list(range(9))

@@ -178,3 +178,12 @@ def test_a_pending_answer_is_asked_for_once() -> None:
     assert [twice.result(), twice.result(), pending.result()] == [14, 14, 7]
     assert len(asked) == 2
     assert Pending.of("there").result() == "there"
+
+
+@pytest.mark.parametrize("name", ["taken", "emptied", "clamped"])
+def test_rows_may_count_down(name: str) -> None:
+    one, other = both(noise(np.random.default_rng(0), 0.3, 5))
+    rows = np.arange(5)[::-2]
+    changed, wanted = (getattr(stack, name)(rows) for stack in (other, one))
+    assert np.array_equal(changed.host(), wanted.host())
+    assert alike(changed.cells, wanted.cells)

@@ -270,6 +270,8 @@ class DeviceExecutor(OfOneProcess):
         """Free the parts and every graph."""
         with self._lock:
             if not self.is_inherited:
+                if self._device.type == "cuda":  # a video may have begun its next frame
+                    torch.cuda.current_stream(self._device).synchronize()
                 self._vision_graphs.clear()
                 self._detector_graphs.clear()
                 self._static.clear()

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from samforge.core.errors import OutOfMemory
 from samforge.runtime.device.results import Found, found_from_summary
 from samforge.runtime.device.stacks import DeviceMasks, Ground
 from samforge.runtime.device.transfer import begin_to_host, to_device
@@ -45,18 +46,22 @@ class Looking:
         self._taken: DeviceMasks | None = None
 
     def take(self) -> DeviceMasks:
-        """Take the masks that are wanted; waits for the scores, the first time."""
-        if self._masks is not None:
-            rows = self._rows(self._found())
-            at = to_device(torch.from_numpy(np.concatenate(rows)), self._ground.device)
-            parts = torch.split(at, [len(one) for one in rows])
-            # Phrase by phrase: a detector whose channels lie last would copy all of them to join.
-            pairs = zip(self._masks, parts, strict=True)
-            taken = [one.index_select(0, where) for one, where in pairs]
-            masks = torch.cat(taken).float().contiguous()
-            self._taken, self._masks = DeviceMasks(masks, self._ground), None
-            self._taken.begin()
-        assert self._taken is not None  # noqa: S101  # taken above
+        """Take the masks that are wanted; waits for the scores, the first time.
+
+        Raises:
+            OutOfMemory: They could not be taken before: others may lie in their place by now.
+        """
+        if self._taken is None:
+            masks, self._masks = self._masks, None  # even if it fails
+            if masks is None:
+                raise OutOfMemory(
+                    f"The masks of {', '.join(self._phrases)} could not be taken out of the "
+                    "detector's answer, and it may have run again since. Give the frame again; "
+                    "where the GPU has no room, with fewer phrases."
+                )
+            taken = DeviceMasks(self._wanted(masks), self._ground)
+            taken.begin()
+            self._taken = taken
         return self._taken
 
     def found(self) -> FoundInFrame:
@@ -64,6 +69,7 @@ class Looking:
 
         Raises:
             FidelityError: A score is NaN.
+            OutOfMemory: See :meth:`take`.
         """
         with self._ground.here():
             masks = self.take()
@@ -82,6 +88,14 @@ class Looking:
                 for number, phrase in enumerate(self._phrases)
             },
         )
+
+    def _wanted(self, masks: Tensor) -> Tensor:
+        rows = self._rows(self._found())
+        at = to_device(torch.from_numpy(np.concatenate(rows)), self._ground.device)
+        parts = torch.split(at, [len(one) for one in rows])
+        # Phrase by phrase: a detector whose channels lie last would copy all of them to join.
+        taken = [one.index_select(0, where) for one, where in zip(masks, parts, strict=True)]
+        return torch.cat(taken).float().contiguous()
 
     def _found(self) -> Found:
         return found_from_summary(self._summary.result()[0])

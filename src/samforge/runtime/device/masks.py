@@ -16,7 +16,7 @@ from samforge.core.masks import Masks
 from samforge.core.packed_crop import PackedCrop
 from samforge.core.triton_here import HAS_TRITON
 from samforge.runtime.device.places import COLUMNS, Places
-from samforge.runtime.device.transfer import host_tensor
+from samforge.runtime.device.transfer import host_tensor, wait_for
 from samforge.runtime.postprocess import MaskLimit
 
 CHUNK_BYTES = 32 << 20
@@ -36,7 +36,7 @@ class BitsToHost:
     def wait(self) -> None:
         """Return when all masks are there."""
         if self.there is not None:
-            self.there.synchronize()
+            wait_for(self.there)
 
     def masks(self, places: Places) -> Masks:
         """The masks, in the memory that the copy fills: read none before :meth:`wait`."""

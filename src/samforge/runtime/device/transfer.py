@@ -117,10 +117,19 @@ def begin_to_host(tensors: Sequence[Tensor]) -> Pending[list[Tensor]]:
     done.record()
 
     def finish() -> list[Tensor]:
-        done.synchronize()
+        wait_for(done)
         return there
 
     return Pending(finish)
+
+
+def wait_for(event: torch.cuda.Event) -> None:
+    """Wait until an event has passed, whichever GPU the thread is on.
+
+    To wait while another GPU is the current one makes a context there: half a gigabyte.
+    """
+    with torch.cuda.device(event.device):
+        event.synchronize()
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
