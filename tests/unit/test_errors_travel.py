@@ -10,6 +10,7 @@ import pytest
 import samforge.labelling  # noqa: F401  it has errors of its own
 from samforge.core.errors import MissingExtra, Overloaded, SamforgeError
 from samforge.core.native import error_of_item
+from samforge.serving.admission import Refusal
 
 
 def kinds() -> list[type[SamforgeError]]:
@@ -25,6 +26,8 @@ def kinds() -> list[type[SamforgeError]]:
 def made(kind: type[SamforgeError]) -> SamforgeError:
     if issubclass(kind, MissingExtra):
         return kind("Ray", "ray")
+    if issubclass(kind, Refusal):
+        return kind("Too much is asked.", "client", 2.5)
     if issubclass(kind, Overloaded):
         return kind("Too much is asked.", retry_after_s=2.5, of_client=True)
     return kind("What came, what is allowed, what to do.")
@@ -47,6 +50,8 @@ def test_what_they_carry_travels() -> None:
     assert (extra.extra, extra.msg) == ("ray", str(MissingExtra("Ray", "ray")))
     busy = pickle.loads(pickle.dumps(made(Overloaded)))
     assert (busy.retry_after_s, busy.of_client) == (2.5, True)
+    refused = pickle.loads(pickle.dumps(made(Refusal)))
+    assert (refused.retry_after_s, refused.of_client, refused.reason) == (2.5, True, "client")
 
 
 def test_an_error_of_a_library_travels_as_what_is_told_of_it() -> None:

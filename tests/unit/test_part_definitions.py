@@ -52,7 +52,8 @@ from seed 7. Samples, and so the figures of every build, follow from them."""
 NAMING = ("core/axes.py", "core/capabilities.py", "models/")
 """Where parts and axes have their names: the tables, and the families' own files."""
 OF_OTHERS = (
-    *("apps/serve/", "serving/asking.py", "formats/label_", "labelling/", "rasters/"),
+    *("apps/serve/", "serving/asking.py", "formats/label_", "formats/tensors.py", "labelling/"),
+    *("rasters/",),
     *("apps/cli/label_output.py", "apps/cli/raster.py", "apps/cli/tracking_tables.py"),
     *("measure/proof_tracks.py", "measure/video_accuracy.py"),
 )

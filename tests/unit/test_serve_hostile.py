@@ -315,6 +315,7 @@ def test_a_server_logs_no_phrase(capsys: pytest.CaptureFixture[str]) -> None:
     stream = io.StringIO()
     with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
         warnings.simplefilter("always")
+        logging.captureWarnings(False)  # whoever asked for it before has another stream
         patch.setattr(sys, "stderr", stream)
         try:
             log_to_stderr()
