@@ -1,0 +1,36 @@
+"""Where the server listens."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import pytest
+
+from samforge.apps.serve.run import Listening, _bound
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_answers_do_not_wait_for_acknowledgements(host: str) -> None:
+    """Headers and body of an answer go out in two pieces: Nagle's algorithm would hold the other.
+
+    asyncio switches it off for sockets that say that they are of TCP, and for no others.
+    """
+    if host == "::1" and not socket.has_ipv6:
+        pytest.skip("no IPv6 here")
+
+    async def accepted() -> int:
+        seen: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            own: socket.socket = writer.get_extra_info("socket")
+            seen.set_result(own.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        bound = _bound(Listening(host=host, port=0))
+        async with await asyncio.start_server(serve, sock=bound):
+            _, writer = await asyncio.open_connection(host, bound.getsockname()[1])
+            writer.close()
+            return await asyncio.wait_for(seen, 5)
+
+    assert asyncio.run(accepted()) != 0
