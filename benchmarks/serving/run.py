@@ -25,6 +25,7 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from _conditions import conditions  # noqa: E402
+from page import page  # noqa: E402
 from promises import leaving, memory, overload, signalled  # noqa: E402
 from servers import TimeLeft  # noqa: E402
 from speed import added_latency, one_picture, throughput  # noqa: E402
@@ -42,6 +43,7 @@ MEASURES = {
     "signal": "SIGTERM under load",
     "memory": "resident memory over 10,000 mixed requests",
     "leaving": "30 clients that leave",
+    "page": "what the page adds to the server's own time, in a headless Chromium",
 }
 
 
@@ -103,6 +105,7 @@ def main() -> None:
             "signal": lambda left: signalled(bundle, images, left),
             "memory": lambda left: memory(bundle, images, given.requests, left),
             "leaving": lambda _: leaving(bundle, images),
+            "page": lambda _: page(bundle, Path(folder, "0000.png")),
         }
         for name in given.measures or MEASURES:
             before = load_average()
