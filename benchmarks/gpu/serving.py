@@ -6,7 +6,7 @@ A bundle is built as users build it, of random weights, verified on its tensors,
 ``samforge serve``. Random weights name nothing: the best four of all queries are asked for. Clients
 are processes of their own on the same machine, closed-loop, 64 connections, every picture (1080p,
 JPEG) new to the server. Beside it in the same run: the library's ``stream`` over the same bytes.
-A build that was stopped goes on when the script is run again.
+A build takes minutes; one that was stopped goes on when the script is run again.
 """
 
 from __future__ import annotations
@@ -14,16 +14,13 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import re
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +33,17 @@ from PIL import Image
 SERVING = Path(__file__).parents[1] / "serving"
 sys.path.append(str(SERVING))
 from load import Client, percentile  # noqa: E402
+from servers import samforge_server  # noqa: E402
 
 import samforge  # noqa: E402
+from samforge.core.capabilities import TEXT  # noqa: E402
 from samforge.labelling import LabelSettings, Ontology, label  # noqa: E402
 
 SIZE_HW = (1080, 1920)
 BASE = 96
 """Pictures that are drawn; bytes behind a JPEG's end make others of them, as many as are needed."""
+PARTS = TEXT.parts
+"""Of the bundle: boxes are not asked."""
 CLIENTS, PROCESSES = 64, 4
 MASKS = 4
 OTHER = "a dog"
@@ -90,10 +91,13 @@ def build(options: argparse.Namespace, results: Results) -> Path:
     if not (bundle / "manifest.json").exists():
         words = [sys.executable, "-m", "samforge.apps.cli", "build", options.model]
         words += ["--random-weights", "--target", options.target, "--precision", options.precision]
-        words += ["--out", str(bundle), "--jobs", "4"]
+        words += ["--out", str(bundle), "--jobs", str(len(PARTS))]
+        words += [word for part in PARTS for word in ("--part", part)]
         words += ["--image-size", str(options.size)] if options.size else []
         start = time.perf_counter()
-        subprocess.run(words, check=True)
+        # Each of the processes would take every core, and they would wait for one another.
+        threads = str(max(1, (os.cpu_count() or 1) // len(PARTS)))
+        subprocess.run(words, check=True, env={**os.environ, "OMP_NUM_THREADS": threads})
         results.add("build s, of this run", round(time.perf_counter() - start, 1))
     opened = samforge.open_bundle(bundle)
     results.add("seconds of the build's steps", steps(opened))
@@ -172,38 +176,6 @@ def timed(call: Callable[[], Any]) -> float:
 # Over HTTP
 
 
-@contextmanager
-def server(bundle: Path, devices: str, log: Path) -> Iterator[str]:
-    """``samforge serve`` as users start it; its URL, once it is ready."""
-    words = [sys.executable, "-m", "samforge.apps.cli", "serve", f"sam3={bundle}", "--port", "0"]
-    words += ["--device", devices]
-    with log.open("w") as errors:
-        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=errors, text=True)
-        try:
-            found = re.search(r"http://\S+", process.stdout.readline() if process.stdout else "")
-            if not found:
-                raise RuntimeError(log.read_text()[-1500:])
-            wait_for(f"{found[0]}/health/ready", process)
-            yield found[0]
-        finally:
-            process.terminate()
-            process.wait(60)
-
-
-def wait_for(url: str, process: subprocess.Popen[str], seconds: float = 240) -> None:
-    """Until it answers 200."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end and process.poll() is None:
-        try:
-            with urllib.request.urlopen(url, timeout=5) as answer:
-                if answer.status == 200:
-                    return
-        except (urllib.error.URLError, OSError):
-            pass
-        time.sleep(0.2)
-    raise TimeoutError(f"{url} is not ready")
-
-
 def loaded(url: str, folders: Sequence[Path], each: int) -> dict[str, Any]:
     """All clients at once, in processes of their own."""
     running = [
@@ -238,7 +210,7 @@ def over_http(bundle: Path, gpus: int, fresh: Fresh, results: Results, count: in
     devices = ",".join(f"cuda:{number}" for number in range(gpus))
     devices = devices if torch.cuda.is_available() else "cpu"
     start = time.perf_counter()
-    with server(bundle, devices, fresh.folder / f"serve-{gpus}.log") as url:
+    with samforge_server(bundle, "--device", devices) as (url, _):
         results.add(f"{gpus} GPUs, s to readiness", round(time.perf_counter() - start, 1))
         each, few = count // PROCESSES, max(1, count // PROCESSES // 4)
         warm = loaded(url, [fresh.written(few) for _ in range(PROCESSES)], few)
