@@ -12,13 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from samforge.core.masks import Masks
 from samforge.runtime import EncodedImage
 from samforge.runtime.tracking import FoundInFrame, TrackerFacts
-from samforge.runtime.tracking.drawn import drawn_masks
-from samforge.runtime.tracking.given import given_logits, masks_to_give
+from samforge.runtime.tracking.host_parts import OnHost
 from samforge.runtime.tracking.pending import Pending
-from samforge.runtime.tracking.stacks import HostMasks, MaskStack
 
 SIDE, SCALE = 16, 4
 """Cells along the edge of masks, and how much finer masks are that are given."""
@@ -57,7 +54,7 @@ def picture(frame: int, size_hw: tuple[int, int] = SIZE_HW) -> np.ndarray:
 
 
 @dataclass
-class ScriptedParts:
+class ScriptedParts(OnHost):
     """``TrackerParts`` of a script."""
 
     things: Sequence[Thing]
@@ -121,22 +118,6 @@ class ScriptedParts:
         found = getattr(self, f"_{part}")(inputs)
         self.calls.append((part, len(next(iter(found.values())))))
         return found
-
-    def to_host(self, array: Any) -> Any:
-        return array
-
-    def begin_to_host(self, arrays: Mapping[str, Any]) -> Pending[dict[str, Any]]:
-        return Pending.of(dict(arrays))
-
-    def masks(self, logits: Any) -> HostMasks:
-        return HostMasks(logits)
-
-    def begin_draw(self, masks: MaskStack, size_hw: tuple[int, int]) -> Pending[Masks]:
-        return Pending.of(drawn_masks(masks.values, size_hw))
-
-    def give(self, masks: MaskStack, size_hw: tuple[int, int]) -> tuple[Any, MaskStack]:
-        given = masks_to_give(masks.values, self.facts)
-        return given, HostMasks(given_logits(given, self.facts, size_hw))
 
     def keep(self, memory: Any) -> list[Any]:
         return [Kept(int(one[0, 0]) if one[0, 0] == one[0, 0] else NOBODY) for one in memory]

@@ -1,4 +1,4 @@
-"""Things that are closed at the end of a ``with`` block."""
+"""Things that end with a ``with`` block."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ from types import TracebackType
 from typing import Self
 
 
-class Closing:
-    """Gives ``with`` to whatever has a ``close``, however its block ends."""
+class Leaving:
+    """Gives ``with`` to whatever ends otherwise where its block raised an error."""
 
     __slots__ = ()
 
-    def close(self) -> None:
-        """Let go of everything."""
+    def leave(self, kind: type[BaseException] | None) -> None:
+        """End.
+
+        Args:
+            kind: Of the error that the block raised; None without one.
+        """
         raise NotImplementedError
 
     def __enter__(self) -> Self:
@@ -24,4 +28,18 @@ class Closing:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self.leave(kind)
+
+
+class Closing(Leaving):
+    """Gives ``with`` to whatever has a ``close``, however its block ends."""
+
+    __slots__ = ()
+
+    def close(self) -> None:
+        """Let go of everything."""
+        raise NotImplementedError
+
+    def leave(self, kind: type[BaseException] | None) -> None:  # noqa: ARG002
+        """Close it."""
         self.close()

@@ -6,9 +6,9 @@ import os
 import time
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
+from samforge.core.closing import Closing
 from samforge.core.errors import OutputError
 from samforge.core.lock import BuildLock
 from samforge.core.own_folder import LOCK_NAME, REPLACED, is_marked, manifest_table, work_folder
@@ -18,7 +18,7 @@ GAP_SECONDS = 5.0
 _NAP_SECONDS = 0.005
 
 
-class Pin:
+class Pin(Closing):
     """Holds on to a folder, so that what is read is of this one even if another takes its place."""
 
     def __init__(self, root: Path) -> None:
@@ -41,12 +41,8 @@ class Pin:
             self.folder = through
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Let go of the folder."""
         if self._handle is not None:
             os.close(self._handle)
 

@@ -6,11 +6,11 @@ import contextlib
 import errno
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
+from samforge.core.closing import Leaving
 from samforge.core.cpu_flags import cpu_flags
 from samforge.core.errors import OutputError, SettingError, ShapeError
 from samforge.core.images import RgbImage
@@ -30,7 +30,7 @@ _WITHOUT_AVX512 = {"x264-params": "asm=avx2"}
 _BT709, _LIMITED = 1, 1  # of ITU-T H.273: what a browser assumes, and says so
 
 
-class VideoWriter:
+class VideoWriter(Leaving):
     """Writes frames of one size as H.264 in yuv420p, with the index in front (faststart).
 
     The file appears under its name when it is finished: as a context manager on leaving, also
@@ -143,15 +143,8 @@ class VideoWriter:
             self._container.close()
         self._temporary.unlink(missing_ok=True)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def leave(self, kind: type[BaseException] | None) -> None:
+        """Finish, and keep what was written before Ctrl-C; after an error discard."""
         if kind is None or (issubclass(kind, KeyboardInterrupt) and self.frames):
             self.finish()
         else:

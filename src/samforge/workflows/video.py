@@ -7,9 +7,8 @@ from array import array
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from types import TracebackType
-from typing import Self
 
+from samforge.core.closing import Leaving
 from samforge.core.timing import Timings
 from samforge.draw import draw_readout, overlay
 from samforge.formats import CocoStream, TrackWriter
@@ -156,7 +155,7 @@ def _stream(
     )
 
 
-class Recording:
+class Recording(Leaving):
     """The files that are written, and the readout drawn into them."""
 
     def __init__(self, plan: VideoPlan, info: VideoInfo) -> None:
@@ -211,15 +210,8 @@ class Recording:
             tracks.finish()
         self._coco, self._tracks = None, []
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def leave(self, kind: type[BaseException] | None) -> None:
+        """After an error leave nothing behind; without one all was finished."""
         if kind is None:
             return
         if self.writer is not None:

@@ -8,13 +8,10 @@ from typing import Any
 import numpy as np
 from tests.golden.meta.tracking import StoryFrame, story
 
-from samforge.core.masks import Masks
 from samforge.runtime import EncodedImage
 from samforge.runtime.tracking import FoundInFrame, TrackerFacts, VideoSession
-from samforge.runtime.tracking.drawn import drawn_masks
-from samforge.runtime.tracking.given import given_logits, masks_to_give
+from samforge.runtime.tracking.host_parts import OnHost
 from samforge.runtime.tracking.pending import Pending
-from samforge.runtime.tracking.stacks import HostMasks, MaskStack
 
 SIDE, FINE = 64, 256
 
@@ -28,7 +25,7 @@ def enlarge(mask: np.ndarray) -> np.ndarray:
     return (torch.nn.functional.interpolate(logits, size=size, mode="bilinear")[0, 0] > 0).numpy()
 
 
-class StoryParts:
+class StoryParts(OnHost):
     """A pointer is the id of its object, and the story says where that is on a frame."""
 
     facts = TrackerFacts(
@@ -58,29 +55,13 @@ class StoryParts:
     def run(self, part: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
         return dict(getattr(self, f"_{part}")(inputs))
 
-    def to_host(self, array: Any) -> Any:
-        return array
-
-    def begin_to_host(self, arrays: Mapping[str, Any]) -> Pending[dict[str, Any]]:
-        return Pending.of(dict(arrays))
-
-    def masks(self, logits: Any) -> HostMasks:
-        return HostMasks(logits)
-
-    def begin_draw(self, masks: MaskStack, size_hw: tuple[int, int]) -> Pending[Masks]:
-        return Pending.of(drawn_masks(masks.values, size_hw))
-
-    def give(self, masks: MaskStack, size_hw: tuple[int, int]) -> tuple[Any, MaskStack]:
-        given = masks_to_give(masks.values, self.facts)
-        return given, HostMasks(given_logits(given, self.facts, size_hw))
-
     def keep(self, memory: Any) -> list[Any]:
         return list(memory)
 
     def recall(self, kept: Sequence[Sequence[Any]]) -> Any:
         return np.stack([np.stack(row) for row in kept])
 
-    saved = restored = to_host
+    saved = restored = OnHost.to_host
 
     def _frame(self, inputs: Mapping[str, Any]) -> StoryFrame:
         return self.frames[int(inputs["high_res_0"][0])]

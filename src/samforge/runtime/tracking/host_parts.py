@@ -50,7 +50,38 @@ class PartsOfSessions:
         return self._encode(image)
 
 
-class HostTrackerParts(PartsOfSessions):
+class OnHost:
+    """What all :class:`TrackerParts` share whose arrays lie on the host."""
+
+    @property
+    def facts(self) -> TrackerFacts:
+        """Sizes, limits, and which bundle this is."""
+        raise NotImplementedError
+
+    def to_host(self, array: Any) -> Array:
+        """They are there."""
+        return np.asarray(array)
+
+    def begin_to_host(self, arrays: Mapping[str, Any]) -> Pending[dict[str, Array]]:
+        """They are there."""
+        return Pending.of({name: np.asarray(array) for name, array in arrays.items()})
+
+    def masks(self, logits: Any) -> MaskStack:
+        """Masks in an array of the host."""
+        return HostMasks(np.asarray(logits, np.float32))
+
+    def begin_draw(self, masks: MaskStack, size_hw: tuple[int, int]) -> Pending[Masks]:
+        """Draw masks at the frame's size."""
+        require_finite(bool(masks.outline.finite.all()))
+        return Pending.of(drawn_masks(masks.values, size_hw))
+
+    def give(self, masks: MaskStack, size_hw: tuple[int, int]) -> tuple[Any, MaskStack]:
+        """Take masks of detections as masks that are given to the tracker."""
+        given = masks_to_give(masks.values, self.facts)
+        return given, HostMasks(given_logits(given, self.facts, size_hw))
+
+
+class HostTrackerParts(PartsOfSessions, OnHost):
     """Sessions that take and give arrays of the host."""
 
     def __init__(
@@ -83,28 +114,6 @@ class HostTrackerParts(PartsOfSessions):
     def run(self, part: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Run a part."""
         return dict(self._sessions[part].run(inputs))
-
-    def to_host(self, array: Any) -> Array:
-        """They are there."""
-        return np.asarray(array)
-
-    def begin_to_host(self, arrays: Mapping[str, Any]) -> Pending[dict[str, Array]]:
-        """They are there."""
-        return Pending.of({name: np.asarray(array) for name, array in arrays.items()})
-
-    def masks(self, logits: Any) -> MaskStack:
-        """Masks in an array of the host."""
-        return HostMasks(np.asarray(logits, np.float32))
-
-    def begin_draw(self, masks: MaskStack, size_hw: tuple[int, int]) -> Pending[Masks]:
-        """Draw masks at the frame's size."""
-        require_finite(bool(masks.outline.finite.all()))
-        return Pending.of(drawn_masks(masks.values, size_hw))
-
-    def give(self, masks: MaskStack, size_hw: tuple[int, int]) -> tuple[Any, MaskStack]:
-        """Take masks of detections as masks that are given to the tracker."""
-        given = masks_to_give(masks.values, self.facts)
-        return given, HostMasks(given_logits(given, self.facts, size_hw))
 
     def keep(self, memory: Any) -> list[Any]:
         """Split memories (N, L, C) into those of single objects, as bits of bfloat16 if rounded."""
