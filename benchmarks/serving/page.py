@@ -1,4 +1,4 @@
-"""What the page adds to the server's own time, from a phrase's Enter key to its masks."""
+"""What the page adds to the server's own time, from submitting a phrase to its masks."""
 
 from __future__ import annotations
 
@@ -58,6 +58,8 @@ def page(bundle: Path, picture: Path) -> dict[str, Any]:
             end = time.monotonic() + 10
             while len(told) == before and time.monotonic() < end:
                 opened.wait_for_timeout(5)
+            if len(told) == before:
+                raise TimeoutError(f"the server has not answered {phrase}")
             opened.locator("#prompts button.remove").last.click()
             if number >= WARM_UP:
                 whole.append(took / 1e3)
