@@ -1,6 +1,7 @@
 """SAM 3 at its real size behind HTTP and under ``samforge label``, on one GPU and on several.
 
     python benchmarks/gpu/serving.py --out FILE [--gpus 1,2] [--bundle DIR] [--limit-s 580]
+                                     [--only-build]
 
 A bundle is built as users build it, of random weights, verified on its tensors, and served by
 ``samforge serve``. Random weights name nothing: the best four of all queries are asked for. Clients
@@ -97,7 +98,7 @@ def build(options: argparse.Namespace, results: Results) -> Path:
         start = time.perf_counter()
         # Each of the processes would take every core, and they would wait for one another.
         threads = str(max(1, (os.cpu_count() or 1) // len(PARTS)))
-        subprocess.run(words, check=True, env={**os.environ, "OMP_NUM_THREADS": threads})
+        subprocess.run(words, check=True, env={"OMP_NUM_THREADS": threads, **os.environ})
         results.add("build s, of this run", round(time.perf_counter() - start, 1))
     opened = samforge.open_bundle(bundle)
     results.add("seconds of the build's steps", steps(opened))
@@ -307,10 +308,13 @@ def main() -> int:
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--pictures", type=int, default=960, help="of each measurement")
     parser.add_argument("--limit-s", type=float, default=580)
+    parser.add_argument("--only-build", action="store_true", help="measure in another call")
     options = parser.parse_args()
     counts = [int(one) for one in options.gpus.split(",")]
     results = Results(options.out, options.limit_s)
     bundle = build(options, results)
+    if options.only_build:
+        return 0
     with tempfile.TemporaryDirectory() as work:
         fresh = Fresh(jpegs(), Path(work))
         for gpus in counts:

@@ -1,6 +1,7 @@
 """SAM 3 at its real size through a video on one GPU: a frame from 1080p pixels to masks with ids.
 
     python benchmarks/gpu/video.py --out FILE [--objects 1,16,64] [--limit-s 560] [--stock]
+                                   [--only-compile]
 
 Vision, detector, tracker and rules together, with one phrase; every part is a package as a bundle
 holds it, all of its axes dynamic, compiled side by side and held to the float32 part as torch runs
@@ -428,6 +429,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=Path("/tmp/video"))
     parser.add_argument("--jobs", type=int, default=len(PARTS), help="parts compiled at a time")
     parser.add_argument("--eager", action="store_true", help="compile nothing: a dry run")
+    parser.add_argument("--only-compile", action="store_true", help="measure in another call")
     parser.add_argument("--stock", action="store_true")
     parser.add_argument("--long", type=int, default=0, help="objects of the long video")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
@@ -437,7 +439,10 @@ def main() -> int:
         make(options.part, options)
         return 0
     results = Results(options.out, options.limit_s)
-    if options.eager or make_all(options, results):
+    made = options.eager or make_all(options, results)
+    if options.only_compile:
+        return int(not made)
+    if made:
         videos(options, results)
     if options.stock:
         with results.section("transformers", needs_s=40) as go:
