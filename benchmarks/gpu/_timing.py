@@ -41,7 +41,7 @@ def gpu_conditions() -> dict[str, Any]:
         found["cudnn"] = torch.backends.cudnn.version()
         query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
         answer = subprocess.run(query, capture_output=True, text=True, check=False)
-        found["driver"] = answer.stdout.strip()
+        found["driver"] = answer.stdout.partition("\n")[0]  # a line for each GPU
     else:
         found["gpu"] = None
     return found

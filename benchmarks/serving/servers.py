@@ -55,6 +55,7 @@ def samforge_server(bundle: Path, *words: str) -> Iterator[tuple[str, int]]:
     try:
         assert process.stdout is not None
         found = re.search(r"http://\S+", process.stdout.readline())
+        log.seek(0)
         assert found, log.read()
         wait_for(f"{found[0]}/health/ready")
         yield found[0], process.pid

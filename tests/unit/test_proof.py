@@ -16,12 +16,23 @@ from made_up import reseal, stamp
 import samforge
 from samforge.apps import cli
 from samforge.backends import backend_from_name
+from samforge.core.axes import ONE_OF_EACH
+from samforge.core.capabilities import MEMORY_ATTENTION, TRACK
 from samforge.core.errors import DamagedBundle, FidelityError
 from samforge.core.manifest import Manifest, PartEntry
 from samforge.core.recipe import Gates, Recipe
 from samforge.core.session import Array, PartSpec, Session, Tensors, TensorSpec
-from samforge.measure import PROOF_NAME, check_proof, proven_tensors, write_proof
+from samforge.measure import (
+    PROOF_NAME,
+    check_proof,
+    proof_inputs,
+    proven_tensors,
+    write_proof,
+)
 from samforge.measure.proof import MOST_ELEMENTS, kept_elements
+from samforge.models.eager import EagerSession
+from samforge.models.loading import model_from_name
+from samforge.steps.context import arrays
 
 WIDE = 300
 FIRST = PartSpec(
@@ -68,6 +79,20 @@ def _sessions(first: float = 1.0, second: float = 1.0, sign: int = 1) -> Mapping
 @pytest.fixture
 def images() -> Array:
     return np.random.default_rng(3).normal(size=(300, WIDE)).astype("float32")
+
+
+def test_a_tracker_is_a_circle_and_proves_itself(tmp_path: Path) -> None:
+    model = model_from_name("tiny", tracker=True)
+    specs = [model.spec(part) for part in TRACK.parts]
+    examples = {part: arrays(model.inputs(part, ONE_OF_EACH, 1)) for part in TRACK.parts}
+    inputs = proof_inputs(specs, lambda part: examples[part])
+    assert inputs["memory"] is examples[MEMORY_ATTENTION]["memory"]
+    assert not {"conditioned", "class_token"} & set(inputs)
+    sessions = {part: EagerSession(model.part(part)) for part in TRACK.parts}
+    write_proof(tmp_path / "proof.npz", sessions, inputs)
+    tensors = proven_tensors(tmp_path / "proof.npz", sessions)
+    assert {one.part for one in tensors} == set(TRACK.parts)
+    assert check_proof(tensors, "fp32") <= min(one.fidelity.cosine for one in tensors)
 
 
 def test_the_reference_proves_itself(tmp_path: Path, images: Array) -> None:

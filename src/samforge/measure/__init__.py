@@ -40,6 +40,7 @@ from samforge.measure.predictions import (
 from samforge.measure.proof import (
     ProvenTensor,
     check_proof,
+    proof_inputs,
     proven_tensors,
     write_proof,
 )
@@ -99,6 +100,7 @@ __all__ = [
     "mesh_from_file",
     "odd_limits",
     "odd_pictures",
+    "proof_inputs",
     "proof_pictures_from_file",
     "proven_tensors",
     "regions_from_file",

@@ -7,7 +7,7 @@ anywhere shows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from samforge.core.errors import DamagedBundle, FidelityError
 from samforge.core.files import output_errors
 from samforge.core.native import isolated
 from samforge.core.recipe import Gates
-from samforge.core.session import Array, Session, Tensors
+from samforge.core.session import Array, PartSpec, Session, Tensors
 from samforge.measure.fidelity import TensorFidelity, compare_tensor
 from samforge.measure.gates import feature_cosine_limit
 
@@ -35,13 +35,36 @@ class ProvenTensor:
     """The comparison, over the elements that were kept."""
 
 
+def proof_inputs(specs: Sequence[PartSpec], examples: Callable[[str], Tensors]) -> dict[str, Array]:
+    """The tensors that a chain of parts has to be given.
+
+    A tracker is a circle: ``memory_attention`` takes memories, and ``memory_encoder``, behind it,
+    makes them. So it counts which parts come before, not which there are.
+
+    Args:
+        specs: The parts, each after those whose outputs it takes.
+        examples: Inputs of a part, by its name.
+
+    Returns:
+        Every tensor that no part gives to a later one, of the first part that takes it.
+    """
+    given: dict[str, Array] = {}
+    known: set[str] = set()
+    for spec in specs:
+        wanted = {tensor.name for tensor in spec.inputs} - known
+        if wanted:
+            given |= {name: array for name, array in examples(spec.name).items() if name in wanted}
+        known |= wanted | {tensor.name for tensor in spec.outputs}
+    return given
+
+
 def write_proof(path: Path, sessions: Mapping[str, Session], inputs: Tensors) -> None:
     """Run the reference and keep what it gives.
 
     Args:
         path: File to write.
         sessions: fp32 sessions by part, each after those whose outputs it takes.
-        inputs: Every tensor that no part gives: ``images``, ``input_ids``, …
+        inputs: What :func:`proof_inputs` names: ``images``, ``input_ids``, …
 
     Raises:
         OutputError: The file cannot be written.

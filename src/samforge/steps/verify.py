@@ -36,7 +36,7 @@ from samforge.measure import (
 )
 from samforge.measure.asking import ask
 from samforge.measure.fidelity import compare_outputs
-from samforge.measure.proof import write_proof
+from samforge.measure.proof import proof_inputs, write_proof
 from samforge.runtime import image_bchw_from_rgb
 from samforge.steps.calibrate import float_sessions, segmenter_of
 from samforge.steps.context import SMALL_IMAGE, BuildContext, StepOutput, arrays
@@ -190,12 +190,10 @@ class _Lent(AroundSession):
 
 def _proof(context: BuildContext, floating: Sessions) -> tuple[str, ...]:
     """Keep what fp32 makes of one image, so that any GPU can be held to it later."""
-    inputs = {
-        name: array
-        for part in context.parts
-        for name, array in arrays(context.inputs(part, ONE_OF_EACH, seed=1)).items()
-        if name not in _given(context)
-    }
+    inputs = proof_inputs(
+        [context.spec(part) for part in context.parts],
+        lambda part: arrays(context.inputs(part, ONE_OF_EACH, seed=1)),
+    )
     sessions = floating()
     write_proof(context.path(PROOF_NAME), sessions, inputs)
     for session in sessions.values():
@@ -246,11 +244,6 @@ def smaller(image: LabelledImage) -> LabelledImage:
         for question in image.questions
     )
     return replace(image, image_rgb=rgb, questions=tuple(questions))
-
-
-def _given(context: BuildContext) -> set[str]:
-    """Tensors that a part of the bundle gives."""
-    return {tensor.name for part in context.parts for tensor in context.spec(part).outputs}
 
 
 def proven(
