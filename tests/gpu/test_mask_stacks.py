@@ -55,7 +55,7 @@ def test_holes_and_cells(ground: Ground, count: int) -> None:
 
 
 def busy() -> torch.Tensor:
-    """Work of some hundred milliseconds, begun."""
+    """Work of about two seconds, begun: float32 products on the cores that are no tensor cores."""
     square = torch.randn(8192, 8192, device="cuda")
     for _ in range(100):
         square = square @ square / 8192

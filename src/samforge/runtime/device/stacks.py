@@ -112,8 +112,8 @@ class DeviceMasks(MaskStack):
         return part.index_select(0, self._up(rows))
 
     def _up(self, rows: Rows) -> Tensor:
-        # torch takes no array that counts down.
-        return to_device(torch.from_numpy(np.ascontiguousarray(rows)), self._ground.device)
+        # torch takes no array that counts down, and numpy calls one of a single row contiguous.
+        return to_device(torch.from_numpy(np.array(rows, order="C")), self._ground.device)
 
     def _begun(self) -> Pending[Known]:
         with self._ground.here():
