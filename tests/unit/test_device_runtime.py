@@ -121,7 +121,9 @@ def on_device(
 def like(other: Segmenter, sessions: Mapping[str, Any] | None = None, **settings: Any) -> Segmenter:
     """A segmenter over other sessions, or with other settings."""
     one = executor_of(other)
-    return on_device(sessions or one._sessions, one._image, one._text._tokenizer, **settings)
+    return on_device(
+        sessions or one._sessions, one._image, one._network._text._tokenizer, **settings
+    )
 
 
 def wrapped(segmenter: Segmenter, kind: Callable[[Any], Any]) -> dict[str, Any]:
@@ -313,7 +315,7 @@ def test_a_watched_segmenter_is_asked_on_its_device(segmenters: Any) -> None:
     beside = segmenter_from_sessions(
         witnesses[1].sessions(plain),
         executor_of(device)._image,
-        executor_of(device)._text._tokenizer,
+        executor_of(device)._network._text._tokenizer,
         read_image,
     )
     for image in scenes(2):
