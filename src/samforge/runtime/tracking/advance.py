@@ -61,7 +61,7 @@ def advance(
         followed: The objects of ``state`` on it.
 
     Raises:
-        FidelityError: The tracker's answer holds NaN, or a mask infinity.
+        FidelityError: What was found, or the tracker's answer, holds NaN or infinity.
     """
     seen, masks = followed.seen, followed.filled
     tracked = Tracked(cells=masks.cells, scores=seen.scores)
@@ -135,6 +135,7 @@ def _decided(
     frame, rules, reverse = turn.frame, turn.rules, turn.way.reverse
     if found is None:
         return undetected(state.tracking, frame, tracked, rules, reverse=reverse)
+    found.require_finite(state.phrases)
     decisions, tracking = decide(
         state.tracking, frame, found.detected, tracked, rules, reverse=reverse
     )
