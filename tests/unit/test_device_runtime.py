@@ -19,6 +19,7 @@ from samforge.core.detections import Detections
 from samforge.core.errors import (
     FidelityError,
     ImageError,
+    OutOfMemory,
     PromptError,
     SettingError,
     ShapeError,
@@ -617,6 +618,25 @@ def test_masks_that_cannot_be_made_fail_one_call() -> None:
     with pytest.raises(IndexError):
         collector.make_room()
     collector.make_room()
+
+
+def test_masks_that_could_not_be_made_are_not_made_later() -> None:
+    """By then the detector may have written another image's in their place."""
+    reader = ResultReader(CPU, None, "meta")
+    asked = Asked(question=question_from("cat"), sizes_hw=((4, 4),))
+    logits = torch.ones(1, 1, 2, 4, 4)
+    pending = reader.pending(logits, torch.ones(1, 1, 2, 5), asked)
+    pending.masks = logits[:, :, :1]
+    with pytest.raises(IndexError):
+        reader.make_room()
+    pending.masks = logits
+    assert [len(one) for one in reader.detections(pending)] == [2]  # nobody has run it since
+    pending.arriving = None
+    reader.make_room()
+    logits.fill_(-1)
+    for _ in "twice":
+        with pytest.raises(OutOfMemory, match="masks of cat could not be taken"):
+            list(reader.detections(pending))
 
 
 def test_nan_is_not_nothing() -> None:

@@ -25,7 +25,7 @@ from samforge.runtime.device.network import Network
 from samforge.runtime.device.reader import Asked, InFlight, ResultReader
 from samforge.runtime.device.stacks import Ground
 from samforge.runtime.device.tracker import DeviceTrackerParts
-from samforge.runtime.device.transfer import Uploader
+from samforge.runtime.device.transfer import Uploader, on_default_stream
 from samforge.runtime.encoded import EncodedImage, Ready, TakenImage
 from samforge.runtime.executor import (
     check_sessions,
@@ -255,7 +255,7 @@ class DeviceExecutor(OfOneProcess):
         with self._lock:
             if not self.is_inherited:
                 if self._device.type == "cuda":  # a video may have begun its next frame
-                    torch.cuda.current_stream(self._device).synchronize()
+                    torch.cuda.default_stream(self._device).synchronize()
                 self._network.clear()
                 self._looking = None
             for session in self._sessions.values():
@@ -311,14 +311,10 @@ class DeviceExecutor(OfOneProcess):
 
     @contextmanager
     def _here(self) -> Iterator[None]:
-        """One thread at a time, on this device, without autograd."""
+        """One thread at a time, on this device and its default stream, without autograd."""
         self.require_own("The segmenter")
-        with self._lock, torch.inference_mode():
-            if self._device.type == "cuda":
-                with torch.cuda.device(self._device):
-                    yield
-            else:
-                yield
+        with self._lock, torch.inference_mode(), on_default_stream(self._device):
+            yield
 
     def _marks(self, timings: Timings | None) -> Marks:
         return Marks(timings=timings, device=self._device, processor=self.processor)

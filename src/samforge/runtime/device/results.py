@@ -12,6 +12,7 @@ from torch import Tensor
 
 from samforge.core.boxes import clipped_boxes
 from samforge.core.detections import Detections, best_positions
+from samforge.core.errors import OutOfMemory
 from samforge.core.masks import Masks
 from samforge.runtime.postprocess import Thresholds, refuse_nan
 
@@ -47,6 +48,14 @@ def admitted(scores: npt.NDArray[np.float32], threshold: float) -> npt.NDArray[n
     """Queries above a threshold, best score first, (Q,) -> (K,)."""
     order = np.argsort(-scores, kind="stable")
     return order[scores[order] > np.float32(threshold)]
+
+
+def lost_masks(phrases: Sequence[str]) -> OutOfMemory:
+    """What is said of masks that were not taken before the detector may have run again."""
+    return OutOfMemory(
+        f"The masks of {', '.join(phrases)} could not be taken out of the detector's answer, and "
+        "it may have run again since. Ask again; where the GPU has no room, with fewer phrases."
+    )
 
 
 def detections_from_found(
