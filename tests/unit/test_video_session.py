@@ -171,6 +171,23 @@ def test_transformers_rules_run_too() -> None:
     assert [len(frame.detections) for frame in found] == [1] * 3 + [2] * 31
 
 
+@pytest.mark.parametrize("rules", [META, TRANSFORMERS], ids=lambda one: one.reference)
+def test_what_a_user_shows_keeps_its_mask_where_a_rule_removes_others(rules: Rules) -> None:
+    """transformers gives masks behind a removed object to the next id: it knows no users' objects.
+
+    Objects of the phrase before and behind the user's one are found once and never again.
+    """
+    things = [replace(CAT, missed=range(1, 99)), DOG, replace(LATE, missed=range(4, 99))]
+    settings = TrackingSettings(rules=rules, delay=0)
+    session = VideoSession(ScriptedParts(things), text="cat", settings=settings)
+    session.step(picture(0))
+    session.add(ObjectPrompt(points=CENTRE_OF_DOG), label="my dog")
+    shown = [frame.detections for number in range(1, 14) for frame in session.step(picture(number))]
+    assert session.ids == (1,)
+    dogs = [one[[one.labels.index("my dog")]].masks for one in shown]
+    assert all(one == dogs[0] for one in dogs)
+
+
 # Prompts
 
 
