@@ -46,6 +46,7 @@ from samforge.runtime.device.reach import NOTHING, reach_reference
 from samforge.runtime.device.reader import Asked, ResultReader
 from samforge.runtime.device.resize import resize_weights, taps_from_weights
 from samforge.runtime.device.results import (
+    COLUMNS,
     Found,
     admitted,
     chosen_from_found,
@@ -54,7 +55,13 @@ from samforge.runtime.device.results import (
     summary,
 )
 from samforge.runtime.device.transfer import only_read
-from samforge.runtime.postprocess import MaskLimit, Thresholds, mask_limit
+from samforge.runtime.postprocess import (
+    MaskLimit,
+    RawDetections,
+    Thresholds,
+    detections_from_raw,
+    mask_limit,
+)
 
 CPU = torch.device("cpu")
 PHRASES = ("red circle", "star", "blue object")
@@ -560,7 +567,8 @@ def test_the_best_of_all_phrases_are_kept(
 ) -> None:
     rng = np.random.default_rng(seed)
     scores = rng.integers(0, 8, (images, phrases, queries)).astype(np.float32) / 8
-    found = Found(scores=scores, boxes=np.zeros((*scores.shape, 4), np.float32))
+    boxes, finite = np.zeros((*scores.shape, 4), np.float32), np.ones(scores.shape, np.bool_)
+    found = Found(scores=scores, boxes=boxes, finite=finite)
     thresholds = [Thresholds(score=0.3)] * phrases
     chosen, cut_off = chosen_from_found(found, thresholds, most)
     every, none = chosen_from_found(found, thresholds)
@@ -589,6 +597,7 @@ def test_scores_boxes_and_masks() -> None:
         "pred_logits": torch.tensor([[[0.0, 2.0, -2.0]]]),
         "pred_boxes": torch.tensor([[[[0.0, 0.0, 0.5, 0.5], [0.1, 0.2, 0.3, 0.4], [0.0] * 4]]]),
         "presence_logit": torch.tensor([[0.0]]),
+        "pred_masks": torch.zeros(1, 1, 3, 2, 2),
     }
     found = found_from_summary(summary(outputs))
     assert found.scores[0, 0] == pytest.approx([0.25, 0.4404, 0.0596], abs=1e-4)
@@ -613,7 +622,7 @@ def test_scores_boxes_and_masks() -> None:
 def test_masks_that_cannot_be_made_fail_one_call() -> None:
     collector = ResultReader(CPU, None, "meta")
     asked = Asked(question=question_from("cat"), sizes_hw=((4, 4),))
-    pending = collector.pending(torch.ones(1, 1, 2, 4, 4), torch.ones(1, 1, 2, 5), asked)
+    pending = collector.pending(torch.ones(1, 1, 2, 4, 4), torch.ones(1, 1, 2, COLUMNS), asked)
     pending.masks = pending.masks[:, :, :1]
     with pytest.raises(IndexError):
         collector.make_room()
@@ -625,7 +634,7 @@ def test_masks_that_could_not_be_made_are_not_made_later() -> None:
     reader = ResultReader(CPU, None, "meta")
     asked = Asked(question=question_from("cat"), sizes_hw=((4, 4),))
     logits = torch.ones(1, 1, 2, 4, 4)
-    pending = reader.pending(logits, torch.ones(1, 1, 2, 5), asked)
+    pending = reader.pending(logits, torch.ones(1, 1, 2, COLUMNS), asked)
     pending.masks = logits[:, :, :1]
     with pytest.raises(IndexError):
         reader.make_room()
@@ -639,11 +648,53 @@ def test_masks_that_could_not_be_made_are_not_made_later() -> None:
             list(reader.detections(pending))
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("reference", ["meta", "transformers"])
+def test_masks_that_are_not_finite_are_refused_as_on_the_host(value: float, reference: str) -> None:
+    """Of what is found: nobody sees the masks of other queries."""
+    asked = Asked(question=question_from("cat"), sizes_hw=((4, 4),))
+    logits = torch.full((1, 1, 2, 4, 4), 2.0)
+    for query in range(2):
+        masks = logits.clone()
+        masks[0, 0, query, 3, 1] = value
+        outputs = {
+            "pred_logits": torch.tensor([[[9.0, -9.0]]]),
+            "pred_boxes": torch.zeros(1, 1, 2, 4),
+            "presence_logit": torch.tensor([[9.0]]),
+            "pred_masks": masks,
+        }
+        raw = RawDetections(
+            logits=outputs["pred_logits"][0, 0].numpy(),
+            boxes=outputs["pred_boxes"][0, 0].numpy(),
+            masks=masks[0, 0].numpy(),
+            presence_logit=9.0,
+        )
+        reader = ResultReader(CPU, None, reference)
+        pending = reader.pending(masks, summary(outputs), asked)
+        calls: list[Callable[[], Any]] = [
+            lambda pending=pending, reader=reader: next(iter(reader.detections(pending))),
+            lambda raw=raw: detections_from_raw(
+                raw,
+                label="cat",
+                size_hw=(4, 4),
+                thresholds=Thresholds(),
+                reference=reference,
+            ),
+        ]
+        for call in calls:
+            if query == 0:
+                with pytest.raises(FidelityError, match="masks for 'cat' hold infinity or NaN"):
+                    call()
+            else:
+                assert len(call()) == 1
+
+
 def test_nan_is_not_nothing() -> None:
     outputs = {
         "pred_logits": torch.full((1, 1, 2), torch.nan),
         "pred_boxes": torch.zeros(1, 1, 2, 4),
         "presence_logit": torch.zeros(1, 1),
+        "pred_masks": torch.zeros(1, 1, 2, 2, 2),
     }
     found = found_from_summary(summary(outputs))
     chosen = {(0, 0): admitted(found.scores[0, 0], 0.5)}

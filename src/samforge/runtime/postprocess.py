@@ -190,9 +190,9 @@ def _crop(
 ) -> tuple[Crop, tuple[int, int]]:
     """The crop of one mask at image resolution, and row and column of its first pixel."""
     values = logits.astype(np.float32)
+    refuse_infinite_masks(bool(np.isfinite(values).all()), label)
     if limit.of_probabilities:
         values = sigmoid(values)
-    refuse_infinite_masks(bool(np.isfinite(values).all()), label)
     return crop_above(values, np.float32(limit.value), size_hw)
 
 

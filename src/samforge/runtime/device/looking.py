@@ -34,7 +34,7 @@ class Looking:
 
         Args:
             masks: Mask logits of one image, (P, Q, h, w), where the detector writes them.
-            summary: Scores and boxes, as ``results.summary`` makes them.
+            summary: What ``results.summary`` makes of the outputs.
             phrases: P, that were asked.
             thresholds: One for each: detections that score above it are given.
             ground: Where masks are kept.

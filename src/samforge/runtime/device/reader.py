@@ -135,7 +135,7 @@ class ResultReader:
 
         Args:
             masks: Mask logits, (B, P, Q, h, w).
-            summary: Scores and boxes as ``results.summary`` makes them.
+            summary: What ``results.summary`` makes of the outputs.
             asked: What the batch was asked.
             alone: Whether the device has nothing to do until the host has read the scores.
         """
