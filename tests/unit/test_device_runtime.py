@@ -26,6 +26,7 @@ from samforge.core.errors import (
 )
 from samforge.core.images import ImageSpec
 from samforge.core.masks import Masks
+from samforge.core.packed_crop import PackedCrop
 from samforge.core.session import Array, DeviceSession, TensorFormat, Tensors
 from samforge.core.timing import Timings
 from samforge.measure import Witness
@@ -41,7 +42,7 @@ from samforge.runtime import (
 from samforge.runtime.device import DeviceExecutor, Resizer
 from samforge.runtime.device.admission import admitted_reference
 from samforge.runtime.device.masks import above_reference, masks_to_host
-from samforge.runtime.device.places import places_from_reach, places_on_device
+from samforge.runtime.device.places import Places, places_from_reach, places_on_device
 from samforge.runtime.device.reach import NOTHING, reach_reference
 from samforge.runtime.device.reader import Asked, ResultReader
 from samforge.runtime.device.resize import resize_weights, taps_from_weights
@@ -542,6 +543,19 @@ def test_masks_lie_one_behind_the_other() -> None:
     table = places_on_device(slots, reach, (4, 4), (40, 60))
     assert table[:, 6].tolist() == [0, 272, 472]
     assert table[2, 5] == 0
+
+
+def test_masks_that_are_kept_long_lie_in_memory_of_their_own() -> None:
+    """Pinned memory comes in powers of two, is never swapped and never given back."""
+    logits = torch.full((1, 2, 8, 8), 1.0)
+    table = np.array([[0, 0, 0, 8, 0, 1, 0], [0, 1, 2, 8, 0, 1, 8]], np.int32)
+    places = Places(table=table, size_hw=(8, 8))
+    begun = masks_to_host(logits, places, mask_limit(0.5, "meta"))
+    shared, own = begun.masks(places), begun.taken(places)
+    begun.bits.zero_()
+    assert shared.areas.tolist() == [0, 0]
+    assert own.areas.tolist() == [64, 48]
+    assert all(not one.bits.flags.writeable for one in own.packed if isinstance(one, PackedCrop))
 
 
 @pytest.mark.parametrize("most", [None, 1, 3, 100])
