@@ -2,7 +2,7 @@
 
     python benchmarks/tracking_cost.py BUNDLE                  # speed, then memory
     python benchmarks/tracking_cost.py BUNDLE --only speed
-    python benchmarks/tracking_cost.py BUNDLE --only memory --frames 2000
+    python benchmarks/tracking_cost.py BUNDLE --only memory --frames 2000 --out FILE
 
 Speed is of a whole frame, from pixels to masks with ids: vision, the detector for one phrase that
 is nowhere, the tracker for objects that boxes showed, and the rules. Their number stays what it is,
@@ -38,6 +38,7 @@ WARM_UP, TIMED = 10, 12
 """Frames: by then objects attend to as many memories as they ever do."""
 NOWHERE = "purple cross"
 EARLY, LATE = 200, 10_000
+RESULT = Path(__file__).parent / "results" / "tracking_cost.json"
 GROWTH = 1.05
 """Resident memory after the late frame over that after the early one, at most."""
 
@@ -156,11 +157,12 @@ def main() -> int:
     parser.add_argument("--frames", type=int, default=LATE)
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--vision", action="store_true", help="encode every frame for memory, too")
+    parser.add_argument("--out", type=Path, default=RESULT, help="what was measured before stays")
     options = parser.parse_args()
     clip = [scene.image for scene in draw_crossing(0, frames=16, split="demo")]
     segmenter = samforge.load(options.bundle, threads=options.threads)
     parts = segmenter.tracker_parts()
-    path = Path(__file__).parent / "results" / "tracking_cost.json"
+    path: Path = options.out
     result = json.loads(path.read_text()) if options.only and path.is_file() else {}
     result |= {"claim": CLAIM, "digest": samforge.open_bundle(options.bundle).digest}
     threads = options.threads or "all"

@@ -47,8 +47,11 @@ def logits() -> torch.Tensor:
 
 
 def summary(count: int) -> torch.Tensor:
-    """Scores and boxes of which ``count`` are admitted, (1, 1, QUERIES, 5)."""
-    values = torch.full((1, 1, QUERIES, 5), 0.25)
+    """Of which ``count`` are admitted, (1, 1, QUERIES, ``results.COLUMNS``)."""
+    from samforge.runtime.device import results
+
+    # Older checkouts have scores and boxes alone.
+    values = torch.full((1, 1, QUERIES, getattr(results, "COLUMNS", 5)), 0.25)
     values[..., 3:] = 0.75
     values[..., 0] = 0.1
     values[0, 0, :count, 0] = torch.linspace(0.95, 0.6, count)

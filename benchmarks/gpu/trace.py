@@ -62,7 +62,7 @@ def steps(bench: Bench, contender: str) -> tuple[dict[str, Any], list[dict[str, 
         "whole, 4K pageable": span(by_source["4K pageable"]),
         "whole, 4K on the device": span(placed),
         "upload, 4K pinned": lambda i: segmenter._executor._upload(pictures[i % len(pictures)]),  # noqa: SLF001
-        "resize, 4K": lambda i: segmenter._executor._resize(placed[i % len(placed)]),  # noqa: SLF001
+        "resize, 4K": lambda i: segmenter._executor._network.resize(placed[i % len(placed)]),  # noqa: SLF001
     }
     figures = {words: wall_ms(call, bench.rounds) for words, call in calls.items()}
     with profile(activities=[ProfilerActivity.CUDA]) as seen:

@@ -268,6 +268,32 @@ def test_a_camera_may_fill_one_buffer(
     assert device.predict(encoded, text="star").labels == wanted[0].labels
 
 
+def test_callers_may_be_on_streams_of_their_own(
+    part: Callable[..., Any], checkpoint: Callable[[str], Any]
+) -> None:
+    tiny = checkpoint("tiny")
+    tokenizer = PhraseTokenizer(tiny.tokenizer, tiny.context, 0)
+    sessions = {name: OnGpu(part(name, "tiny")) for name in ("vision", "text", "detector")}
+    device = on_device(sessions, tiny.image, tokenizer)
+    images = [draw_scene(index, split="demo").image for index in range(2)]
+    wanted = [device.predict(image, text="star") for image in images]
+    one, other = torch.cuda.Stream(), torch.cuda.Stream()
+    for _ in range(2):
+        with torch.cuda.stream(one):
+            late = torch.zeros_like(torch.from_numpy(images[0]), device="cuda")
+            square = torch.randn(4096, 4096, device="cuda")
+            for _ in range(100):
+                square = square @ square / 4096
+            late.copy_(torch.from_numpy(images[0]).pin_memory(), non_blocking=True)
+            encoded = device.encode(late)
+        with torch.cuda.stream(other):  # its features are not there yet
+            found = device.predict(encoded, text="star")
+            second = device.predict(images[1], text="star")
+        for answer, true in zip((found, second), wanted, strict=True):
+            assert answer.labels == true.labels
+            assert differing(answer, true) <= 1e-4
+
+
 def test_boxes_thresholds_and_stages_on_the_gpu(
     part: Callable[..., Any], checkpoint: Callable[[str], Any]
 ) -> None:

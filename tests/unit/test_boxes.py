@@ -98,7 +98,9 @@ def test_boxes_on_the_device_lie_inside_too() -> None:
 
     boxes = np.array([[[[-0.1, 0.2, 1.2, 0.4], [1.1, 1.1, 1.2, 1.3]]]], np.float32)
     found = detections_from_found(
-        Found(scores=np.ones((1, 1, 2), np.float32), boxes=boxes),
+        Found(
+            scores=np.ones((1, 1, 2), np.float32), boxes=boxes, finite=np.ones((1, 1, 2), np.bool_)
+        ),
         Masks.from_dense(np.zeros((2, *WIDE), np.bool_)),
         {(0, 0): np.array([0, 1])},
         image=0,

@@ -21,8 +21,8 @@ def here() -> Iterator[None]:
 
 
 GROUND = Ground(device=torch.device("cpu"), here=here, beside=None)
-SUMMARY = torch.tensor([[[[0.9, 0, 0, 1, 1], [0.1, 0, 0, 1, 1], [0.8, 0, 0, 1, 1]]]])
-"""Scores and boxes of one image, one phrase and three queries."""
+SUMMARY = torch.tensor([[[[0.9, 0, 0, 1, 1, 3], [0.1, 0, 0, 1, 1, 3], [0.8, 0, 0, 1, 1, 3]]]])
+"""Of one image, one phrase and three queries."""
 
 
 class Full:

@@ -19,12 +19,14 @@ from samforge.core.detections import Detections
 from samforge.core.errors import (
     FidelityError,
     ImageError,
+    OutOfMemory,
     PromptError,
     SettingError,
     ShapeError,
 )
 from samforge.core.images import ImageSpec
 from samforge.core.masks import Masks
+from samforge.core.packed_crop import PackedCrop
 from samforge.core.session import Array, DeviceSession, TensorFormat, Tensors
 from samforge.core.timing import Timings
 from samforge.measure import Witness
@@ -40,11 +42,12 @@ from samforge.runtime import (
 from samforge.runtime.device import DeviceExecutor, Resizer
 from samforge.runtime.device.admission import admitted_reference
 from samforge.runtime.device.masks import above_reference, masks_to_host
-from samforge.runtime.device.places import places_from_reach, places_on_device
+from samforge.runtime.device.places import Places, places_from_reach, places_on_device
 from samforge.runtime.device.reach import NOTHING, reach_reference
 from samforge.runtime.device.reader import Asked, ResultReader
 from samforge.runtime.device.resize import resize_weights, taps_from_weights
 from samforge.runtime.device.results import (
+    COLUMNS,
     Found,
     admitted,
     chosen_from_found,
@@ -53,7 +56,13 @@ from samforge.runtime.device.results import (
     summary,
 )
 from samforge.runtime.device.transfer import only_read
-from samforge.runtime.postprocess import MaskLimit, Thresholds, mask_limit
+from samforge.runtime.postprocess import (
+    MaskLimit,
+    RawDetections,
+    Thresholds,
+    detections_from_raw,
+    mask_limit,
+)
 
 CPU = torch.device("cpu")
 PHRASES = ("red circle", "star", "blue object")
@@ -121,7 +130,9 @@ def on_device(
 def like(other: Segmenter, sessions: Mapping[str, Any] | None = None, **settings: Any) -> Segmenter:
     """A segmenter over other sessions, or with other settings."""
     one = executor_of(other)
-    return on_device(sessions or one._sessions, one._image, one._text._tokenizer, **settings)
+    return on_device(
+        sessions or one._sessions, one._image, one._network._text._tokenizer, **settings
+    )
 
 
 def wrapped(segmenter: Segmenter, kind: Callable[[Any], Any]) -> dict[str, Any]:
@@ -313,7 +324,7 @@ def test_a_watched_segmenter_is_asked_on_its_device(segmenters: Any) -> None:
     beside = segmenter_from_sessions(
         witnesses[1].sessions(plain),
         executor_of(device)._image,
-        executor_of(device)._text._tokenizer,
+        executor_of(device)._network._text._tokenizer,
         read_image,
     )
     for image in scenes(2):
@@ -534,6 +545,19 @@ def test_masks_lie_one_behind_the_other() -> None:
     assert table[2, 5] == 0
 
 
+def test_masks_that_are_kept_long_lie_in_memory_of_their_own() -> None:
+    """Pinned memory comes in powers of two, is never swapped and never given back."""
+    logits = torch.full((1, 2, 8, 8), 1.0)
+    table = np.array([[0, 0, 0, 8, 0, 1, 0], [0, 1, 2, 8, 0, 1, 8]], np.int32)
+    places = Places(table=table, size_hw=(8, 8))
+    begun = masks_to_host(logits, places, mask_limit(0.5, "meta"))
+    shared, own = begun.masks(places), begun.taken(places)
+    begun.bits.zero_()
+    assert shared.areas.tolist() == [0, 0]
+    assert own.areas.tolist() == [64, 48]
+    assert all(not one.bits.flags.writeable for one in own.packed if isinstance(one, PackedCrop))
+
+
 @pytest.mark.parametrize("most", [None, 1, 3, 100])
 def test_only_the_best_are_kept(segmenters: Any, most: int | None) -> None:
     device, host = segmenters
@@ -557,7 +581,8 @@ def test_the_best_of_all_phrases_are_kept(
 ) -> None:
     rng = np.random.default_rng(seed)
     scores = rng.integers(0, 8, (images, phrases, queries)).astype(np.float32) / 8
-    found = Found(scores=scores, boxes=np.zeros((*scores.shape, 4), np.float32))
+    boxes, finite = np.zeros((*scores.shape, 4), np.float32), np.ones(scores.shape, np.bool_)
+    found = Found(scores=scores, boxes=boxes, finite=finite)
     thresholds = [Thresholds(score=0.3)] * phrases
     chosen, cut_off = chosen_from_found(found, thresholds, most)
     every, none = chosen_from_found(found, thresholds)
@@ -586,6 +611,7 @@ def test_scores_boxes_and_masks() -> None:
         "pred_logits": torch.tensor([[[0.0, 2.0, -2.0]]]),
         "pred_boxes": torch.tensor([[[[0.0, 0.0, 0.5, 0.5], [0.1, 0.2, 0.3, 0.4], [0.0] * 4]]]),
         "presence_logit": torch.tensor([[0.0]]),
+        "pred_masks": torch.zeros(1, 1, 3, 2, 2),
     }
     found = found_from_summary(summary(outputs))
     assert found.scores[0, 0] == pytest.approx([0.25, 0.4404, 0.0596], abs=1e-4)
@@ -610,11 +636,71 @@ def test_scores_boxes_and_masks() -> None:
 def test_masks_that_cannot_be_made_fail_one_call() -> None:
     collector = ResultReader(CPU, None, "meta")
     asked = Asked(question=question_from("cat"), sizes_hw=((4, 4),))
-    pending = collector.pending(torch.ones(1, 1, 2, 4, 4), torch.ones(1, 1, 2, 5), asked)
+    pending = collector.pending(torch.ones(1, 1, 2, 4, 4), torch.ones(1, 1, 2, COLUMNS), asked)
     pending.masks = pending.masks[:, :, :1]
     with pytest.raises(IndexError):
         collector.make_room()
     collector.make_room()
+
+
+def test_masks_that_could_not_be_made_are_not_made_later() -> None:
+    """By then the detector may have written another image's in their place."""
+    reader = ResultReader(CPU, None, "meta")
+    asked = Asked(question=question_from("cat"), sizes_hw=((4, 4),))
+    logits = torch.ones(1, 1, 2, 4, 4)
+    pending = reader.pending(logits, torch.ones(1, 1, 2, COLUMNS), asked)
+    pending.masks = logits[:, :, :1]
+    with pytest.raises(IndexError):
+        reader.make_room()
+    pending.masks = logits
+    assert [len(one) for one in reader.detections(pending)] == [2]  # nobody has run it since
+    pending.arriving = None
+    reader.make_room()
+    logits.fill_(-1)
+    for _ in "twice":
+        with pytest.raises(OutOfMemory, match="masks of cat could not be taken"):
+            list(reader.detections(pending))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("reference", ["meta", "transformers"])
+def test_masks_that_are_not_finite_are_refused_as_on_the_host(value: float, reference: str) -> None:
+    """Of what is found: nobody sees the masks of other queries."""
+    asked = Asked(question=question_from("cat"), sizes_hw=((4, 4),))
+    logits = torch.full((1, 1, 2, 4, 4), 2.0)
+    for query in range(2):
+        masks = logits.clone()
+        masks[0, 0, query, 3, 1] = value
+        outputs = {
+            "pred_logits": torch.tensor([[[9.0, -9.0]]]),
+            "pred_boxes": torch.zeros(1, 1, 2, 4),
+            "presence_logit": torch.tensor([[9.0]]),
+            "pred_masks": masks,
+        }
+        raw = RawDetections(
+            logits=outputs["pred_logits"][0, 0].numpy(),
+            boxes=outputs["pred_boxes"][0, 0].numpy(),
+            masks=masks[0, 0].numpy(),
+            presence_logit=9.0,
+        )
+        reader = ResultReader(CPU, None, reference)
+        pending = reader.pending(masks, summary(outputs), asked)
+        calls: list[Callable[[], Any]] = [
+            lambda pending=pending, reader=reader: next(iter(reader.detections(pending))),
+            lambda raw=raw: detections_from_raw(
+                raw,
+                label="cat",
+                size_hw=(4, 4),
+                thresholds=Thresholds(),
+                reference=reference,
+            ),
+        ]
+        for call in calls:
+            if query == 0:
+                with pytest.raises(FidelityError, match="masks for 'cat' hold infinity or NaN"):
+                    call()
+            else:
+                assert len(call()) == 1
 
 
 def test_nan_is_not_nothing() -> None:
@@ -622,6 +708,7 @@ def test_nan_is_not_nothing() -> None:
         "pred_logits": torch.full((1, 1, 2), torch.nan),
         "pred_boxes": torch.zeros(1, 1, 2, 4),
         "presence_logit": torch.zeros(1, 1),
+        "pred_masks": torch.zeros(1, 1, 2, 2, 2),
     }
     found = found_from_summary(summary(outputs))
     chosen = {(0, 0): admitted(found.scores[0, 0], 0.5)}

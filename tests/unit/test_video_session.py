@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,8 +22,11 @@ from samforge.runtime.follow import follow_video
 from samforge.runtime.tracking import (
     META,
     TRANSFORMERS,
+    FoundInFrame,
     ObjectPrompt,
+    Pending,
     PromptAt,
+    Rules,
     TrackingSettings,
     VideoFrame,
     VideoSession,
@@ -165,6 +169,23 @@ def test_transformers_rules_run_too() -> None:
     settings = TrackingSettings(rules=TRANSFORMERS)
     found = run(VideoSession(ScriptedParts([CAT, LATE]), text="cat", settings=settings), range(34))
     assert [len(frame.detections) for frame in found] == [1] * 3 + [2] * 31
+
+
+@pytest.mark.parametrize("rules", [META, TRANSFORMERS], ids=lambda one: one.reference)
+def test_what_a_user_shows_keeps_its_mask_where_a_rule_removes_others(rules: Rules) -> None:
+    """transformers gives masks behind a removed object to the next id: it knows no users' objects.
+
+    Objects of the phrase before and behind the user's one are found once and never again.
+    """
+    things = [replace(CAT, missed=range(1, 99)), DOG, replace(LATE, missed=range(4, 99))]
+    settings = TrackingSettings(rules=rules, delay=0)
+    session = VideoSession(ScriptedParts(things), text="cat", settings=settings)
+    session.step(picture(0))
+    session.add(ObjectPrompt(points=CENTRE_OF_DOG), label="my dog")
+    shown = [frame.detections for number in range(1, 14) for frame in session.step(picture(number))]
+    assert session.ids == (1,)
+    dogs = [one[[one.labels.index("my dog")]].masks for one in shown]
+    assert all(one == dogs[0] for one in dogs)
 
 
 # Prompts
@@ -393,6 +414,31 @@ def test_a_saved_session_goes_on_as_if_nothing_were(tmp_path: Path) -> None:
         assert one.detections.scores.tolist() == two.detections.scores.tolist()
 
 
+def test_prompts_of_a_frame_are_remembered_together_whatever_else_is_asked(tmp_path: Path) -> None:
+    """Saving, turning and a prompt that fails do not part those that were given before."""
+
+    def save(session: VideoSession) -> None:
+        session.save(tmp_path / "session.npz")
+
+    def turn(session: VideoSession) -> None:
+        session.turned()
+
+    def fail(session: VideoSession) -> None:
+        with pytest.raises(PromptError, match="is not on the frame"):
+            session.add(ObjectPrompt(points=[[999, 0]]), frame=0)
+
+    for deed in (save, turn, fail):
+        parts = ScriptedParts([CAT, DOG])
+        session = VideoSession(parts, frames=[picture(0), picture(1)])
+        session.step(picture(0))
+        session.step(picture(1))
+        session.add(ObjectPrompt(points=[[9, 6]]), label="cat")
+        deed(session)
+        session.add(ObjectPrompt(points=CENTRE_OF_DOG), label="dog")
+        session.step(picture(2))
+        assert batches(parts, "memory_encoder")[-3:][:2][-1] == 2, deed.__name__
+
+
 def test_a_session_of_another_bundle_is_refused(tmp_path: Path) -> None:
     session = VideoSession(ScriptedParts([CAT]), text="cat")
     session.step(picture(0))
@@ -526,6 +572,70 @@ def test_a_memory_that_is_not_a_number() -> None:
     assert table(session.finish()) == [(frame, [0], ["cat"], [94]) for frame in range(3)]
     with pytest.raises(SettingError, match="The session was finished"):
         session.step(picture(3))
+
+
+@dataclass
+class Overflowing(ScriptedParts):
+    """Detections or pointers of a frame hold what is no number, or none that is finite."""
+
+    at: int = 0
+    value: float = math.nan
+    what: str = "masks"
+
+    def begin_detect(
+        self, encoded: EncodedImage, phrases: tuple[str, ...], thresholds: Sequence[float]
+    ) -> Pending[FoundInFrame]:
+        return super().begin_detect(encoded, phrases, thresholds).then(self._broken(encoded))
+
+    def _broken(self, encoded: EncodedImage) -> Callable[[FoundInFrame], FoundInFrame]:
+        here = self.what == "masks" and int(encoded.features["high_res_0"][0]) == self.at
+
+        def broken(found: FoundInFrame) -> FoundInFrame:
+            logits = found.masks.host().copy()
+            logits[-1, 0, 0] = self.value
+            return replace(found, masks=self.masks(logits))
+
+        return broken if here else lambda found: found
+
+    def _mask_prompt(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        found = super()._mask_prompt(inputs)
+        if self.what in found and int(inputs["high_res_0"][0]) == self.at:
+            found[self.what][:] = self.value
+        return found
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("rules", [META, TRANSFORMERS], ids=lambda one: one.reference)
+def test_a_detection_that_is_not_a_number(value: float, rules: Rules) -> None:
+    """Not even where it would only confirm an object, or be too unsure to begin one."""
+    late = replace(LATE, phrase="cat", away=range(16), score=0.6)
+    for things, at in (([CAT], 5), ([CAT], 16), ([CAT, late], 16)):
+        parts = Overflowing(things, at=at, value=value)
+        settings = TrackingSettings(rules=rules, delay=0)
+        session = VideoSession(parts, text="cat", settings=settings)
+        for frame in range(at):
+            session.step(picture(frame))
+        with pytest.raises(FidelityError, match="detector's masks for 'cat' hold infinity or NaN"):
+            session.step(picture(at))
+        assert session.index == at - 1
+        (frame_behind,) = session.step(picture(at + 1))
+        assert frame_behind.detections.ids.tolist() == [0]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("what", ["object_pointer", "object_score"])
+def test_a_newborn_whose_pointer_is_not_a_number(what: str, value: float, tmp_path: Path) -> None:
+    """It would be remembered, and a saved session refused."""
+    kind = "infinity" if value == math.inf else "NaN"
+    parts = Overflowing([CAT, LATE], at=3, value=value, what=what)
+    session = VideoSession(parts, text="cat")
+    for frame in range(3):
+        session.step(picture(frame))
+    with pytest.raises(FidelityError, match=f"holds {kind}"):
+        session.step(picture(3))
+    assert session.ids == (0,)
+    session.save(tmp_path / "session.npz")
+    assert VideoSession.from_file(tmp_path / "session.npz", parts).ids == (0,)
 
 
 def test_a_clip_of_one_frame() -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from samforge.core.errors import ShapeError
+from samforge.core.images import ImageSource
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -25,6 +26,9 @@ class EncodedImage:
     """Where the features lie: ``cpu``, ``cuda:0``."""
     digest: str = ""
     """Of the bundle whose vision part made them, where it is one."""
+
+
+Prompted: TypeAlias = ImageSource | EncodedImage
 
 
 def require_own(image: EncodedImage, *, image_size: int, device: str, digest: str) -> None:

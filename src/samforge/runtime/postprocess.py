@@ -190,10 +190,9 @@ def _crop(
 ) -> tuple[Crop, tuple[int, int]]:
     """The crop of one mask at image resolution, and row and column of its first pixel."""
     values = logits.astype(np.float32)
+    refuse_infinite_masks(bool(np.isfinite(values).all()), label)
     if limit.of_probabilities:
         values = sigmoid(values)
-    if not np.isfinite(values).all():
-        raise FidelityError(_unusable("masks", "infinity or NaN", label))
     return crop_above(values, np.float32(limit.value), size_hw)
 
 
@@ -201,6 +200,12 @@ def refuse_nan(what: str, values: Floats, label: str) -> None:
     """Stop at NaN, which no comparison admits and which would pass for "nothing found"."""
     if np.isnan(values).any():
         raise FidelityError(_unusable(what, "NaN", label))
+
+
+def refuse_infinite_masks(finite: bool, label: str) -> None:
+    """Stop where not all logits of a phrase's masks are finite: resized, they would be no masks."""
+    if not finite:
+        raise FidelityError(_unusable("masks", "infinity or NaN", label))
 
 
 def _unusable(what: str, kind: str, label: str) -> str:

@@ -4,37 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, TypeAlias, TypeVar, overload
+from typing import Any, TypeVar, overload
 
 import numpy.typing as npt
 
-from samforge.core.capabilities import BOXES, POINTS, TRACKER_PARTS
+from samforge.core.capabilities import BOXES
 from samforge.core.closing import Closing
 from samforge.core.detections import Detections
 from samforge.core.errors import PromptError, SettingError, ShapeError
 from samforge.core.images import ImageSource
 from samforge.core.timing import Timings
 from samforge.runtime.batches import batched, numbered, pipelined
-from samforge.runtime.clicks import clicked
-from samforge.runtime.encoded import EncodedImage, Ready, TakenImage, require_own
+from samforge.runtime.encoded import EncodedImage, Prompted, Ready, TakenImage, require_own
 from samforge.runtime.executor import Executor
-from samforge.runtime.postprocess import Thresholds
 from samforge.runtime.prefetch import Prefetcher
 from samforge.runtime.prompts import exemplars_from_boxes, phrases_from_text
 from samforge.runtime.question import Question, Scores, question_from
-from samforge.runtime.tracking.drawn import VideoFrame
 from samforge.runtime.tracking.parts import TrackerParts
-from samforge.runtime.tracking.prompts import ObjectPrompt
-from samforge.runtime.tracking.session import VideoSession
-from samforge.runtime.tracking.settings import TrackingSettings
-from samforge.runtime.tracking.video import Direction, PromptAt, track_video
+from samforge.runtime.tracking.verbs import TrackerVerbs
 
-Prompted: TypeAlias = ImageSource | EncodedImage
 AnyPrompted = TypeVar("AnyPrompted", bound=Prompted)  # lists are invariant: list[Path] counts too
 
 
-class Segmenter(Closing):
+class Segmenter(TrackerVerbs, Closing):
     """Finds what phrases or boxes name in images.
 
     Its calls, errors and results are the same on the processor and on a GPU. Safe to use from
@@ -211,122 +203,6 @@ class Segmenter(Closing):
             )
         return self.result(self.launch(ready, question, timings))
 
-    def predict_objects(
-        self,
-        image: Prompted,
-        prompts: ObjectPrompt | Sequence[ObjectPrompt],
-        *,
-        earlier: Detections | None = None,
-        candidates: bool = False,
-        mask_threshold: float = 0.5,
-    ) -> Detections:
-        """Segment the one object that each prompt shows: by points, a box, or a rough mask.
-
-        Args:
-            image: An image, or an ``EncodedImage``, which answers click after click at once.
-            prompts: One for each object; all of them go in one call.
-            earlier: What is known of these objects in this image, a row for each prompt: found by
-                a phrase, by boxes or by earlier clicks. The prompts correct it.
-            candidates: Give three masks for each object, best first: a thing, a part of it, or what
-                it is a part of. Else the best one, and the single mask of a prompt that is clear.
-            mask_threshold: Pixels of a mask have a probability above it.
-
-        Returns:
-            A row for each prompt, in order, or three of them. ``scores`` are the IoU that the
-            model expects of a mask; ``logits`` make the answer one that can be refined.
-
-        Raises:
-            PromptError: There is no prompt, one does not fit the image, or ``earlier`` is of other
-                objects.
-            SettingError: The bundle has no ``point_decoder``, or the threshold is outside 0 to 1.
-            ImageError: The image cannot be read.
-            FidelityError: The model's output holds NaN.
-        """
-        self._require_open()
-        Thresholds(mask=mask_threshold)
-        parts = self._executor.tracker((POINTS.detector,), self._digest)
-        ready = self._ready(image, None)
-        encoded = ready if isinstance(ready, EncodedImage) else self._executor.encode(ready, None)
-        return clicked(
-            parts,
-            encoded.features,
-            [prompts] if isinstance(prompts, ObjectPrompt) else list(prompts),
-            encoded.size_hw,
-            earlier=earlier,
-            candidates=candidates,
-            mask_threshold=mask_threshold,
-        )
-
-    def track(
-        self,
-        *,
-        text: str | Sequence[str] | None = None,
-        frames: Sequence[Any] | None = None,
-        settings: TrackingSettings | None = None,
-    ) -> VideoSession:
-        """Begin to follow objects through a video: frames go in one by one, objects keep their ids.
-
-        Args:
-            text: Noun phrases that are looked for on every frame; None where objects are shown by
-                points, boxes or masks: ``VideoSession.add``.
-            frames: The frames by number, where they can be read again: then earlier ones can be
-                prompted, too.
-            settings: Delay, how often phrases are looked for, how many objects may live.
-
-        Raises:
-            PromptError: A phrase is not usable.
-            SettingError: The bundle has no tracker, or cannot do what is set.
-        """
-        return VideoSession(self.tracker_parts(), text=text, settings=settings, frames=frames)
-
-    def resume(self, path: str | Path, *, frames: Sequence[Any] | None = None) -> VideoSession:
-        """Go on with a session that was saved: the next frame gives what it would have given.
-
-        Raises:
-            InputError: The file is no session, or one of another bundle.
-            SettingError: The bundle has no tracker.
-        """
-        return VideoSession.from_file(Path(path), self.tracker_parts(), frames=frames)
-
-    def track_video(
-        self,
-        frames: Iterable[Any],
-        *,
-        text: str | Sequence[str] | None = None,
-        prompts: Sequence[PromptAt] = (),
-        direction: Direction = "forward",
-        start: int | None = None,
-        settings: TrackingSettings | None = None,
-    ) -> Iterator[VideoFrame]:
-        """Follow objects through a whole video: see :func:`samforge.runtime.tracking.track_video`.
-
-        Raises:
-            PromptError: There is nothing to follow, or a prompt is on no frame of the video.
-            SettingError: The bundle has no tracker, or a stream is asked to go backwards.
-        """
-        if text is None and not prompts:
-            raise PromptError(
-                "There is nothing to follow. Give text='person', or prompts=[PromptAt(…)]."
-            )
-        return track_video(
-            self.tracker_parts(),
-            frames,
-            text=text,
-            prompts=prompts,
-            direction=direction,
-            start=start,
-            settings=settings,
-        )
-
-    def tracker_parts(self) -> TrackerParts:
-        """What runs the tracker's parts, for whoever makes sessions of their own.
-
-        Raises:
-            SettingError: The bundle has no tracker.
-        """
-        self._require_open()
-        return self._executor.tracker(TRACKER_PARTS, self._digest)
-
     def stream(
         self,
         images: Iterable[ImageSource],
@@ -467,6 +343,10 @@ class Segmenter(Closing):
         if not self._closed:
             self._closed = True
             self._executor.close()
+
+    def _tracker(self, needs: Sequence[str]) -> TrackerParts:
+        self._require_open()
+        return self._executor.tracker(needs, self._digest)
 
     def _require_open(self) -> None:
         if self._closed:

@@ -11,26 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samforge.core.axes import PROMPTS
-from samforge.core.capabilities import BOXES, DETECTOR, TEXT, TEXT_ENCODER, VISION
+from samforge.core.capabilities import BOXES, DETECTOR, TEXT, VISION
 from samforge.core.detections import Detections
 from samforge.core.errors import SettingError
 from samforge.core.forks import OfOneProcess
 from samforge.core.images import ImageSource, ImageSpec, RgbImage
 from samforge.core.reference import META
-from samforge.core.session import DeviceSession, fixed_axis, largest_of
+from samforge.core.session import DeviceSession
 from samforge.core.timing import Timings
-from samforge.runtime.device.graphs import Graphs
 from samforge.runtime.device.looking import Looking
 from samforge.runtime.device.marks import Marks
-from samforge.runtime.device.phrases import PhraseFeatures
+from samforge.runtime.device.network import Network
 from samforge.runtime.device.reader import Asked, InFlight, ResultReader
-from samforge.runtime.device.resize import Resizer
-from samforge.runtime.device.results import summary
-from samforge.runtime.device.session import placed, run
 from samforge.runtime.device.stacks import Ground
 from samforge.runtime.device.tracker import DeviceTrackerParts
-from samforge.runtime.device.transfer import Uploader
+from samforge.runtime.device.transfer import Uploader, on_default_stream
 from samforge.runtime.encoded import EncodedImage, Ready, TakenImage
 from samforge.runtime.executor import (
     check_sessions,
@@ -64,9 +59,8 @@ class DeviceExecutor(OfOneProcess):
     """Parts behind :class:`DeviceSession`, all on one device.
 
     Pictures go up as 8-bit values; resize, normalization, vision, detector and scores stay on the
-    device; scores and boxes come down, and after them the masks of admitted queries only. Where
-    sessions allow it, every combination of batch and phrase count is captured once as CUDA graphs.
-    Calls of several threads follow one another.
+    device; scores and boxes come down, and after them the masks of admitted queries only. Calls of
+    several threads follow one another.
     """
 
     overlaps = True
@@ -114,22 +108,12 @@ class DeviceExecutor(OfOneProcess):
         self._read_image = read_image
         self._prompt_batch = prompt_batch
         self._reference = reference
-        graphs = graphs and all(session.captures for session in sessions.values())
         self._lock = RLock()
         with self._here():
-            text = sessions[TEXT_ENCODER]
-            text_batch = fixed_axis(text.spec, "input_ids", 0) or largest_of(text, PROMPTS.name)
-            self._text = PhraseFeatures(text, tokenizer, batch=text_batch)
-            self._resize = Resizer(image, self._device)
+            self._network = Network(self._sessions, image, tokenizer, self._device, graphs=graphs)
             self._upload = Uploader(self._device)
-            # Memory apart: the next pictures are encoded before masks are made of the last
-            # detector's.
-            self._vision_graphs, self._detector_graphs = (
-                Graphs(self._device, graphs) for _ in "vd"
-            )
             self._reader = ResultReader(self._device, masks_ahead, reference)
         self._looking: Looking | None = None
-        self._static: dict[Any, dict[str, Tensor]] = {}
         self.hold()
 
     def take(self, image: Any, *, own: bool, timings: Timings | None) -> TakenImage:
@@ -158,7 +142,7 @@ class DeviceExecutor(OfOneProcess):
         with self._here():
             for start in range(0, len(images), self.most_images):
                 group = images[start : start + self.most_images]
-                features = self._vision([image.rgb for image in group], marks)
+                features = self._network.vision([image.rgb for image in group], marks)
                 for row, image in enumerate(group):
                     # The graph's next replay writes into its own outputs.
                     kept = {key: one[row : row + 1].clone() for key, one in features.items()}
@@ -183,7 +167,7 @@ class DeviceExecutor(OfOneProcess):
         sizes = tuple(image.size_hw for image in images)
         found: list[list[Detections]] = [[] for _ in images]
         with self._here():
-            self._fill([image.features for image in images])
+            self._network.fill([image.features for image in images])
             marks.begin()
             step = self._prompt_batch or phrases_in_a_call(self._sessions[name], len(images))
             for start in range(0, len(question.phrases), step):
@@ -200,13 +184,13 @@ class DeviceExecutor(OfOneProcess):
         """Encode phrases that are not known yet."""
         marks = self._marks(timings)
         with self._here():
-            self._words(phrases, marks)
+            self._network.words(phrases, marks)
             marks.add()
 
     def forget_text(self) -> None:
         """Drop what is remembered of phrases."""
         with self._lock:
-            self._text.forget()
+            self._network.forget_text()
 
     def start(
         self,
@@ -221,10 +205,10 @@ class DeviceExecutor(OfOneProcess):
         with self._here():
             encoded = [image.features for image in images if isinstance(image, EncodedImage)]
             if encoded:
-                self._fill(encoded)
+                self._network.fill(encoded)
                 marks.begin()
             else:
-                self._vision(
+                self._network.vision(
                     [image.rgb for image in images if isinstance(image, TakenImage)], marks
                 )
             sizes = tuple(image.size_hw for image in images)
@@ -271,11 +255,8 @@ class DeviceExecutor(OfOneProcess):
         with self._lock:
             if not self.is_inherited:
                 if self._device.type == "cuda":  # a video may have begun its next frame
-                    torch.cuda.current_stream(self._device).synchronize()
-                self._vision_graphs.clear()
-                self._detector_graphs.clear()
-                self._static.clear()
-                self._text.forget()
+                    torch.cuda.default_stream(self._device).synchronize()
+                self._network.clear()
                 self._looking = None
             for session in self._sessions.values():
                 session.close()
@@ -292,7 +273,7 @@ class DeviceExecutor(OfOneProcess):
         step = self._prompt_batch or phrases_in_a_call(detector, 1)
         begun: list[Looking] = []
         with self._here():
-            self._fill([encoded.features])
+            self._network.fill([encoded.features])
             for start in range(0, len(phrases), step):
                 asked = Asked(
                     question=question_from(phrases[start : start + step]),
@@ -330,52 +311,13 @@ class DeviceExecutor(OfOneProcess):
 
     @contextmanager
     def _here(self) -> Iterator[None]:
-        """One thread at a time, on this device, without autograd."""
+        """One thread at a time, on this device and its default stream, without autograd."""
         self.require_own("The segmenter")
-        with self._lock, torch.inference_mode():
-            if self._device.type == "cuda":
-                with torch.cuda.device(self._device):
-                    yield
-            else:
-                yield
+        with self._lock, torch.inference_mode(), on_default_stream(self._device):
+            yield
 
     def _marks(self, timings: Timings | None) -> Marks:
         return Marks(timings=timings, device=self._device, processor=self.processor)
-
-    def _vision(self, pictures: Sequence[Tensor], marks: Marks) -> dict[str, Tensor]:
-        """Encode pictures into the static features of their batch size."""
-        batch, vision = len(pictures), self._sessions[VISION]
-        size = self._image.size
-        marks.begin()
-        images = self._buffers(
-            ("images", batch), vision, {"images": torch.empty(batch, 3, size, size)}
-        )
-        for index, rgb in enumerate(pictures):
-            self._resize(rgb, images["images"][index])
-        marks.end("preprocess")
-        outputs = self._vision_graphs.run(batch, lambda: run(vision, images))
-        marks.end(VISION)
-        # At fixed addresses: the graph's own outputs, which the detector's graph reads.
-        self._static["features", batch] = dict(outputs)
-        return self._static["features", batch]
-
-    def _fill(self, encoded: Sequence[Mapping[str, Tensor]]) -> None:
-        """Put features of encoded images where the detector's graph of their number reads them."""
-        batch = len(encoded)
-        if ("features", batch) not in self._static:
-            side = self._image.size
-            blank = torch.zeros(side, side, 3, dtype=torch.uint8, device=self._device)
-            self._vision([blank] * batch, self._marks(None))
-        features = self._static["features", batch]
-        for index, one in enumerate(encoded):
-            for name, tensor in one.items():
-                features[name][index : index + 1].copy_(tensor)
-
-    def _words(self, phrases: tuple[str, ...], marks: Marks) -> tuple[Tensor, Tensor]:
-        marks.begin_if_idle()
-        features = self._text(phrases)
-        marks.end(TEXT_ENCODER)
-        return features
 
     def _detect(self, name: str, asked: Asked, marks: Marks, alone: bool) -> InFlight:
         """Run a detector on the static features; scores start on their way to the host."""
@@ -383,54 +325,13 @@ class DeviceExecutor(OfOneProcess):
         return self._reader.pending(outputs["pred_masks"], outputs["summary"], asked, alone=alone)
 
     def _detected(self, name: str, asked: Asked, marks: Marks) -> dict[str, Tensor]:
-        """Run a detector on the static features."""
-        question = asked.question
-        batch, count = len(asked.sizes_hw), len(question.phrases)
-        detector = self._sessions[name]
-        words, mask = self._words(question.phrases, marks)
-        prompt = self._buffers(
-            ("words", name, count), detector, {"text_features": words, "text_mask": mask}
-        )
-        prompt["text_features"].copy_(words)
-        prompt["text_mask"].copy_(mask)
-        boxes, slots = self._boxes(name, question)
-        features = self._static["features", batch]
-        wanted = {tensor.name for tensor in detector.spec.inputs}
-        features = {key: tensor for key, tensor in features.items() if key in wanted}
+        """Run a detector on the network's features."""
+        batch = len(asked.sizes_hw)
+        return self._network.detect(name, asked.question, batch, marks, self._make_room)
 
-        def call() -> dict[str, Tensor]:
-            # What vision gives is mostly what the detector wants: nothing is copied then.
-            outputs = run(detector, {**placed(detector, features), **prompt, **boxes})
-            return {**outputs, "summary": summary(outputs)}
-
-        where = features["fpn_0"].data_ptr()
+    def _make_room(self) -> None:
+        """Take what is wanted of the detector's last answer out of it."""
         self._reader.make_room()
         if self._looking is not None:
             looking, self._looking = self._looking, None  # even if it fails
             looking.take()
-        outputs = self._detector_graphs.run((name, batch, count, slots, where), call)
-        marks.end(DETECTOR)
-        return outputs
-
-    def _boxes(self, name: str, question: Question) -> tuple[dict[str, Tensor], int]:
-        """Boxes at fixed addresses, and how many the call holds."""
-        if question.exemplars is None:
-            return {}, 0
-        detector = self._sessions[name]
-        arrays = question.exemplars.tensors(fixed_axis(detector.spec, "boxes_cxcywh", 2))
-        tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
-        slots = int(tensors["box_labels"].shape[2])
-        boxes = self._buffers(("exemplars", name, slots), detector, tensors)
-        for key, tensor in tensors.items():
-            boxes[key].copy_(tensor)
-        return boxes, slots
-
-    def _buffers(
-        self, key: Any, session: DeviceSession, tensors: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """Inputs at fixed addresses, made at first use."""
-        if key not in self._static:
-            self._static[key] = {
-                name: tensor.clone() for name, tensor in placed(session, tensors).items()
-            }
-        return self._static[key]

@@ -43,8 +43,10 @@ class Captured:
         self.graph = torch.cuda.CUDAGraph()
         # By default whatever another thread waits for or allocates meanwhile would fail, and the
         # capture with it: a session that waits for its masks, a reader that decodes on the GPU.
+        # Where a capture fails torch stays on its stream.
         with (
             _CAPTURING,
+            torch.cuda.stream(torch.cuda.current_stream()),
             torch.cuda.graph(self.graph, pool=pool, stream=side, capture_error_mode="thread_local"),
         ):
             self.outputs = call()

@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samforge.core.errors import OutOfMemory
-from samforge.runtime.device.results import Found, found_from_summary
+from samforge.runtime.device.results import Found, found_from_summary, lost_masks
 from samforge.runtime.device.stacks import DeviceMasks, Ground
 from samforge.runtime.device.transfer import begin_to_host, to_device
 from samforge.runtime.postprocess import refuse_nan
@@ -35,7 +34,7 @@ class Looking:
 
         Args:
             masks: Mask logits of one image, (P, Q, h, w), where the detector writes them.
-            summary: Scores and boxes, as ``results.summary`` makes them.
+            summary: What ``results.summary`` makes of the outputs.
             phrases: P, that were asked.
             thresholds: One for each: detections that score above it are given.
             ground: Where masks are kept.
@@ -54,11 +53,7 @@ class Looking:
         if self._taken is None:
             masks, self._masks = self._masks, None  # even if it fails
             if masks is None:
-                raise OutOfMemory(
-                    f"The masks of {', '.join(self._phrases)} could not be taken out of the "
-                    "detector's answer, and it may have run again since. Give the frame again; "
-                    "where the GPU has no room, with fewer phrases."
-                )
+                raise lost_masks(self._phrases)
             taken = DeviceMasks(self._wanted(masks), self._ground)
             taken.begin()
             self._taken = taken

@@ -40,7 +40,20 @@ class BitsToHost:
 
     def masks(self, places: Places) -> Masks:
         """The masks, in the memory that the copy fills: read none before :meth:`wait`."""
+        return self._masks(places, own=False)
+
+    def taken(self, places: Places) -> Masks:
+        """The masks in memory of their own, when all are there.
+
+        For masks of many frames that wait or are kept: the memory that a copy fills at full speed
+        comes in powers of two, cannot be swapped, and is never given back to the system.
+        """
+        self.wait()
+        return self._masks(places, own=True)
+
+    def _masks(self, places: Places, *, own: bool) -> Masks:
         flat = self.bits.numpy()
+        flat = flat.copy() if own else flat
         flat.flags.writeable = False
         packed = []
         for (_, _, top, bottom, left, columns, start), size in zip(

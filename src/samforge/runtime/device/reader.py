@@ -21,6 +21,7 @@ from samforge.runtime.device.results import (
     chosen_from_found,
     detections_from_found,
     found_from_summary,
+    lost_masks,
 )
 from samforge.runtime.device.transfer import host_tensor
 from samforge.runtime.postprocess import mask_limit
@@ -94,6 +95,8 @@ class InFlight:
     """Passed when the scores are there."""
     begun: Begun | None
     """Masks on their way already."""
+    run: int
+    """Of the detector, that wrote the masks."""
     arriving: _Arriving | None = None
     """Once its masks are under way, too."""
 
@@ -123,6 +126,7 @@ class ResultReader:
         # Masks and their bytes in the last two calls, the last one first, by phrases.
         self._seen: dict[int, tuple[tuple[int, int], tuple[int, int]]] = {}
         self._last: InFlight | None = None
+        self._run = 0
 
     def pending(
         self, masks: Tensor, summary: Tensor, asked: Asked, *, alone: bool = True
@@ -131,7 +135,7 @@ class ResultReader:
 
         Args:
             masks: Mask logits, (B, P, Q, h, w).
-            summary: Scores and boxes as ``results.summary`` makes them.
+            summary: What ``results.summary`` makes of the outputs.
             asked: What the batch was asked.
             alone: Whether the device has nothing to do until the host has read the scores.
         """
@@ -146,7 +150,13 @@ class ResultReader:
             ready.record()
         begun = self._begun(masks, summary, reaching, asked) if alone else None
         self._last = InFlight(
-            asked=asked, masks=masks, scores=scores, reach=ends, ready=ready, begun=begun
+            asked=asked,
+            masks=masks,
+            scores=scores,
+            reach=ends,
+            ready=ready,
+            begun=begun,
+            run=self._run,
         )
         return self._last
 
@@ -182,6 +192,7 @@ class ResultReader:
             self._arriving(self._last)
         if self._kernels is not None:
             torch.cuda.current_stream().wait_stream(self._kernels)
+        self._run += 1
 
     def _arriving(self, pending: InFlight) -> _Arriving:
         if self._last is pending:
@@ -192,7 +203,13 @@ class ResultReader:
 
     @torch.inference_mode()
     def _started(self, pending: InFlight) -> _Arriving:
-        """Wait for the scores, then start what admitted masks are not under way to the host."""
+        """Wait for the scores, then start what admitted masks are not under way to the host.
+
+        Raises:
+            OutOfMemory: This failed before, and others may lie in the place of the masks by now.
+        """
+        if pending.run != self._run:
+            raise lost_masks(pending.asked.question.phrases)
         if pending.ready is not None:
             pending.ready.synchronize()
         question = pending.asked.question

@@ -12,41 +12,58 @@ from torch import Tensor
 
 from samforge.core.boxes import clipped_boxes
 from samforge.core.detections import Detections, best_positions
+from samforge.core.errors import OutOfMemory
 from samforge.core.masks import Masks
-from samforge.runtime.postprocess import Thresholds, refuse_nan
+from samforge.runtime.postprocess import Thresholds, refuse_infinite_masks, refuse_nan
+
+COLUMNS = 6
+"""Of a summary: score, left, top, right, bottom, sum of the mask's logits."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Found:
-    """What the detector says of a batch, small enough to come to the host: scores and boxes."""
+    """What the detector says of a batch, small enough to come to the host."""
 
     scores: npt.NDArray[np.float32]
     """(B, P, Q)."""
     boxes: npt.NDArray[np.float32]
     """(B, P, Q, 4), left, top, right, bottom as fractions of the image."""
+    finite: npt.NDArray[np.bool_]
+    """(B, P, Q): whether all logits of the mask are."""
 
 
 def summary(outputs: Mapping[str, Tensor]) -> Tensor:
-    """Scores and boxes in one tensor: one small copy to the host instead of three.
+    """What the host wants of all queries in one tensor: one small copy instead of four.
 
     Returns:
-        (B, P, Q, 5), float32: ``sigmoid(logit) * sigmoid(presence)``, then the box.
+        (B, P, Q, 6), float32: ``sigmoid(logit) * sigmoid(presence)``, then the box, then the sum of
+        the mask's logits. That is finite where all of them are, and takes one pass.
     """
     presence = outputs["presence_logit"].float().sigmoid()[..., None]
     scores = outputs["pred_logits"].float().sigmoid() * presence
-    return torch.cat([scores[..., None], outputs["pred_boxes"].float()], dim=-1)
+    sums = outputs["pred_masks"].sum((-1, -2), dtype=torch.float32)
+    boxes = outputs["pred_boxes"].float()
+    return torch.cat([scores[..., None], boxes, sums[..., None]], dim=-1)
 
 
 def found_from_summary(values: Tensor) -> Found:
     """Read what :func:`summary` made, once it is on the host."""
     array = values.numpy()
-    return Found(scores=array[..., 0], boxes=array[..., 1:])
+    return Found(scores=array[..., 0], boxes=array[..., 1:5], finite=np.isfinite(array[..., 5]))
 
 
 def admitted(scores: npt.NDArray[np.float32], threshold: float) -> npt.NDArray[np.intp]:
     """Queries above a threshold, best score first, (Q,) -> (K,)."""
     order = np.argsort(-scores, kind="stable")
     return order[scores[order] > np.float32(threshold)]
+
+
+def lost_masks(phrases: Sequence[str]) -> OutOfMemory:
+    """What is said of masks that were not taken before the detector may have run again."""
+    return OutOfMemory(
+        f"The masks of {', '.join(phrases)} could not be taken out of the detector's answer, and "
+        "it may have run again since. Ask again; where the GPU has no room, with fewer phrases."
+    )
 
 
 def detections_from_found(
@@ -69,7 +86,7 @@ def detections_from_found(
         cut_off: How many more would have been admitted.
 
     Raises:
-        FidelityError: Scores or boxes hold NaN.
+        FidelityError: Scores or boxes hold NaN, or masks infinity.
     """
     height, width = masks.size_hw
     extent = np.array([width, height, width, height], np.float32)
@@ -79,6 +96,7 @@ def detections_from_found(
         refuse_nan("scores", found.scores[image, index], label)
         boxes.append(found.boxes[image, index, queries] * extent)
         refuse_nan("boxes", boxes[-1], label)
+        refuse_infinite_masks(bool(found.finite[image, index, queries].all()), label)
         scores.append(found.scores[image, index, queries])
         names += [label] * len(queries)
     return Detections(

@@ -110,12 +110,7 @@ class DeviceTrackerParts(PartsOfSessions):
         places = places_from_reach(index, reach, cells.size_hw, size_hw)
         with self._ground.here():
             bits = masks_to_host(masks.values[None], places, _INSIDE, self._ground.beside)
-
-        def drawn() -> Masks:
-            bits.wait()
-            return bits.masks(places)
-
-        return Pending(drawn)
+        return Pending(lambda: bits.taken(places))
 
     def give(self, masks: MaskStack, size_hw: tuple[int, int]) -> tuple[Any, MaskStack]:
         """Take masks of detections as masks that are given to the tracker."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,29 @@ from torch import Tensor
 from samforge.runtime.tracking.pending import Pending
 
 _PIECES = 4  # the processor fills one piece of the pinned buffer while the last one is on its way
+
+
+@contextmanager
+def on_default_stream(device: torch.device) -> Iterator[None]:
+    """Queue everything on the default stream of a GPU, and be on it; a processor has none.
+
+    What runs there lies at fixed addresses: calls must not overtake one another, whatever streams
+    their callers are on. A caller's own stream is waited for, and waits.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    with torch.cuda.device(device):
+        caller, own = torch.cuda.current_stream(), torch.cuda.default_stream()
+        if caller == own:
+            yield
+            return
+        own.wait_stream(caller)
+        try:
+            with torch.cuda.stream(own):
+                yield
+        finally:
+            caller.wait_stream(own)
 
 
 class Uploader:

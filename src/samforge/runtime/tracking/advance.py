@@ -15,13 +15,14 @@ from samforge.runtime.postprocess import sigmoid
 from samforge.runtime.tracking.bank import Memory, remember
 from samforge.runtime.tracking.between import undetected
 from samforge.runtime.tracking.calls import ask_masks, encode_memories, nothing
+from samforge.runtime.tracking.constants import Rules
 from samforge.runtime.tracking.drawn import Drawn, DrawnObject
 from samforge.runtime.tracking.following import Followed
 from samforge.runtime.tracking.objects import SessionState, TrackedObject, Turn, group_scores
 from samforge.runtime.tracking.parts import FoundInFrame
 from samforge.runtime.tracking.pending import Pending
 from samforge.runtime.tracking.remembered import remembered
-from samforge.runtime.tracking.rules import decide
+from samforge.runtime.tracking.rules import decide, shown_masks
 from samforge.runtime.tracking.seen import Seen, SeenMask
 from samforge.runtime.tracking.stacks import MaskStack
 from samforge.runtime.tracking.state import (
@@ -61,7 +62,7 @@ def advance(
         followed: The objects of ``state`` on it.
 
     Raises:
-        FidelityError: The tracker's answer holds NaN, or a mask infinity.
+        FidelityError: What was found, or the tracker's answer, holds NaN or infinity.
     """
     seen, masks = followed.seen, followed.filled
     tracked = Tracked(cells=masks.cells, scores=seen.scores)
@@ -135,12 +136,30 @@ def _decided(
     frame, rules, reverse = turn.frame, turn.rules, turn.way.reverse
     if found is None:
         return undetected(state.tracking, frame, tracked, rules, reverse=reverse)
+    found.require_finite(state.phrases)
     decisions, tracking = decide(
         state.tracking, frame, found.detected, tracked, rules, reverse=reverse
     )
     # A user's objects match no detection where their name is no phrase, and are hidden by none.
     hidden = [number for number in decisions.hidden if state.objects[number].by_text]
-    return replace(decisions, hidden=tuple(hidden)), tracking
+    shown = _shown(decisions, state, rules)
+    return replace(decisions, hidden=tuple(hidden), shown=shown), tracking
+
+
+def _shown(decisions: Decisions, state: SessionState, rules: Rules) -> tuple[Shown, ...]:
+    """Where masks come from; a user's objects keep their own where the rules shift rows."""
+    tracks = state.tracking.tracks
+    text = [row for row, track in enumerate(tracks) if state.objects[track.id].by_text]
+    if not rules.shifts_rows or len(text) == len(tracks):
+        return decisions.shown
+    own = {
+        track.id: Shown(id=track.id, source="track", row=row)
+        for row, track in enumerate(tracks)
+        if row not in text
+    }
+    for item in shown_masks(decisions, [tracks[row] for row in text], rules):
+        own[item.id] = replace(item, row=text[item.row]) if item.source == "track" else item
+    return tuple(own[number] for number in sorted(own))
 
 
 def _given(

@@ -19,7 +19,7 @@ from samforge.runtime.tracking.bank import Gathered, MemoryBank, gather
 from samforge.runtime.tracking.constants import MemoryRules
 from samforge.runtime.tracking.parts import Array, TrackerParts
 from samforge.runtime.tracking.pending import Pending
-from samforge.runtime.tracking.seen import Seen, nothing_seen, refuse_nan
+from samforge.runtime.tracking.seen import Seen, nothing_seen, refuse_unusable
 from samforge.runtime.tracking.stacks import MaskStack, Rows, joined_masks
 from samforge.runtime.tracking.state import Floats
 
@@ -100,7 +100,7 @@ def follow(
     masks, pending = begin_follow(parts, features, banks, frame, way)
     masks.begin()
     seen = pending.result()
-    refuse_nan(seen, list(banks), frame)
+    refuse_unusable(seen, list(banks), frame)
     return seen
 
 
@@ -199,7 +199,7 @@ def ask_points(
         pointers=parts.to_host(out["object_pointers"])[:, best],
         scores=score,
     )
-    refuse_nan(seen, None, None)
+    refuse_unusable(seen, None, None)
     return seen
 
 
@@ -241,7 +241,7 @@ def ask_masks(
         pointers=np.concatenate([one["object_pointer"] for one in rest]),
         scores=np.concatenate([one["object_score"][:, 0] for one in rest]),
     )
-    refuse_nan(seen, None, None)
+    refuse_unusable(seen, None, None)
     return seen
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from samforge.runtime.tracking.calls import begin_follow
 from samforge.runtime.tracking.objects import TrackedObject, Turn
 from samforge.runtime.tracking.pending import Pending
-from samforge.runtime.tracking.seen import Seen, refuse_nan
+from samforge.runtime.tracking.seen import Seen, refuse_unusable
 from samforge.runtime.tracking.stacks import MaskStack
 
 
@@ -41,7 +41,7 @@ def begin_following(turn: Turn, objects: Mapping[int, TrackedObject]) -> Pending
     def followed() -> Followed:
         seen = pending.result()
         # Filling holes brings no NaN and takes none away: the host looks at one of the two stacks.
-        refuse_nan(replace(seen, masks=filled), list(banks), turn.frame)
+        refuse_unusable(replace(seen, masks=filled), list(banks), turn.frame)
         return Followed(seen=seen, filled=filled)
 
     return Pending(followed)

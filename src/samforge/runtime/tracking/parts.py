@@ -20,6 +20,7 @@ from samforge.core.errors import ShapeError
 from samforge.core.masks import Masks
 from samforge.core.reference import META
 from samforge.runtime.encoded import EncodedImage, require_own
+from samforge.runtime.postprocess import refuse_infinite_masks
 from samforge.runtime.tracking.pending import Pending
 from samforge.runtime.tracking.stacks import HostMasks, MaskStack, joined_masks
 from samforge.runtime.tracking.state import Detected, Floats, refuse_nan_scores
@@ -115,6 +116,18 @@ class FoundInFrame:
             boxes_xyxy=boxes_xyxy,
             best_scores=best_scores or {},
         )
+
+    def require_finite(self, phrases: Sequence[str]) -> None:
+        """Stop where masks hold infinity or NaN, whatever becomes of them; waits for their cells.
+
+        Args:
+            phrases: That were asked.
+
+        Raises:
+            FidelityError: One does.
+        """
+        for row in np.flatnonzero(~self.masks.known.finite)[:1].tolist():
+            refuse_infinite_masks(finite=False, label=phrases[self.phrases[row]])
 
     @property
     def detected(self) -> Detected:

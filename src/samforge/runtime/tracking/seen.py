@@ -67,8 +67,10 @@ def joined_seen(seen: Iterable[Seen]) -> Seen:
     )
 
 
-def refuse_nan(seen: Seen, ids: Sequence[int] | None, frame: int | None) -> None:
-    """Stop at NaN before anything of it is remembered.
+def refuse_unusable(seen: Seen, ids: Sequence[int] | None, frame: int | None) -> None:
+    """Stop at NaN, and at infinity beside the masks, before anything of it is remembered.
+
+    Masks that are infinite are refused where they are drawn.
 
     Args:
         seen: An answer.
@@ -78,10 +80,13 @@ def refuse_nan(seen: Seen, ids: Sequence[int] | None, frame: int | None) -> None
     Raises:
         FidelityError: There is any.
     """
-    bad = np.isnan(seen.scores) | np.isnan(seen.ious) | np.isnan(seen.pointers).any(axis=1)
-    bad |= seen.masks.outline.has_nan
+    nan = np.isnan(seen.scores) | np.isnan(seen.ious) | np.isnan(seen.pointers).any(axis=1)
+    nan |= seen.masks.outline.has_nan
+    infinite = np.isinf(seen.scores) | np.isinf(seen.ious) | np.isinf(seen.pointers).any(axis=1)
+    bad = nan | infinite
     if not bad.any():
         return
+    kind = "NaN" if nan.any() else "infinity"
     whose = (
         "a prompt"
         if ids is None
@@ -89,7 +94,7 @@ def refuse_nan(seen: Seen, ids: Sequence[int] | None, frame: int | None) -> None
     )
     where = "" if frame is None else f" on frame {frame}: a memory of theirs is not a number, or"
     raise FidelityError(
-        f"The tracker's answer for {whose} holds NaN{where or ':'} this artifact does not compute "
-        "what the model does. The session is as it was before: finish() gives what is decided. "
-        "Remove the objects to go on, or build the bundle with --precision fp32."
+        f"The tracker's answer for {whose} holds {kind}{where or ':'} this artifact does not "
+        "compute what the model does. The session is as it was before: finish() gives what is "
+        "decided. Remove the objects to go on, or build the bundle with --precision fp32."
     )

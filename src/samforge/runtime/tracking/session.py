@@ -271,8 +271,8 @@ class VideoSession:
             SettingError: The session was finished.
         """
         self._require_open()
-        self._settle()
-        write_state(path, self._settings, self._state, self._parts)
+        # Nothing of it stays: prompts of a frame are remembered together, those to come among them.
+        write_state(path, self._settings, settled(self._state, self._now), self._parts)
 
     def turned(self) -> VideoSession:
         """A session that goes the other way from the newest frame, with the same objects and ids.
@@ -283,12 +283,12 @@ class VideoSession:
             SettingError: No frame was read, or the session was finished.
         """
         self._require_open()
-        self._settle()
         if self._state.tracking.frame is None:
             raise SettingError("No frame was read yet. Call step first.")
         settings = replace(self._settings, reverse=not self._settings.reverse)
         other = VideoSession(self._parts, settings=settings, frames=self._frames)
-        other._state = turned_state(self._state, self._rules, reverse=settings.reverse)
+        state = settled(self._state, self._now)
+        other._state = turned_state(state, self._rules, reverse=settings.reverse)
         return other
 
     def skip_ids(self, first: int) -> None:
@@ -354,22 +354,15 @@ class VideoSession:
         if self._now is not None and asked.frame == self._now.turn.frame:
             self._state, self._now, answer = ask_now(self._state, self._now, asked)
             return answer
-        self._settle()
-        self._state, self._now, answer = ask_earlier(
-            self._state, self._now, asked, self._turn_again
-        )
+        state, now = settled(self._state, self._now), self._now
+        now = None if now is None else replace(now, pending={})
+        self._state, self._now, answer = ask_earlier(state, now, asked, self._turn_again)
         return answer
 
     def _turn_again(self, number: int) -> Turn:
         if self._now is not None and number == self._now.turn.frame:
             return self._now.turn
         return self._turn(read_again(self._frames, number), number)
-
-    def _settle(self) -> None:
-        """Remember what was prompted on the newest frame."""
-        self._state = settled(self._state, self._now)
-        if self._now is not None:
-            self._now = replace(self._now, pending={})
 
     def _require_open(self) -> None:
         if self._state.ended:
