@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,7 +32,7 @@ from samforge.core.packed_crop import PackedCrop
 from samforge.core.session import Array, DeviceSession, TensorFormat, Tensors
 from samforge.core.timing import Timings
 from samforge.measure import Witness
-from samforge.media import read_image
+from samforge.media import read_image, write_png
 from samforge.models.tiny.scenes import draw_scene
 from samforge.runtime import (
     PhraseTokenizer,
@@ -39,6 +41,7 @@ from samforge.runtime import (
     question_from,
     segmenter_from_sessions,
 )
+from samforge.runtime.batches import decoded_ahead
 from samforge.runtime.device import DeviceExecutor, Resizer
 from samforge.runtime.device.admission import admitted_reference
 from samforge.runtime.device.masks import above_reference, masks_to_host
@@ -734,3 +737,58 @@ def test_a_camera_may_fill_one_buffer(segmenters: Any, batch: int, *, tensors: b
     assert len(found) == len(wanted)
     for one, other in zip(found, wanted, strict=True):
         assert_same(one, other)
+
+
+def test_files_of_a_stream_are_decoded_ahead_and_pixels_are_not() -> None:
+    began: list[str] = []
+    held = threading.Event()
+
+    def read(name: Any) -> str:
+        began.append(name)
+        if name == "0":
+            assert held.wait(20)
+        if name == "bad":
+            raise ImageError("broken")
+        return f"{name} decoded"
+
+    asked: list[str] = []
+
+    def images() -> Any:
+        for name in ("0", "1", "bad", pixels, "2"):
+            asked.append(str(name))
+            yield name
+
+    pixels = np.zeros((2, 2, 3), np.uint8)
+    line = decoded_ahead(images(), read)
+    timer = threading.Timer(0.2, held.set)
+    timer.start()
+    first, own = next(line)
+    assert (first(), own) == ("0 decoded", True)
+    assert "1" in began
+    second, broken = next(line)[0], next(line)[0]
+    assert second() == "1 decoded"
+    with pytest.raises(ImageError, match="broken"):
+        broken()
+    given, own = next(line)
+    assert (given() is pixels, own) == (True, False)
+    assert asked[-1] == str(pixels)  # what comes next may lie in the same memory
+    assert [one() for one, _ in line] == ["2 decoded"]
+
+
+def test_a_stream_of_files_finds_what_their_pixels_give(segmenters: Any, tmp_path: Path) -> None:
+    device, _ = segmenters
+    images = scenes(4)
+    files: list[Any] = []
+    for number, image in enumerate(images):
+        files.append(tmp_path / f"{number}.png")
+        write_png(files[-1], image)
+    files[1] = files[1].read_bytes()
+    wanted = [device.predict(image, text=PHRASES) for image in images]
+    for source in (files, iter([*files[:2], images[2], files[3]])):
+        for one, other in zip(device.stream(source, text=PHRASES), wanted, strict=True):
+            assert_same(one, other)
+    early = device.stream([*files, tmp_path / "none.png"], text=PHRASES)
+    assert_same(next(early), wanted[0])
+    early.close()
+    with pytest.raises(ImageError, match=r"^Image 2 of the stream: .*none\.png"):
+        list(device.stream([*files[:2], tmp_path / "none.png", *files], text=PHRASES))

@@ -31,6 +31,8 @@ class PillowImage(Protocol):
 
 ImageSource: TypeAlias = str | os.PathLike[str] | bytes | PillowImage | npt.NDArray[Any]
 """A path, the bytes of an image file, a Pillow image, or an (H, W[, C]) array in RGB order."""
+FILES = (str, os.PathLike, bytes)
+"""Those that have to be decoded, and that nobody fills with other pixels meanwhile."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,7 +11,7 @@ from samforge.core.axes import BATCH, PROMPTS
 from samforge.core.capabilities import DETECTOR, TEXT, TEXT_ENCODER, VISION
 from samforge.core.detections import Detections
 from samforge.core.errors import SettingError, ShapeError
-from samforge.core.images import ImageSpec
+from samforge.core.images import ImageSpec, RgbImage
 from samforge.core.session import PartSpec, Session, fixed_axis, largest_of
 from samforge.core.timing import Timings
 from samforge.runtime.encoded import EncodedImage, Ready, TakenImage
@@ -43,6 +43,10 @@ class Executor(Protocol):
     @property
     def overlaps(self) -> bool:
         """Whether :meth:`start` returns before the work is done."""
+        ...
+
+    def read(self, image: Any) -> RgbImage:
+        """Decode a file, in whatever thread; uint8 (H, W, 3)."""
         ...
 
     def take(self, image: Any, *, own: bool, timings: Timings | None) -> TakenImage:

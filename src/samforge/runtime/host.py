@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ from samforge.core.capabilities import BOXES, DETECTOR, TEXT, TEXT_ENCODER, VISI
 from samforge.core.detections import Detections
 from samforge.core.devices import is_gpu
 from samforge.core.errors import ImageError
-from samforge.core.images import ImageSource, ImageSpec, RgbImage
+from samforge.core.images import FILES, ImageSource, ImageSpec, RgbImage
 from samforge.core.reference import META
 from samforge.core.session import Array, DeviceSession, Session, fixed_axis
 from samforge.core.timing import Timings
@@ -84,11 +83,15 @@ class HostExecutor:
         text_batch = fixed_axis(text.spec, "input_ids", 0) or prompt_batch
         self._text = TextEncoder(text, tokenizer, batch=text_batch)
 
+    def read(self, image: Any) -> RgbImage:
+        """Decode a file."""
+        return self._read_image(image)
+
     def take(self, image: Any, *, own: bool, timings: Timings | None) -> TakenImage:
         """Read an image; arrays of the caller's are copied where they may be filled again."""
         with (timings or Timings()).stage("decode"):
             rgb = self._read_image(_array_of(image))
-            if own and not isinstance(image, (str, bytes, os.PathLike)):
+            if own and not isinstance(image, FILES):
                 rgb = rgb.copy()
         return TakenImage(rgb=rgb, size_hw=(rgb.shape[0], rgb.shape[1]))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar, overload
 
 import numpy.typing as npt
@@ -14,7 +15,7 @@ from samforge.core.detections import Detections
 from samforge.core.errors import PromptError, SettingError, ShapeError
 from samforge.core.images import ImageSource
 from samforge.core.timing import Timings
-from samforge.runtime.batches import batched, numbered, pipelined
+from samforge.runtime.batches import batched, decoded_ahead, numbered, pipelined
 from samforge.runtime.encoded import EncodedImage, Prompted, Ready, TakenImage, require_own
 from samforge.runtime.executor import Executor
 from samforge.runtime.prefetch import Prefetcher
@@ -377,11 +378,13 @@ class Segmenter(TrackerVerbs, Closing):
         self, images: Iterable[ImageSource], question: Question, batch: int
     ) -> Iterator[Detections]:
         own = not isinstance(images, (list, tuple))
-        take = self._executor.take
-        taken = numbered(images, lambda image: take(image, own=own, timings=None), "stream")
-        groups = batched(taken, batch)
+        take = partial(self._executor.take, timings=None)
         if self._executor.overlaps:
-            yield from pipelined(self._executor, self._while_open(groups), question, None)
+            decoded = decoded_ahead(images, self._executor.read)
+            taken = numbered(decoded, lambda one: take(one[0](), own=own and not one[1]), "stream")
+            groups = self._while_open(batched(taken, batch))
+            yield from pipelined(self._executor, groups, question, None)
             return
-        with Prefetcher(groups, ahead=1, name="read") as ahead:
+        taken = numbered(images, partial(take, own=own), "stream")
+        with Prefetcher(batched(taken, batch), ahead=1, name="read") as ahead:
             yield from pipelined(self._executor, self._while_open(ahead), question, None)

@@ -116,6 +116,10 @@ class DeviceExecutor(OfOneProcess):
         self._looking: Looking | None = None
         self.hold()
 
+    def read(self, image: Any) -> RgbImage:
+        """Decode a file."""
+        return self._read_image(image)
+
     def take(self, image: Any, *, own: bool, timings: Timings | None) -> TakenImage:
         """Read an image and start it on its way up; where it may be filled again, wait for that."""
         if isinstance(image, Tensor) or timings is None:
