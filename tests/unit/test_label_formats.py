@@ -115,8 +115,8 @@ def test_coco_is_read_by_pycocotools(written: Callable[..., Path]) -> None:
         assert np.array_equal(coco.annToMask(one), mask)
         assert one["area"] == mask.sum()
         assert one["iscrowd"] == 0
-    assert coco.anns[100_001]["track_id"] == 7
-    assert "track_id" not in coco.anns[100_002]
+    assert coco.anns[10_001]["track_id"] == 7
+    assert "track_id" not in coco.anns[10_002]
 
 
 @READER
@@ -126,9 +126,9 @@ def test_coco_polygons_keep_parts_and_never_fill_holes(written: Callable[..., Pa
     coco = COCO(written("coco-polygons"))
     kinds = [type(one["segmentation"]) for one in coco.loadAnns(coco.getAnnIds(imgIds=[1]))]
     assert kinds == [dict, list, list]  # the ring has a hole: RLE
-    assert len(coco.anns[100_002]["segmentation"]) == 2
+    assert len(coco.anns[10_002]["segmentation"]) == 2
     for number, mask in enumerate(shapes().values(), 1):
-        assert iou(coco.annToMask(coco.anns[100_000 + number]).astype(bool), mask) > 0.95
+        assert iou(coco.annToMask(coco.anns[10_000 + number]).astype(bool), mask) > 0.95
 
 
 def test_supervision_reads_coco_and_yolo(written: Callable[..., Path], tmp_path: Path) -> None:
