@@ -6,6 +6,7 @@ import json
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -246,6 +247,17 @@ def test_label_studio_unpacks_its_brush(written: Callable[..., Path]) -> None:
     assert {result["from_name"] for result in prediction["result"]} == {
         one.get("name") for one in config.iter("BrushLabels")
     }
+
+
+def test_equal_objects_are_regions_of_their_own_in_label_studio(tmp_path: Path) -> None:
+    twice = picture("a.png", 1)
+    twice = replace(twice, objects=(twice.objects[0], *twice.objects))
+    data = DataSet(categories=CATEGORIES, provenance={}, picture=lambda _: b"")
+    writer = label_writer("labelstudio", tmp_path, data)
+    writer.add(twice)
+    (task,) = json.loads((writer.finish() / "tasks.json").read_text())
+    ids = [one["id"] for one in task["predictions"][0]["result"]]
+    assert len(set(ids)) == len(twice.objects)
 
 
 def unpacked(rle: list[int]) -> npt.NDArray[np.uint8]:
