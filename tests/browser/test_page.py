@@ -171,6 +171,31 @@ def test_everything_works_by_keys(visit: Open, service: DrawnService) -> None:
     page.locator("#prompts .marks", has_text="1 click").wait_for()
 
 
+def test_what_looks_the_same_is_not_drawn_again(visit: Open, service: DrawnService) -> None:
+    """A canvas that is drawn on is rasterized and shown anew: some ten ms without a GPU."""
+    one = visit(service)
+    one.open_picture()
+    one.page.evaluate(
+        """() => {
+            window.drawn = 0;
+            const clear = CanvasRenderingContext2D.prototype.clearRect;
+            CanvasRenderingContext2D.prototype.clearRect = function (...box) {
+                window.drawn += 1;
+                return clear.apply(this, box);
+            };
+        }"""
+    )
+    one.find("red circle")
+    assert one.page.evaluate("window.drawn") == 1  # with the answer, and not with the question
+    one.page.locator("#masks").click()
+    one.answered()
+    assert one.page.evaluate("window.drawn") == 2
+    one.page.locator("#new-object").focus()
+    one.page.set_viewport_size({"width": 1000, "height": 800})
+    one.answered()
+    assert one.page.evaluate("window.drawn") >= 3
+
+
 def test_undo_asks_nothing(visit: Open, service: DrawnService) -> None:
     one = visit(service)
     one.open_picture()

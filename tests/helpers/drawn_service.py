@@ -23,12 +23,11 @@ from samforge.apps.serve.metrics import Metrics
 from samforge.apps.serve.problems import add_problems
 from samforge.apps.serve.run import running
 from samforge.core.capabilities import BOXES, POINTS, TEXT
-from samforge.core.detections import Detections
 from samforge.core.errors import NotHere, Overloaded, SettingError
 from samforge.media import read_image
 from samforge.runtime.prompts import exemplars_from_boxes
 from samforge.serving import Ask, Job, Limits, Picture, Service, State, Ticket
-from samforge.serving.kept import Kept
+from samforge.serving.kept import Kept, KeptAnswer
 
 ABLE = {"text": TEXT, "boxes": BOXES, "points": POINTS}
 
@@ -73,7 +72,7 @@ class DrawnService:
         self.models = {name: DrawnModel(name, parts) for name in names}
         self.limits = Limits()
         self.pictures: Kept[Picture] = Kept(self.limits.kept_bytes, "picture")
-        self.answers: Kept[Detections] = Kept(self.limits.kept_bytes, "answer")
+        self.answers: Kept[KeptAnswer] = Kept(self.limits.kept_bytes, "answer")
         self.cache = SimpleNamespace(nbytes=0, __len__=lambda: 0)
         self.draining = False
         self.encoded: list[str] = []

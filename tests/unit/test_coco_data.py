@@ -194,6 +194,10 @@ BROKEN = {
         lambda t: _changed(t, "images", 1, id=1),
         r"images\[1\] of .* has the id 1 of an earlier image",
     ),
+    "category's id twice": (
+        lambda t: _changed(t, "categories", 1, id=t["categories"][0]["id"]),
+        r"categories\[1\] of .* has the id .* of an earlier category",
+    ),
     "list as id": (
         lambda t: _changed(t, "images", 1, id=[1]),
         r"id of images\[1\] of .* is a number or a text, got \[1\]",

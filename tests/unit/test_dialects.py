@@ -371,6 +371,14 @@ class TestRoboflow:
         flat = client.post("/roboflow/sam3/visual_segment", json=body | {"prompts": prompts})
         assert flat.json()["predictions"] == answer["predictions"]
 
+    def test_corners_of_a_box_are_its_corners(
+        self, client: httpx.Client, service: DrawnService
+    ) -> None:
+        box = {"x0": 180, "y0": 90, "x1": 220, "y1": 110}
+        body = {"image": self.IMAGE, "prompts": [{"box": box}]}
+        assert client.post("/roboflow/sam3/visual_segment", json=body).status_code == 200
+        assert service.asks[0][1].objects[0].box_xyxy == [180, 90, 220, 110]
+
     @pytest.mark.parametrize(
         ("fields", "words"),
         [

@@ -23,6 +23,7 @@ import samforge
 from samforge.apps import cli
 from samforge.apps.triton import TritonBundle
 from samforge.apps.triton.model import served_from_arguments
+from samforge.core import placing
 from samforge.core.errors import BundleError, DamagedBundle, OutputError, SettingError
 from samforge.formats import TENSORS_IN, TENSORS_OUT
 from samforge.models import tiny
@@ -185,11 +186,46 @@ def test_another_export_replaces_it(
 def test_without_an_exchange_of_folders(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(triton_folder, "exchange", lambda one, other: False)
+    monkeypatch.setattr(placing, "exchange", lambda one, other: False)
     export_triton(root, tmp_path)
     export = export_triton(root, tmp_path, TritonOptions(link=True))
     assert not (export.model / "1" / "bundle").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["shapes"]
+
+
+def test_an_earlier_export_is_back_where_the_new_one_cannot_take_its_place(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(placing, "exchange", lambda one, other: False)
+    export = export_triton(root, tmp_path / "models")
+    rename = Path.rename
+
+    def refuse(self: Path, target: Path) -> Path:
+        if target == export.model and (self / "config.pbtxt").read_text().count("threads"):
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", refuse)
+        with pytest.raises(OutputError, match="Input/output error"):
+            export_triton(root, tmp_path / "models", TritonOptions(threads=2))
+    assert samforge.open_bundle(export.bundle).digest == export.digest
+    assert [path.name for path in tmp_path.iterdir()] == ["models"]
+
+
+def test_a_model_is_on_the_disk_before_it_takes_its_place(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+    write = placing._sync_tree
+
+    def watched(folder: Path) -> None:
+        seen.append((folder / "config.pbtxt").is_file() and not (tmp_path / "shapes").exists())
+        write(folder)
+
+    monkeypatch.setattr(placing, "_sync_tree", watched)
+    export_triton(root, tmp_path, TritonOptions(link=True))
+    assert seen == [True]
 
 
 @pytest.mark.parametrize("strange", ["notes.txt", "2/model.py", "1/bundle/x.onnx", "config.pbtxt"])
@@ -209,13 +245,13 @@ def test_a_file_that_comes_at_the_last_moment(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     export = export_triton(root, tmp_path)
-    really = triton_folder.exchange
+    really = placing.exchange
 
     def exchange(one: Path, other: Path) -> bool:
         (other / "late.txt").write_text("mine")
         return really(one, other)
 
-    monkeypatch.setattr(triton_folder, "exchange", exchange)
+    monkeypatch.setattr(placing, "exchange", exchange)
     with pytest.raises(OutputError, match=r"late\.txt"):
         export_triton(root, tmp_path, TritonOptions(link=True))
     assert (export.model / "late.txt").read_text() == "mine"
@@ -230,11 +266,11 @@ def test_half_a_model_is_never_in_the_repository(
     """Triton takes every folder in it for a model, hidden ones too."""
     out, seen = tmp_path / "models", []
 
-    def put(staged: Path, model: Path) -> None:
+    def put(staged: Path, model: Path, **_: object) -> None:
         seen.append(staged.parent)
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(triton_folder, "_put_in_place", put)
+    monkeypatch.setattr(triton_folder, "place_folder", put)
     monkeypatch.setattr(triton_folder.os, "access", lambda path, mode: not closed)
     with pytest.raises(OutputError, match="No space is left"):
         export_triton(root, out)

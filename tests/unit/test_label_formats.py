@@ -6,6 +6,7 @@ import json
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -115,8 +116,8 @@ def test_coco_is_read_by_pycocotools(written: Callable[..., Path]) -> None:
         assert np.array_equal(coco.annToMask(one), mask)
         assert one["area"] == mask.sum()
         assert one["iscrowd"] == 0
-    assert coco.anns[100_001]["track_id"] == 7
-    assert "track_id" not in coco.anns[100_002]
+    assert coco.anns[10_001]["track_id"] == 7
+    assert "track_id" not in coco.anns[10_002]
 
 
 @READER
@@ -126,9 +127,9 @@ def test_coco_polygons_keep_parts_and_never_fill_holes(written: Callable[..., Pa
     coco = COCO(written("coco-polygons"))
     kinds = [type(one["segmentation"]) for one in coco.loadAnns(coco.getAnnIds(imgIds=[1]))]
     assert kinds == [dict, list, list]  # the ring has a hole: RLE
-    assert len(coco.anns[100_002]["segmentation"]) == 2
+    assert len(coco.anns[10_002]["segmentation"]) == 2
     for number, mask in enumerate(shapes().values(), 1):
-        assert iou(coco.annToMask(coco.anns[100_000 + number]).astype(bool), mask) > 0.95
+        assert iou(coco.annToMask(coco.anns[10_000 + number]).astype(bool), mask) > 0.95
 
 
 def test_supervision_reads_coco_and_yolo(written: Callable[..., Path], tmp_path: Path) -> None:
@@ -246,6 +247,17 @@ def test_label_studio_unpacks_its_brush(written: Callable[..., Path]) -> None:
     assert {result["from_name"] for result in prediction["result"]} == {
         one.get("name") for one in config.iter("BrushLabels")
     }
+
+
+def test_equal_objects_are_regions_of_their_own_in_label_studio(tmp_path: Path) -> None:
+    twice = picture("a.png", 1)
+    twice = replace(twice, objects=(twice.objects[0], *twice.objects))
+    data = DataSet(categories=CATEGORIES, provenance={}, picture=lambda _: b"")
+    writer = label_writer("labelstudio", tmp_path, data)
+    writer.add(twice)
+    (task,) = json.loads((writer.finish() / "tasks.json").read_text())
+    ids = [one["id"] for one in task["predictions"][0]["result"]]
+    assert len(set(ids)) == len(twice.objects)
 
 
 def unpacked(rle: list[int]) -> npt.NDArray[np.uint8]:

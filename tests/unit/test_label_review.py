@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -156,6 +157,21 @@ def test_the_page_shows_pictures_and_loads_nothing(
     assert len(page.images) == 6
     assert any(EVIL.replace("/", "_") in word for word in page.words)  # as text
     assert {one.disagreement for one in compared.pictures} == {0.0}  # both have the same graphs
+
+
+def test_another_picture_of_the_same_name_is_not_compared(
+    fake_bundle: Callable[..., samforge.Bundle], pictures: Path, tmp_path: Path
+) -> None:
+    bundle, wanted = fake_bundle("one"), Ontology.from_texts(["circle"], threshold=0.2)
+    label(bundle, pictures, wanted, tmp_path / "out")
+    others = Path(shutil.copytree(pictures, tmp_path / "others"))
+    noise = np.random.default_rng(9).integers(0, 256, (30, 40, 3), np.uint8)
+    Image.fromarray(noise).save(others / "two.png")
+    label(bundle, others, wanted, tmp_path / "other")
+    found = review_labels(bundle, pictures, wanted, tmp_path / "out", against=tmp_path / "other")
+    compared = {one.name: one.disagreement for one in found.pictures}
+    assert compared.pop("two.png") is None
+    assert set(compared.values()) == {0.0}
 
 
 def test_what_cannot_be_reviewed(

@@ -67,6 +67,16 @@ def coco(out: Path) -> Any:
     return json.loads((out / "coco.json").read_text())
 
 
+def objects_of(bundle: samforge.Bundle, source: Path, out: Path) -> list[dict[str, Any]]:
+    """Pictures with their annotations, in order."""
+    label(bundle, source, ONTOLOGY, out)
+    table = coco(out)
+    return [
+        image | {"objects": [one for one in table["annotations"] if one["image_id"] == image["id"]]}
+        for image in table["images"]
+    ]
+
+
 def test_it_labels_what_the_segmenter_finds(
     bundle: samforge.Bundle, pictures: Path, tmp_path: Path
 ) -> None:
@@ -432,11 +442,30 @@ def test_a_restart_forgets_labels_and_removes_what_a_kill_left(
     out = tmp_path / "out"
     label(bundle, pictures, ONTOLOGY, out)
     (out / ".coco.json.12345678.part").write_text("half")
+    (out / ".yolo.12345678.part").mkdir()
+    (out / ".yolo.12345678.part" / "data.yaml").write_text("half")
+    others = {".dataset.zip.part", ".coco.json.part", ".notes.12345678.part"}
+    for name in others:
+        (out / name).write_text("of a download, or of another program")
     again = label(bundle, pictures / "a", ONTOLOGY, out, settings=LabelSettings(restart=True))
     assert (again.labelled, again.resumed, again.pictures) == (5, 0, 5)
     with Ledger(out / NAME) as ledger:
         assert list(ledger.bodies("b/001.png")) == []
-    assert sorted(one.name for one in out.iterdir()) == ["coco.json", NAME]
+    assert sorted(one.name for one in out.iterdir()) == sorted([*others, "coco.json", NAME])
+
+
+def test_a_picture_with_more_objects_than_can_be_numbered_is_a_failure_of_its_own(
+    bundle: samforge.Bundle, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = [len(one["objects"]) for one in objects_of(bundle, pictures, tmp_path / "all")]
+    monkeypatch.setattr("samforge.labelling.outcome.MOST_OBJECTS", max(counts) - 1)
+    result = label(bundle, pictures, ONTOLOGY, tmp_path / "out")
+    crowded = sum(count == max(counts) for count in counts)
+    assert 0 < crowded < len(counts)
+    assert len(result.failures) == crowded
+    assert {one.kind for one in result.failures} == {"ItemError"}
+    assert "can be numbered" in result.failures[0].message
+    assert result.pictures == len(counts) - crowded
 
 
 def test_a_plan_writes_nothing(bundle: samforge.Bundle, pictures: Path, tmp_path: Path) -> None:

@@ -17,10 +17,17 @@ from PIL import Image
 
 import samforge
 from samforge.core.errors import MissingExtra, OutputError
-from samforge.formats import LABEL_FORMATS
+from samforge.formats import LABEL_FORMATS, MOST_ID, MOST_OBJECTS
 from samforge.formats._growing_folder import GrowingFolder
 from samforge.labelling import LabelSettings, Ontology, SourceError, label
-from samforge.labelling.items import Item, shared_names
+from samforge.labelling.items import (
+    FRAME_STEP,
+    MOST_FRAMES,
+    Item,
+    WholeFile,
+    require_numbers,
+    shared_names,
+)
 from samforge.labelling.reader import ItemReader
 from samforge.labelling.sources import listed
 from samforge.media import VideoWriter
@@ -356,7 +363,7 @@ def test_every_kind_becomes_one_data_set(
     names = ["photos/" + name for name in ("a/1.png", "a/sub/2.PNG", "b/1.png")]
     frames = [f"photos/clip.mp4/00000{i}.png" for i in range(3)]
     assert [image["file_name"] for image in images] == [*names, *frames, "shard/0.png"]
-    assert [image["id"] for image in images] == [1, 2, 3, 4, 10_000_004, 20_000_004, 5]
+    assert [image["id"] for image in images] == [1, 2, 3, 4, 1_000_004, 2_000_004, 5]
     shown = [(image.get("video_id"), image.get("frame_index")) for image in images]
     assert shown == [*[(None, None)] * 3, (4, 0), (4, 1), (4, 2), (None, None)]
     stored = tmp_path / "out/yolo/images"
@@ -408,7 +415,7 @@ def test_numbers_stay_when_a_source_is_extended_or_mended(
         "a.png": 5,
         "b.png": 1,
         "d.png": 3,
-        **{f"c.mp4/{index:06d}.png": 2 + 10_000_000 * index for index in range(3)},
+        **{f"c.mp4/{index:06d}.png": 2 + FRAME_STEP * index for index in range(3)},
     }
     # Where it comes back it has its old number.
     write(folder / "f.png", png(ord("f")))
@@ -419,6 +426,33 @@ def test_numbers_stay_when_a_source_is_extended_or_mended(
     assert [one["file_name"] for one in table["images"]][:2] == ["a.png", "b.png"]
     assert table["videos"] == [{"id": 2, "name": "c.mp4"}]
     assert {one.get("video_id") for one in table["annotations"]} == {None, 2}
+
+
+def test_every_number_is_exact_in_javascript() -> None:
+    """It reads each as a double, which is exact below 2^53."""
+    last_frame = FRAME_STEP + FRAME_STEP * (MOST_FRAMES - 1)
+    assert last_frame <= MOST_ID
+    assert MOST_ID * MOST_OBJECTS + MOST_OBJECTS < 2**53
+    items = [
+        Item(name=name, place=WholeFile(file=name), stamp="", kind=kind)
+        for name, kind in (("a.png", "picture"), ("b.mp4", "video"))
+    ]
+    require_numbers(items, [FRAME_STEP - 1, FRAME_STEP])
+    require_numbers(items[:1], [10 * FRAME_STEP])
+    with pytest.raises(SourceError, match="an output of their own"):
+        require_numbers(items, [1, FRAME_STEP + 1])
+
+
+@pytest.mark.parametrize("given", [2**53, MOST_ID + 1, 10**30, 70, 1.5, True, "70", None])
+def test_ids_of_a_coco_file_that_cannot_stay_are_told_of(tmp_path: Path, given: object) -> None:
+    images = [{"id": 70, "file_name": "1.png"}, {"id": given, "file_name": "2.png"}]
+    for one in images:
+        write(tmp_path / str(one["file_name"]), png(1))
+    write(tmp_path / "set.json", json.dumps({"images": images}).encode())
+    (listing,) = listed([tmp_path / "set.json"])
+    assert [item.given_id for item in listing.items] == [70, None]
+    assert "1 of 2 images" in listing.notes[0]
+    assert "numbered anew" in listing.notes[0]
 
 
 def test_frames_are_read_back_as_a_video(
@@ -437,7 +471,7 @@ def test_frames_are_read_back_as_a_video(
     from pyarrow import parquet
 
     images = json.loads((out / "coco.json").read_text())["images"]
-    expected = [(1, index, 1 + 10_000_000 * index) for index in range(3)]
+    expected = [(1, index, 1 + FRAME_STEP * index) for index in range(3)]
     keys = ("video_id", "frame_index")
     assert [(*(one[key] for key in keys), one["id"]) for one in images] == expected
     rows = parquet.read_table(out / "parquet/pictures.parquet").to_pylist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import threading
 from pathlib import Path
@@ -9,7 +10,14 @@ from pathlib import Path
 import pytest
 
 from samforge.core import placing
-from samforge.core.placing import part_beside, place_file, place_folder
+from samforge.core.placing import (
+    part_beside,
+    parts_left,
+    place_file,
+    place_folder,
+    sync_file,
+    sync_folder,
+)
 from samforge.formats._growing_folder import GrowingFolder
 
 
@@ -108,3 +116,59 @@ def test_it_is_on_the_disk_before_it_takes_its_place(
     monkeypatch.setattr(os, "fsync", watched)
     place_file(part, place)
     assert said == [(".part", False), (tmp_path.name, True)]
+
+
+def test_what_is_replaced_is_looked_at_and_stays_where_it_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, seen = folder_of(tmp_path / "yolo", "old"), []
+
+    def refuse(old: Path) -> None:
+        seen.append((old / "file").read_text())
+        raise ValueError("not yours")
+
+    for can in (True, False):
+        if not can:
+            monkeypatch.setattr(placing, "exchange", lambda one, other: False)
+        part = folder_of(tmp_path / f".part {can}", "new")
+        with pytest.raises(ValueError, match="not yours"):
+            place_folder(part, place, check=refuse)
+        assert (place / "file").read_text() == "old"
+        assert (part / "file").read_text() == "new"
+    assert seen == ["old", "old"]
+
+
+def test_a_file_that_windows_is_to_flush_is_opened_to_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FlushFileBuffers wants GENERIC_WRITE, and folders cannot be opened there."""
+    path, modes = tmp_path / "file", []
+    path.write_text("{}")
+
+    def watched(handle: int) -> None:
+        modes.append(fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    for system in ("posix", "nt"):
+        sync_file(path, system=system)
+        sync_folder(tmp_path, system=system)
+    assert modes == [os.O_RDONLY, os.O_RDONLY, os.O_RDWR]
+    assert path.read_text() == "{}"
+
+
+def test_only_its_own_parts_are_what_a_place_has_left(tmp_path: Path) -> None:
+    place = tmp_path / "a+(b).json"
+    own = [part_beside(place), part_beside(place)]
+    others = (
+        ".a+(b).json.part",
+        ".a+(b).json.1234567.part",
+        ".aa+(b).json.12345678.part",
+        ".x.part",
+    )
+    for path in (*own, part_beside(tmp_path / "other"), *(tmp_path / name for name in others)):
+        path.write_text("")
+    assert sorted(parts_left(place)) == sorted(own)
+    long = tmp_path / ("x" * 255)
+    own = [part_beside(long)]
+    own[0].write_text("")
+    assert parts_left(long) == own

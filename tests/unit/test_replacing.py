@@ -19,7 +19,7 @@ import pytest
 
 import samforge
 from samforge.core import exchange as exchange_module
-from samforge.core import publish as publish_module
+from samforge.core import placing as placing_module
 from samforge.core import replacing
 from samforge.core.errors import DamagedBundle, ForeignBundle, OutputError
 from samforge.core.exchange import exchange
@@ -55,7 +55,7 @@ def _cannot_exchange(one: Path, other: Path) -> bool:
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both ways to publish, whatever this system can."""
     if request.param == "renamed twice":
-        monkeypatch.setattr(publish_module, "exchange", _cannot_exchange)
+        monkeypatch.setattr(placing_module, "exchange", _cannot_exchange)
     elif not _can_exchange():
         pytest.skip("this system cannot exchange folders")
     name: str = request.param
@@ -136,12 +136,12 @@ def test_loads_during_rebuilds_are_all_of_one(
 _PUBLISH = """
 import os, signal, sys
 from pathlib import Path
-from samforge.core import publish
+from samforge.core import placing
 from samforge.core.bundle import open_bundle
 from samforge.core.staging import Staging
 
 out, source, old, way = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
-real = publish.exchange
+real = placing.exchange
 
 def built(out, source):
     bundle = open_bundle(source)
@@ -167,7 +167,7 @@ def publish_and_die(moment):
         hook("os.rename", ())
         return done
 
-    publish.exchange = exchange
+    placing.exchange = exchange
     staging, manifest = built(out, source)
     sys.addaudithook(hook)
     staging.publish(manifest, ["parts", "tokenizer"])

@@ -10,15 +10,18 @@ import struct
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+from fastapi import FastAPI
 from PIL import Image
 from served import png, served
 
+from samforge.apps.serve.run import _config
 from samforge.models import tiny
 from samforge.serving import Limits, Service
 
@@ -303,6 +306,19 @@ def test_a_body_that_breaks_off(client: httpx.Client, caplog: pytest.LogCaptureF
 )
 def test_requests_that_are_none(client: httpx.Client, head: str, status: int) -> None:
     assert int(raw(client, head).split(b" ")[1]) == status
+
+
+def test_headers_without_an_end_are_not_held(client: httpx.Client) -> None:
+    """Before any token is asked for. httptools, where it is installed, would hold all of them."""
+    assert _config(FastAPI()).http == "h11"
+    port, took = int(str(client.base_url).rpartition(":")[2].strip("/")), 0
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as one:
+        one.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n")
+        with suppress(OSError):
+            for number in range(1000):
+                one.sendall(b"x-%d: %s\r\n" % (number, b"a" * 20_000))
+                took = number
+    assert took < 900, "all of 20 MB were taken"
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,10 @@ import json
 import logging
 import struct
 import threading
+import time
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any, ClassVar
 
@@ -27,7 +29,7 @@ from samforge.apps.serve.dialects.sources import ImageSources
 from samforge.apps.serve.door import Tokens, token_from_headers
 from samforge.apps.serve.logs import log_to_stderr
 from samforge.apps.serve.problems import CLIENT_LEFT
-from samforge.core.errors import ImageError, PromptError, PromptWarning, ShapeError
+from samforge.core.errors import ImageError, PromptError, PromptWarning, ShapeError, TooLarge
 
 PNG = picture()
 B64 = base64.b64encode(PNG).decode()
@@ -239,6 +241,14 @@ class _Told(BaseHTTPRequestHandler):
             self.end_headers()
             self.wfile.write(b"x")
             return
+        if self.path.startswith("/slow"):
+            self.send_response(200)
+            self.end_headers()
+            with suppress(OSError):
+                for _ in range(100):
+                    self.wfile.write(b"x")
+                    time.sleep(0.05)
+            return
         if self.path.startswith("/away"):
             self.send_response(302)
             self.send_header("Location", self.path.partition("?")[2])
@@ -289,6 +299,17 @@ def test_hosts_that_answer_nonsense(hosts: tuple[str, str]) -> None:
     for path in ("broken", "short"):
         with pytest.raises(ImageError, match="cannot be fetched"):
             asyncio.run(sources.fetch(f"/{path}"))
+
+
+def test_a_host_that_drips_is_not_waited_for(hosts: tuple[str, str]) -> None:
+    """Each byte comes in time, and the picture does not: six of them would hold all threads."""
+    sources = ImageSources(prefixes=(hosts[0],), seconds=0.3)
+    begin = time.monotonic()
+    with pytest.raises(ImageError, match=r"within 0\.3 s"):
+        asyncio.run(sources.fetch("/slow"))
+    assert time.monotonic() - begin < 3
+    with pytest.raises(TooLarge, match="more than 9 bytes"):
+        asyncio.run(ImageSources(prefixes=(hosts[0],), most_bytes=9).fetch("/a.png"))
 
 
 def test_only_methods_of_http_are_counted_by_name(client: httpx.Client) -> None:

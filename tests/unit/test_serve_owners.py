@@ -16,7 +16,7 @@ import samforge
 from samforge.apps.serve.door import Tokens
 from samforge.core.errors import NotHere
 from samforge.serving import Picture, Served, Service, Settings
-from samforge.serving.kept import Kept
+from samforge.serving.kept import _ENTRY_BYTES, Kept, KeptAnswer
 
 PNG = picture()
 ANNA, BEN = ({"authorization": f"Bearer {name}"} for name in ("anna's token", "ben's token"))
@@ -77,7 +77,7 @@ def test_an_answer_of_somebody_else_cannot_be_corrected(client: httpx.Client) ->
     ask = {"objects": [{"points": [[100, 100]]}]}
     found = client.post("/v1/segment", files={"image": PNG}, data={"text": "star"}, headers=ANNA)
     assert found.status_code == 200
-    service.answers.put("anna", "clicks", object(), 1)  # type: ignore[arg-type]
+    service.answers.put("anna", "clicks", KeptAnswer(picture="", found=object()), 1)  # type: ignore[arg-type]
     number = next(iter(service.answers._kept))
     picture = kept_by(client, BEN)
     answer = client.post(
@@ -106,15 +106,25 @@ def test_encodings_are_dropped_with_the_last_who_keeps_them(
 
 
 def test_ids_are_of_one_owner() -> None:
-    kept: Kept[str] = Kept(1000, "picture")
+    kept: Kept[str] = Kept(10_000, "picture")
+    size = 10 + _ENTRY_BYTES
     one, other = (kept.put(owner, "a", "it", 10) for owner in ("anna", "ben"))
-    assert (kept.get("anna", one), kept.get("ben", other), kept.nbytes) == ("it", "it", 20)
+    assert (kept.get("anna", one), kept.get("ben", other), kept.nbytes) == ("it", "it", 2 * size)
     for owner, number in (("anna", other), ("ben", one), ("", one), ("anna", "made up")):
         with pytest.raises(NotHere):
             kept.get(owner, number)
         with pytest.raises(NotHere):
             kept.drop(owner, number)
     assert kept.drop("anna", one) == "it"
-    assert (kept.holds("a"), kept.holds("b"), kept.nbytes) == (True, False, 10)
+    assert (kept.holds("a"), kept.holds("b"), kept.nbytes) == (True, False, size)
     assert kept.drop("ben", other) == "it"
     assert (kept.holds("a"), len(kept), kept.nbytes) == (False, 0, 0)
+
+
+def test_things_of_no_size_are_counted_too() -> None:
+    """Millions of pictures of a hundred bytes would be gigabytes of ids and names."""
+    kept: Kept[bytes] = Kept(20 * _ENTRY_BYTES, "picture")
+    for number in range(100):
+        kept.put("anna", str(number), b"", 0)
+    assert len(kept) == 20
+    assert kept.nbytes == 20 * _ENTRY_BYTES

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -16,6 +17,7 @@ from served import png, served
 from tests.unit.conftest import FAKE_PARTS
 
 import samforge
+from samforge.apps.serve import reading
 from samforge.core.capabilities import TRACKER_PARTS
 from samforge.core.masks import Masks
 from samforge.core.session import PartSpec, TensorSpec
@@ -114,6 +116,47 @@ def test_clicks_find_what_the_library_finds(
         f"/v1/images/{kept}/segment", json={"objects": body["objects"], "candidates": True}
     ).json()
     assert len(choice["detections"]) == 3
+
+
+def test_an_answer_about_another_picture_is_not_corrected(
+    server: tuple[httpx.Client, Service],
+) -> None:
+    """It would be corrected without a word: the model's small masks say not what they are of."""
+    client, _ = server
+    other = np.ascontiguousarray(SCENE.image[:, ::-1])
+    body = {"objects": [{"points": [[5, 5]]}]}
+    ids = [
+        client.post("/v1/images", files={"image": png(one)}).json()["image_id"]
+        for one in (SCENE.image, other)
+    ]
+    first = client.post(f"/v1/images/{ids[0]}/segment", json=body).json()["answer_id"]
+    answer = client.post(f"/v1/images/{ids[1]}/segment", json=body | {"earlier": first})
+    assert answer.status_code == 422
+    assert "about another picture" in answer.json()["detail"]
+    # The same file under another id is the same picture.
+    form = {"objects": json.dumps(body["objects"]), "earlier": first}
+    files = {"image": png(SCENE.image)}
+    assert client.post("/v1/segment", files=files, data=form).status_code == 200
+
+
+def test_masks_of_a_request_are_decoded_beside_the_event_loop(
+    server: tuple[httpx.Client, Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, _ = server
+    threads: list[str] = []
+    decode = reading._of_masks
+
+    def watched(*given: Any) -> Any:
+        threads.append(threading.current_thread().name)
+        return decode(*given)
+
+    monkeypatch.setattr(reading, "_of_masks", watched)
+    height, width = SCENE.image.shape[:2]
+    rle = {"size": [height, width], "counts": [height * width - 9, 9]}
+    body = {"objects": [{"points": [[5, 5]]}], "earlier": [{"rle": rle}]}
+    kept = client.post("/v1/images", files={"image": png(SCENE.image)}).json()["image_id"]
+    assert client.post(f"/v1/images/{kept}/segment", json=body).status_code == 200
+    assert [name.startswith("asyncio_") for name in threads] == [True]
 
 
 def test_clicks_that_do_not_fit(server: tuple[httpx.Client, Service]) -> None:

@@ -15,6 +15,8 @@ from samforge.core.paths import checked_path
 from samforge.core.placing import part_beside, place_file
 from samforge.core.words import json_text
 
+PROBE = "probe"
+"""Whose part is written to find out whether a folder can be written to."""
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _FULL = 1 << 20  # bytes free: what fails then fails for want of space
 _NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -55,7 +57,7 @@ def writable_folder(path: Path) -> Path:
         OutputError: It cannot be made, is something else, or cannot be written.
     """
     path = checked_path(path, OutputError).absolute()
-    probe = part_beside(path / "probe")
+    probe = part_beside(path / PROBE)
     with output_errors(path):
         path.mkdir(parents=True, exist_ok=True)
         try:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from samforge.core.exchange import exchange
 
 _LONGEST = 200
 """Bytes of a name that its part repeats: 255 is the most that file systems take."""
+_RANDOM_BYTES = 4
 
 
 def part_beside(path: Path, *, suffix: str = "") -> Path:
@@ -26,8 +28,27 @@ def part_beside(path: Path, *, suffix: str = "") -> Path:
         path: What is going to be there.
         suffix: Behind it, for writers that look at endings.
     """
-    name = os.fsencode(path.name)[:_LONGEST].decode("utf-8", "ignore")
-    return path.absolute().with_name(f".{name}.{secrets.token_hex(4)}.part{suffix}")
+    number = secrets.token_hex(_RANDOM_BYTES)
+    return path.absolute().with_name(f"{_before_number(path)}{number}.part{suffix}")
+
+
+def parts_left(path: Path) -> list[Path]:
+    """Parts of a place that killed processes have left beside it, and no other file.
+
+    Args:
+        path: A place of which nobody writes a part now.
+
+    Raises:
+        OSError: The folder cannot be read.
+    """
+    form = re.compile(
+        rf"{re.escape(_before_number(path))}[0-9a-f]{{{2 * _RANDOM_BYTES}}}\.part", re.DOTALL
+    )
+    return [one for one in path.absolute().parent.iterdir() if form.fullmatch(one.name)]
+
+
+def _before_number(path: Path) -> str:
+    return f".{os.fsencode(path.name)[:_LONGEST].decode('utf-8', 'ignore')}."
 
 
 def remove_place(path: Path) -> None:
@@ -48,42 +69,80 @@ def place_file(part: Path, path: Path) -> None:
     Raises:
         OSError: It cannot be written to the disk, or renamed.
     """
-    with _opened(part) as handle:
-        os.fsync(handle)
+    sync_file(part)
     part.replace(path)
     sync_folder(path.absolute().parent)
 
 
-def place_folder(part: Path, path: Path) -> None:
+def place_folder(
+    part: Path,
+    path: Path,
+    *,
+    aside: Path | None = None,
+    check: Callable[[Path], None] = lambda _: None,
+    remove: Callable[[Path], object] = remove_place,
+) -> None:
     """Put a finished folder in its place, in one step where the system can; then remove the old.
 
     Where it cannot, the place is empty for the moment between two renames.
+
+    Args:
+        part: It.
+        path: Where it goes.
+        aside: Where the old is during that moment; None for a hidden name beside the place.
+        check: Is shown the old once nobody can write to it by its name any more, and raises to
+            have it back.
+        remove: Removes the old, where it is then.
 
     Raises:
         OSError: It cannot be written to the disk, or renamed; what was there is there.
     """
     _sync_tree(part)
+    old = None
     if not path.is_symlink() and not path.exists():
         part.rename(path)
-    elif not exchange(part, path):
-        earlier = part_beside(path)
-        path.rename(earlier)
+    elif exchange(part, path):
+        old = part
         try:
+            check(old)
+        except BaseException:
+            exchange(part, path)
+            raise
+    else:
+        old = aside or part_beside(path)
+        path.rename(old)
+        try:
+            check(old)
             part.rename(path)
         except BaseException:
-            earlier.rename(path)
+            old.rename(path)
             raise
-        part = earlier
     sync_folder(path.absolute().parent)
-    with suppress(OSError):  # the new one is in its place: what is left of the old is clutter
-        remove_place(part)
+    if old is not None:
+        with suppress(OSError):  # the new one is in its place: what is left of the old is clutter
+            remove(old)
 
 
-def sync_folder(folder: Path) -> None:
+def sync_file(path: Path, *, system: str = os.name) -> None:
+    """Write a file's content to the disk.
+
+    Args:
+        path: It.
+        system: Kind of the system, as :data:`os.name` has it.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    # Windows flushes only what was opened to be written.
+    with _opened(path, os.O_RDWR if system == "nt" else os.O_RDONLY) as handle:
+        os.fsync(handle)
+
+
+def sync_folder(folder: Path, *, system: str = os.name) -> None:
     """Make the names in a folder last: a rename does only once its folder is on the disk."""
-    if os.name == "nt":  # Windows cannot open folders
+    if system == "nt":  # Windows cannot open folders
         return
-    with _opened(folder) as handle:
+    with _opened(folder, os.O_RDONLY) as handle:
         os.fsync(handle)
 
 
@@ -94,7 +153,7 @@ def _sync_tree(folder: Path) -> None:
     """
     call = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None) if os.name != "nt" else None
     if call is not None:
-        with _opened(folder) as handle:
+        with _opened(folder, os.O_RDONLY) as handle:
             if call(handle) != 0:
                 number = ctypes.get_errno()
                 raise OSError(number, os.strerror(number), str(folder))
@@ -102,14 +161,13 @@ def _sync_tree(folder: Path) -> None:
     for place, _, files in os.walk(folder):
         for name in files:
             if not (Path(place) / name).is_symlink():
-                with _opened(Path(place) / name) as handle:
-                    os.fsync(handle)
+                sync_file(Path(place) / name)
         sync_folder(Path(place))
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[int]:
-    handle = os.open(path, os.O_RDONLY)
+def _opened(path: Path, flags: int) -> Iterator[int]:
+    handle = os.open(path, flags)
     try:
         yield handle
     finally:

@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from samforge.core.errors import BuildError, OutputError, SamforgeWarning, SettingError
-from samforge.core.exchange import exchange
 from samforge.core.files import atomic_write_text, output_errors, sha256_of
 from samforge.core.manifest import (
     MANIFEST_NAME,
@@ -31,6 +30,7 @@ from samforge.core.own_folder import (
     remove_own,
     require_outside_bundles,
 )
+from samforge.core.placing import place_folder
 from samforge.core.replacing import put_back
 
 STEPS_NAME = "steps.json"
@@ -130,16 +130,13 @@ def put_in_place(bundle: Path, out: Path, *, work: Path, own: Iterable[str]) -> 
         OutputError: It failed, or other files lie in what would be replaced; that is in its place.
     """
     with output_errors(out):
-        if not out.exists() or next(out.iterdir(), None) is None:
-            bundle.rename(out)
-        elif exchange(bundle, out):
-            try:
-                _check_no_others(bundle, where=out)
-            except BaseException:  # a file that came at the last moment
-                exchange(bundle, out)
-                raise
-        else:
-            _rename_twice(bundle, out, work / REPLACED)
+        place_folder(
+            bundle,
+            out,
+            aside=work / REPLACED,  # readers wait meanwhile, and a kill is undone later
+            check=lambda old: _check_no_others(old, where=out),  # a file came at the last moment
+            remove=lambda _: None,  # with the work folder
+        )
     _remove_work(work, {*own, STEPS_NAME})
 
 
@@ -199,17 +196,6 @@ def _check_no_others(out: Path, *, where: Path | None = None) -> None:
             f"{', '.join(others[:3])}{more}. They would be lost. Move them away, or name a new "
             "folder."
         )
-
-
-def _rename_twice(bundle: Path, out: Path, old: Path) -> None:
-    """Where folders cannot be exchanged: readers wait meanwhile, and a kill is undone later."""
-    out.rename(old)
-    try:
-        _check_no_others(old, where=out)
-        bundle.rename(out)
-    except BaseException:
-        old.rename(out)
-        raise
 
 
 def _remove_work(work: Path, own: set[str]) -> None:

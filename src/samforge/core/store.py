@@ -62,6 +62,7 @@ class Store(Closing):
             self._base = sqlite3.connect(path, isolation_level=None, timeout=0.2)
             try:
                 self._base.execute("PRAGMA locking_mode = EXCLUSIVE")
+                self._require_own()  # the next line writes into the file
                 self._base.execute("PRAGMA journal_mode = WAL")
                 self._base.execute("PRAGMA synchronous = NORMAL")
                 if most_pages is not None:
@@ -88,6 +89,16 @@ class Store(Closing):
         with self._errors():
             self._base.close()
 
+    def _require_own(self) -> None:
+        """Make sure that the file is new, or of this kind; it is read and no more."""
+        (held,) = self._base.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        (kind,) = self._base.execute("PRAGMA application_id").fetchone()
+        if kind != self._schema.application and (held or kind):
+            raise OutputError(
+                f"{self.path} is no ledger of this kind. It is left alone. Choose another output, "
+                "or move it away."
+            )
+
     def _begin(self, *, restart: bool) -> None:
         tables = [
             name
@@ -95,14 +106,8 @@ class Store(Closing):
                 "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
             )
         ]
-        (kind,) = self._base.execute("PRAGMA application_id").fetchone()
         (version,) = self._base.execute("PRAGMA user_version").fetchone()
         own = (self._schema.application, self._schema.version)
-        if tables and kind != own[0]:
-            raise OutputError(
-                f"{self.path} is no ledger of this kind. It is left alone. Choose another output, "
-                "or move it away."
-            )
         if restart:
             for name in tables:
                 self._base.execute(f'DROP TABLE "{name}"')

@@ -13,6 +13,8 @@ from samforge.formats.geo_features import (
 from samforge.formats.geo_writer import geo_writer
 from samforge.formats.label_formats import LABEL_FORMATS, checked_formats, label_writer
 from samforge.formats.labels import (
+    MOST_ID,
+    MOST_OBJECTS,
     DataSet,
     LabelledObject,
     LabelledPicture,
@@ -35,6 +37,8 @@ from samforge.formats.video_data import VideoData, video_data_from_file
 __all__ = [
     "GEO_SUFFIXES",
     "LABEL_FORMATS",
+    "MOST_ID",
+    "MOST_OBJECTS",
     "TENSORS_IN",
     "TENSORS_OUT",
     "TRACK_SUFFIXES",

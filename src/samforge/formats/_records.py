@@ -75,6 +75,27 @@ def needed(record: Mapping[str, Any], key: str, place: str) -> Any:
     return value
 
 
+def phrases_from(
+    table: Mapping[str, Any], path: Path, report: Report | None
+) -> dict[int | str, str]:
+    """Names of the categories by their ids.
+
+    Raises:
+        SettingError: A category has no id or no name, or the id of an earlier one.
+    """
+    phrases: dict[int | str, str] = {}
+    for place, record in records(table, "categories", path, report):
+        with isolated(report, place):
+            identity = needed(record, "id", place)
+            name = phrase_from(needed(record, "name", place), f"name of {place}")
+            if phrases.setdefault(identity, name) != name:
+                raise SettingError(
+                    f"{place}, {name!r:.80}, has the id {identity!r} of an earlier category, "
+                    f"{phrases[identity]!r:.80}."
+                )
+    return phrases
+
+
 def phrase_from(value: object, place: str) -> str:
     """A name as a phrase, underscores as spaces.
 

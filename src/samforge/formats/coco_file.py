@@ -13,6 +13,7 @@ from samforge.formats._records import (
     ids_from,
     needed,
     phrase_from,
+    phrases_from,
     records,
     segmentation_from,
     size_from,
@@ -90,11 +91,7 @@ def coco_file(path: Path, *, report: Report | None = None) -> CocoFile:
             broken.add(identity)
             images[identity] = _image(record, place)
             broken.remove(identity)
-    phrases: dict[Any, str] = {}
-    for place, record in records(table, "categories", path, report):
-        with isolated(report, place):
-            identity = needed(record, "id", place)
-            phrases[identity] = phrase_from(needed(record, "name", place), f"name of {place}")
+    phrases = phrases_from(table, path, report)
     annotations: dict[Any, list[CocoAnnotation]] = {}
     for place, record in records(table, "annotations", path, report):
         with isolated(report, place):

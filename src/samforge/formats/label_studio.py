@@ -11,7 +11,7 @@ from samforge.core.runs import Crop
 from samforge.core.words import json_text
 from samforge.formats._growing_folder import GrowingFolder
 from samforge.formats.brush import brush_rle
-from samforge.formats.labels import DataSet, LabelledObject, LabelledPicture
+from samforge.formats.labels import DataSet, LabelledPicture
 
 _LOCAL = "/data/local-files/?d="
 
@@ -38,10 +38,7 @@ class LabelStudioLabels:
 
     def add(self, picture: LabelledPicture) -> None:
         """Append a picture."""
-        results = [
-            self._result(picture, one, crop, top_left)
-            for one, (crop, top_left) in zip(picture.objects, picture.crops(), strict=True)
-        ]
+        results = [self._result(picture, row, *crop) for row, crop in enumerate(picture.crops())]
         scores = [one.score for one in picture.objects]
         prediction = {
             "model_version": self._version,
@@ -69,12 +66,12 @@ class LabelStudioLabels:
         self._folder.discard()
 
     def _result(
-        self, picture: LabelledPicture, one: LabelledObject, crop: Crop, top_left: tuple[int, int]
+        self, picture: LabelledPicture, row: int, crop: Crop, top_left: tuple[int, int]
     ) -> dict[str, Any]:
         height, width = picture.size_hw
-        number = picture.objects.index(one)
+        one = picture.objects[row]
         return {
-            "id": f"{picture.id}-{number}",
+            "id": f"{picture.id}-{row}",
             "type": "brushlabels",
             "from_name": "label",
             "to_name": "image",

@@ -11,8 +11,11 @@ from samforge.core.errors import SettingError
 from samforge.core.masks import Masks
 from samforge.core.runs import Crop
 
-_OBJECTS_OF_A_PICTURE = 100_000
-"""More than a picture can have: 200 for each of 500 phrases."""
+MOST_OBJECTS = 10_000
+"""Objects of one picture."""
+MOST_ID = 2**53 // MOST_OBJECTS - 1
+"""Number of a picture: those of its objects are exact in JavaScript then, which reads every number
+as a double."""
 
 ReadPicture: TypeAlias = Callable[[str], bytes | Path]
 """Gives a picture by its name: its file where it has one, else the bytes of an image file."""
@@ -74,8 +77,11 @@ class LabelledPicture:
     """Where it is a frame of a video."""
 
     def object_id(self, row: int) -> int:
-        """Of an object, by its place in the picture: no other picture moves it."""
-        return self.id * _OBJECTS_OF_A_PICTURE + row + 1
+        """Of an object, by its place in the picture: no other picture moves it.
+
+        It is below 2^53 where the picture's is at most :data:`MOST_ID`.
+        """
+        return self.id * MOST_OBJECTS + row + 1
 
     def masks(self) -> Masks:
         """The masks of all objects."""

@@ -6,6 +6,7 @@ simplified by Douglas and Peucker's method (Cartographica 10, 1973), within a di
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,10 +58,12 @@ def polygons_from_crop(
     *,
     tolerance_px: float | None = None,
     centres: bool = False,
+    simple: bool = False,
 ) -> Outline:
     """Trace a mask.
 
-    Pixels that meet at a corner alone are different parts, and holes that do are one.
+    Pixels that meet at a corner alone are different parts. Holes that do are one, and a hole that
+    meets the outside there is none: the ring passes that corner twice.
 
     Args:
         crop: bool (h, w).
@@ -69,11 +72,15 @@ def polygons_from_crop(
             takes a hundredth of the side of a square as large, at most a pixel.
         centres: Run through the centres of the outermost pixels instead of along their edges, for
             readers that fill an outline with the pixels on it, as OpenCV's ``fillPoly`` does.
+        simple: Let no ring pass a corner twice: such holes are rings of their own, as polygons of
+            geographic information systems have to be (OGC 06-103r4, 6.1.11.1).
     """
     if tolerance_px is None:
         tolerance_px = min(MOST_TOLERANCE_PX, _TOLERANCE * float(np.sqrt(crop.sum())))
     corner = np.array([top_left[1], top_left[0]], np.float64)
     rings = _rings(crop)
+    if simple:
+        rings = [loop for ring in rings for loop in _loops(ring)]
     areas = np.array([_signed_area(ring) for ring in rings])
     owners = _owners(rings, areas)
     rings = [ring + corner for ring in rings]
@@ -143,6 +150,26 @@ def _rings(crop: Crop) -> list[Ring]:
             ring.append(place)
         rings.append(np.array(ring, np.float64))
     return rings
+
+
+def _loops(ring: Ring) -> Iterator[Ring]:
+    """A ring in pieces that pass no corner twice."""
+    corners = list(map(tuple, ring.tolist()))
+    if len(set(corners)) == len(corners):
+        yield ring
+        return
+    way: list[tuple[float, float]] = []
+    places: dict[tuple[float, float], int] = {}
+    for corner in corners:
+        first = places.get(corner)
+        if first is not None:
+            yield np.array(way[first:], np.float64)
+            for one in way[first:]:
+                del places[one]
+            del way[first:]
+        places[corner] = len(way)
+        way.append(corner)
+    yield np.array(way, np.float64)
 
 
 def _runs(edges: npt.NDArray[np.int8]) -> list[tuple[int, int, int, int]]:

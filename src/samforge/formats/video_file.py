@@ -20,6 +20,7 @@ from samforge.formats._records import (
     ids_from,
     needed,
     phrase_from,
+    phrases_from,
     records,
     segmentation_from,
     size_from,
@@ -87,12 +88,7 @@ def video_file(path: Path, *, report: Report | None = None) -> VideoFile:
         SettingError: There is no file, it labels no videos, or a record is not usable.
     """
     table = table_from_file(path, _KEYS)
-    phrases: dict[Any, str] = {}
-    for place, record in records(table, "categories", path, report):
-        with isolated(report, place):
-            phrases[needed(record, "id", place)] = phrase_from(
-                needed(record, "name", place), f"name of {place}"
-            )
+    phrases = phrases_from(table, path, report)
     frames = _frames(table, path, report) if "images" in table else None
     videos: dict[Any, VideoRecord] = {}
     for place, record in records(table, "videos", path, report):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TypeAlias
 
+from samforge.core.devices import CPU, checked_device
 from samforge.core.errors import SettingError
 from samforge.labelling.items import Item
 from samforge.labelling.labeller import Labeller, Loaded, loaded
@@ -24,8 +25,13 @@ _GPU_BATCH = 8
 
 
 def batch_for(device: str) -> int:
-    """Pictures that go in one call on a device."""
-    return 1 if device == "cpu" else _GPU_BATCH
+    """Pictures that go in one call on a device, as ``samforge.load`` takes it.
+
+    Raises:
+        SettingError: There is no such device.
+    """
+    # A bundle that may run on either is asked as on a GPU: so it finds the same on both.
+    return 1 if checked_device(device) == CPU else _GPU_BATCH
 
 
 def chunks_from_items(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -16,7 +15,8 @@ import numpy as np
 from PIL import Image
 
 from samforge.core.closing import Closing
-from samforge.core.files import atomic_write_text, output_errors
+from samforge.core.files import PROBE, atomic_write_text, output_errors
+from samforge.core.placing import parts_left, remove_place
 from samforge.core.words import json_text
 from samforge.formats import (
     LABEL_FORMATS,
@@ -26,15 +26,13 @@ from samforge.formats import (
     VideoFrameOf,
     label_writer,
 )
-from samforge.labelling.items import Item, SourceError
+from samforge.labelling.items import FRAME_STEP, Item, SourceError
 from samforge.labelling.labeller import frame_name
 from samforge.labelling.ledger import Ledger
 from samforge.labelling.outcome import picture_from_body
 from samforge.labelling.reader import ItemReader
 from samforge.media import VideoFrame, VideoReader, read_image
 
-FRAME_STEP = 10_000_000
-"""Between the numbers of a video's frames: more items than a source has."""
 FAILURES = "failures.jsonl"
 """File in the output folder: items without labels, one a line."""
 
@@ -124,13 +122,11 @@ def _written(
 
 
 def remove_left_behind(out: Path) -> None:
-    """Remove what a killed run had begun to write."""
+    """Remove what a killed run had begun to write: parts of its own files, and no others."""
     with output_errors(out):
-        for place in out.glob(".*.part"):
-            if place.is_dir() and not place.is_symlink():
-                shutil.rmtree(place)
-            else:
-                place.unlink()
+        for name in (*LABEL_FORMATS.values(), FAILURES, PROBE):
+            for part in parts_left(out / name):
+                remove_place(part)
 
 
 def _write_failures(

@@ -9,8 +9,13 @@ from typing import Literal, TypeAlias
 
 from samforge.core.errors import InputError
 from samforge.core.words import encodable
+from samforge.formats import MOST_ID
 
 Kind = Literal["picture", "video"]
+FRAME_STEP = 1_000_000
+"""Between the numbers of a video's frames: the most items of a source with videos."""
+MOST_FRAMES = MOST_ID // FRAME_STEP - 1
+"""Of a video: over 8 hours at 30 a second."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,6 +94,19 @@ class Listing:
 
 class SourceError(InputError):
     """A source cannot be listed, holds nothing, or is gone."""
+
+
+def require_numbers(items: Sequence[Item], numbers: Sequence[int]) -> None:
+    """Make sure that frames of videos can have numbers of their own.
+
+    Raises:
+        SourceError: There are more items than fit between two frames.
+    """
+    if max(numbers, default=0) > FRAME_STEP and any(one.kind == "video" for one in items):
+        raise SourceError(
+            f"Items are numbered up to {max(numbers):,}, and beside videos at most {FRAME_STEP:,} "
+            "can be. Label videos into an output of their own."
+        )
 
 
 def is_url(place: str) -> bool:

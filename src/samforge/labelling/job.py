@@ -20,7 +20,7 @@ from samforge.core.version import __version__
 from samforge.formats import DataSet
 from samforge.labelling.engine import Chunk, batch_for, chunks_from_items
 from samforge.labelling.export import Pictures, export, labelled_pictures, remove_left_behind
-from samforge.labelling.items import Item, Listing, SourceError
+from samforge.labelling.items import Item, Listing, SourceError, require_numbers
 from samforge.labelling.ledger import NAME, Ledger
 from samforge.labelling.ontology import Ontology
 from samforge.labelling.opening import Opening, openings
@@ -97,7 +97,8 @@ class LabelJob:
             ledger = undo.enter_context(Ledger(place, restart=self._settings.restart))
             # Only now is it sure that no other run works on what is removed.
             ledger.identify(self.identity())
-            ledger.numbers(self.items)  # of all of them, before any is labelled
+            # Of all of them, before any is labelled.
+            require_numbers(self.items, ledger.numbers(self.items))
             remove_left_behind(self.out)
             undo.pop_all()
         return ledger

@@ -13,7 +13,7 @@ from samforge.core.capabilities import BOXES, TRACK
 from samforge.core.detections import Detections
 from samforge.core.errors import SamforgeError, SettingError
 from samforge.core.images import RgbImage
-from samforge.labelling.items import Item, SourceError
+from samforge.labelling.items import MOST_FRAMES, Item, SourceError
 from samforge.labelling.ontology import Ontology, spelled
 from samforge.labelling.outcome import (
     ItemFailure,
@@ -135,6 +135,11 @@ class Labeller:
                 for shot in shots:
                     if shot.problem is not None:
                         raise shot.problem
+                    if shot.frame.index >= MOST_FRAMES:
+                        raise SourceError(
+                            f"{item.uri} has more than the {MOST_FRAMES:,} frames that can be "
+                            "numbered. Cut it into several videos."
+                        )
                     found = self._admitted(shot.detections)
                     yield self._body(found, item, frame=shot.frame.index)
             if reader.problem is not None:

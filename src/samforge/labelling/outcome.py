@@ -7,9 +7,10 @@ import zlib
 from dataclasses import dataclass
 
 from samforge.core.detections import Detections
+from samforge.core.errors import ItemError
 from samforge.core.native import error_of_item
 from samforge.core.words import encodable
-from samforge.formats.labels import LabelledObject, LabelledPicture
+from samforge.formats import MOST_OBJECTS, LabelledObject, LabelledPicture
 from samforge.labelling.ontology import Ontology
 from samforge.labelling.resolve import resolve
 
@@ -60,8 +61,17 @@ def failure_of(name: str, error: Exception) -> ItemFailure:
 def picture_from_detections(
     found: Detections, ontology: Ontology, *, name: str, uri: str, sha256: str
 ) -> LabelledPicture:
-    """Labels of one picture, numbered later."""
+    """Labels of one picture, numbered later.
+
+    Raises:
+        ItemError: There are more than can be numbered.
+    """
     resolved = resolve(found, ontology)
+    if len(resolved.classes) > MOST_OBJECTS:
+        raise ItemError(
+            f"{uri} holds {len(resolved.classes):,} objects, and at most {MOST_OBJECTS:,} of a "
+            "picture can be numbered. Raise the threshold, or cut the picture into several."
+        )
     masks, found_objects = resolved.found.masks, resolved.found
     boxes, areas = masks.boxes.tolist(), masks.areas.tolist()
     objects = []

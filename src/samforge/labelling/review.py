@@ -131,7 +131,10 @@ def _pairs(
 ) -> Iterator[tuple[LabelledPicture, LabelledPicture | None]]:
     """Pictures with what the other run says of them; None where it has not labelled them."""
     for picture in labelled_pictures(ledger, job.items, job.chosen):
-        yield picture, None if other is None else other.picture(picture.name)
+        twin = None if other is None else other.picture(picture.name)
+        # By the same name another source may have another picture.
+        same = twin is not None and (twin.sha256, twin.size_hw) == (picture.sha256, picture.size_hw)
+        yield picture, twin if same else None
 
 
 def _cards(

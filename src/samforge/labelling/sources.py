@@ -12,6 +12,7 @@ from samforge.core.errors import SamforgeError
 from samforge.core.native import native_errors
 from samforge.core.paths import checked_path, is_folder
 from samforge.core.words import encodable
+from samforge.formats import MOST_ID
 from samforge.labelling.items import (
     Item,
     Listing,
@@ -250,7 +251,13 @@ def _of_coco(source: str, pictures: str | None) -> Listing:
         raise _no_coco(source, "it has no list of images")
     beside = source.rpartition("/")[0] or "."
     folder = pictures or (beside if is_url(source) else str(Path(beside).absolute()))
-    return Listing(root=folder, items=list(_coco_items(table["images"], source, folder)))
+    items = list(_coco_items(table["images"], source, folder))
+    strange = sum(one.given_id is None for one in items)
+    note = (
+        f"{source}: {strange} of {len(items)} images have an id that another has too, that is no "
+        f"whole number, or that is above {MOST_ID:,}. All pictures are numbered anew."
+    )
+    return Listing(root=folder, items=items, notes=(note,) if strange else ())
 
 
 def _coco_items(images: Sequence[object], source: str, folder: str) -> Iterator[Item]:
@@ -260,7 +267,8 @@ def _coco_items(images: Sequence[object], source: str, folder: str) -> Iterator[
         if not isinstance(name, str):
             raise _no_coco(source, f"image {number} has no file_name")
         given = image.get("id") if isinstance(image, dict) else None
-        usable = isinstance(given, int) and not isinstance(given, bool) and given not in seen
+        whole = isinstance(given, int) and not isinstance(given, bool)
+        usable = whole and abs(given) <= MOST_ID and given not in seen  # type: ignore[arg-type]
         if usable:
             seen.add(given)  # type: ignore[arg-type]  # an int
         item = _item(f"{folder.rstrip('/')}/{name}", name)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from samforge.core.runs import Crop
+from samforge.formats.outlines import polygons_from_crop
 from samforge.rasters.pieces import Piece
 
 
@@ -33,19 +32,8 @@ def outline_of_crop(crop: Crop, left_top: tuple[int, int]) -> Any:
         crop: (h, w), at least one pixel is True.
         left_top: Column and row of the first pixel.
     """
-    from rasterio.features import shapes
     from shapely import MultiPolygon, Polygon
 
-    transform = _moved(*left_top)
-    found = shapes(crop.astype(np.uint8), mask=crop, connectivity=4, transform=transform)
-    polygons = []
-    for geometry, _ in found:
-        shell, *holes = geometry["coordinates"]
-        polygons.append(Polygon(shell, holes))
+    exact = polygons_from_crop(crop, (left_top[1], left_top[0]), tolerance_px=0.0, simple=True)
+    polygons = [Polygon(ring, holes) for ring, holes in exact.parts]
     return polygons[0] if len(polygons) == 1 else MultiPolygon(polygons)
-
-
-def _moved(left: int, top: int) -> Any:
-    from rasterio import Affine
-
-    return Affine.translation(left, top)

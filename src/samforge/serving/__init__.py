@@ -4,6 +4,7 @@ from samforge.serving.asking import Ask, check_at_most
 from samforge.serving.bounded import Place
 from samforge.serving.cache import EncodingCache
 from samforge.serving.jobs import Job, Picture, Spent, Ticket
+from samforge.serving.kept import KeptAnswer
 from samforge.serving.limits import Limits
 from samforge.serving.model import Model, Served, State
 from samforge.serving.packing import FORMATS, MaskFormat, packed
@@ -21,6 +22,7 @@ __all__ = [
     "EncodingCache",
     "FrameFound",
     "Job",
+    "KeptAnswer",
     "Limits",
     "Load",
     "MaskFormat",

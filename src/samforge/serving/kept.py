@@ -10,9 +10,22 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import Generic, TypeVar
 
+from samforge.core.detections import Detections
 from samforge.core.errors import NotHere
 
 T = TypeVar("T")
+_ENTRY_BYTES = 1024
+"""What an entry takes beside its thing: ids, names, a place in a table."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class KeptAnswer:
+    """An answer that clicks may correct."""
+
+    picture: str
+    """Hash of the picture that it is about."""
+    found: Detections
+    """With the model's own masks."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -61,6 +74,7 @@ class Kept(Generic[T]):
         """
         key = f"{owner}\0{name}".encode()
         number = hmac.new(self._secret, key, hashlib.sha256).hexdigest()[:32]
+        size += _ENTRY_BYTES
         with self._lock:
             self._drop(number)
             self._kept[number] = _Entry(owner=owner, name=name, thing=thing, size=size)

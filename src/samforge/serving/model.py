@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from samforge.workflows.verify import Verification, verify
 _PATH = re.compile(r"(?<![\w/.:])(?:~|\.{1,2})?(?:/[^\s/:;,'\"()]+)*/([^\s/:;,'\"()]+)")
 """A path in a message; its last part is kept."""
 _LOG = logging.getLogger("samforge.serving")
+_PHRASES = 1024
+"""Whose remarks are remembered."""
 
 
 class State(StrEnum):
@@ -88,7 +91,8 @@ class Model:
         self.name = served.name
         self.served = served
         self.bundle: Bundle = _opened(served)
-        self._tokenizer = tokenizer_from_bundle(self.bundle)
+        # The same phrases come again and again.
+        self._remarks = lru_cache(_PHRASES)(tokenizer_from_bundle(self.bundle).remarks)
         self.state = State.VERIFYING
         self.proof = Proof()
         self.processors: tuple[str, ...] = ()
@@ -155,7 +159,7 @@ class Model:
 
     def remarks(self, phrases: Iterable[str]) -> list[str]:
         """What the model does not read of phrases, or not know."""
-        return [remark for one in phrases for remark in self._tokenizer.remarks(one)]
+        return [remark for one in phrases for remark in self._remarks(one)]
 
     def close(self) -> None:
         """Stop, and free the parts."""

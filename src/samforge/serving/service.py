@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from samforge.core.detections import Detections
 from samforge.core.errors import NotHere, SettingError
 from samforge.core.images import RgbImage
 from samforge.media import read_image
@@ -15,7 +14,7 @@ from samforge.serving.asking import Ask
 from samforge.serving.bounded import VideoRuns
 from samforge.serving.cache import EncodingCache
 from samforge.serving.jobs import Job, Picture, Ticket
-from samforge.serving.kept import Kept
+from samforge.serving.kept import Kept, KeptAnswer
 from samforge.serving.limits import Limits
 from samforge.serving.model import Model, Served, State
 from samforge.serving.shadow import DriftWatcher, Shadow, Shadowing
@@ -77,7 +76,7 @@ class Service:
         self.limits = settings.limits
         self.cache = EncodingCache(self.limits.cache_bytes)
         self.pictures: Kept[Picture] = Kept(self.limits.kept_bytes, "picture")
-        self.answers: Kept[Detections] = Kept(self.limits.kept_bytes, "answer")
+        self.answers: Kept[KeptAnswer] = Kept(self.limits.kept_bytes, "answer")
         self.videos = VideoRuns(self.limits.videos)
         self.draining = False
         heard = watchers or {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,10 +10,10 @@ from pathlib import Path
 
 from samforge.core.bundle import Bundle, open_bundle
 from samforge.core.errors import OutputError
-from samforge.core.exchange import exchange
 from samforge.core.files import atomic_write_json, atomic_write_text, output_errors, sha256_of
 from samforge.core.manifest import MANIFEST_NAME
 from samforge.core.own_folder import others_in, remove_own
+from samforge.core.placing import part_beside, place_folder
 from samforge.core.strict_json import StrictJsonError, strict_json
 from samforge.core.version import __version__
 
@@ -50,11 +49,8 @@ def check_replaceable(model: Path) -> None:
         OutputError: With what else there is.
     """
     with output_errors(model):
-        if not model.exists() and not model.is_symlink():
-            return
-        if model.is_symlink() or not model.is_dir():
-            raise OutputError(f"{model} is no folder of a model. Move it away, or give --name.")
-        _check_own(model, model)
+        if model.exists() or model.is_symlink():
+            _check_own(model, model)
 
 
 def publish(contents: Contents, model: Path) -> tuple[Path, ...]:
@@ -70,12 +66,19 @@ def publish(contents: Contents, model: Path) -> tuple[Path, ...]:
     """
     with output_errors(model):
         model.parent.mkdir(parents=True, exist_ok=True)
-        staged = _beside(model.parent) / f".{model.name}.{secrets.token_hex(4)}.exporting"
+        beside = _beside(model.parent) / model.name
+        staged = part_beside(beside)
         staged.mkdir()
         try:
             _write(contents, staged)
             files = tuple(sorted(one for one in staged.rglob("*") if one.is_file()))
-            _put_in_place(staged, model)
+            place_folder(
+                staged,
+                model,
+                aside=part_beside(beside),
+                check=lambda old: _check_own(old, model),  # a file came at the last moment
+                remove=lambda old: remove_own(old, _own_of(old)),
+            )
         except BaseException:
             shutil.rmtree(staged, ignore_errors=True)
             raise
@@ -119,32 +122,14 @@ def _copy(bundle: Bundle, copy: Path) -> None:
     open_bundle(copy, digest=bundle.digest)  # every byte of the copy is the bundle's
 
 
-def _put_in_place(staged: Path, model: Path) -> None:
-    if not model.exists():
-        staged.rename(model)
-        return
-    old = staged
-    if not exchange(staged, model):
-        old = staged.with_suffix(".replaced")
-        model.rename(old)
-        staged.rename(model)
-    try:
-        _check_own(old, model)
-    except BaseException:  # a file that came at the last moment
-        new = staged.with_suffix(".new")
-        model.rename(new)
-        old.rename(model)
-        shutil.rmtree(new)
-        raise
-    remove_own(old, _own_of(old))
-
-
 def _check_own(folder: Path, model: Path) -> None:
     """Make sure that a folder holds an export and nothing else, and that nobody changed it.
 
     Raises:
         OutputError: It does not; ``model`` is what it is called.
     """
+    if folder.is_symlink() or not folder.is_dir():
+        raise OutputError(f"{model} is no folder of a model. Move it away, or give --name.")
     files = _noted(folder)
     if files is None:
         if next(folder.iterdir(), None) is None:

@@ -97,7 +97,9 @@ class ArrivingBody:
         if self._whole:  # the next message is that the client left
             return await self._receive()
         try:
-            message = await asyncio.wait_for(self._receive(), self._end - time.monotonic())
+            # Not wait_for, which makes a task for every part.
+            async with asyncio.timeout(self._end - time.monotonic()):
+                message = await self._receive()
         except TimeoutError as error:
             raise Refused(
                 408,

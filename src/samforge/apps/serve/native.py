@@ -25,7 +25,7 @@ from samforge.apps.serve.openapi import PROBLEMS, body_schema
 from samforge.apps.serve.reading import ask_from, body_of, picture_from, picture_from_data
 from samforge.apps.serve.waiting import answered
 from samforge.core.detections import Detections
-from samforge.serving import MaskFormat, Model, Picture, Service, Ticket, packed
+from samforge.serving import KeptAnswer, MaskFormat, Model, Picture, Service, Ticket, packed
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -108,13 +108,13 @@ async def _segmented(
 ) -> Response:
     model = service.model(body.model)
     client = client_of(request)
-    ask = ask_from(request, body)
+    ask = await ask_from(request, body, picture)
     ticket = service.segment(model, picture, ask, client=client, seconds=body.seconds)
     found: Detections = await answered(request, ticket)
     number = service.pictures.put(client, picture.key, picture, picture.nbytes)
     answer = {
         "image_id": number,
-        "answer_id": _kept_answer(service, request, found),
+        "answer_id": _kept_answer(service, request, picture, found),
         "size_hw": list(found.size_hw),
         "best_scores": {phrase: float(score) for phrase, score in found.best_scores.items()},
         "cut_off": found.cut_off,
@@ -159,13 +159,16 @@ def _packed(
     return as_json(answer)
 
 
-def _kept_answer(service: Service, request: Request, found: Detections) -> str | None:
+def _kept_answer(
+    service: Service, request: Request, picture: Picture, found: Detections
+) -> str | None:
     """Answers to clicks can be corrected: the model's own small masks are kept for that."""
     if found.logits is None:
         return None
     name = f"answer {request.scope['samforge.request_id']} {time.monotonic_ns()}"
     size = int(found.logits.nbytes) + found.masks.nbytes
-    return service.answers.put(client_of(request), name, found, size)
+    answer = KeptAnswer(picture=picture.key, found=found)
+    return service.answers.put(client_of(request), name, answer, size)
 
 
 def as_json(answer: Any, status: int = 200) -> Response:

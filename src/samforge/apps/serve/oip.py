@@ -150,7 +150,7 @@ def _add_infer(router: APIRouter, service: Service) -> None:
             ticket = service.segment(
                 model,
                 picture,
-                ask_from_request(asked),
+                await asyncio.to_thread(ask_from_request, asked),  # of any number of phrases
                 client=client_of(request),
                 seconds=seconds_from_request(asked.parameters),
             )

@@ -6,7 +6,7 @@ import asyncio
 import base64
 import binascii
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 from starlette.datastructures import FormData, UploadFile
 
-from samforge.apps.serve.bodies import AskBody, ObjectBody, SegmentBody
+from samforge.apps.serve.bodies import AskBody, EarlierMask, ObjectBody, SegmentBody
 from samforge.apps.serve.context import client_of, service_of
 from samforge.apps.serve.problems import Refused
 from samforge.core.detections import Detections
@@ -184,8 +184,8 @@ def bytes_from_base64(text: str) -> bytes:
         raise ImageError(f"image is not base64: {error}. Send the file's bytes as it.") from error
 
 
-def ask_from(request: Request, body: AskBody) -> Ask:
-    """The question of a request.
+async def ask_from(request: Request, body: AskBody, picture: Picture) -> Ask:
+    """The question of a request about a picture.
 
     Raises:
         PromptError: Prompts exclude each other, or do not fit.
@@ -196,7 +196,7 @@ def ask_from(request: Request, body: AskBody) -> Ask:
         boxes_xyxy=body.boxes_xyxy,
         box_labels=body.box_labels,
         objects=tuple(object_from(one) for one in body.objects or ()),
-        earlier=_earlier(request, body),
+        earlier=await _earlier(request, body, picture),
         candidates=body.candidates,
         threshold=tuple(body.threshold) if isinstance(body.threshold, list) else body.threshold,
         mask_threshold=body.mask_threshold,
@@ -216,20 +216,31 @@ def object_from(body: ObjectBody) -> ObjectPrompt:
     return ObjectPrompt(points=body.points, labels=body.labels, box_xyxy=body.box_xyxy)
 
 
-def _earlier(request: Request, body: AskBody) -> Detections | None:
+async def _earlier(request: Request, body: AskBody, picture: Picture) -> Detections | None:
     service = service_of(request)
     if body.earlier is None:
         return None
     if isinstance(body.earlier, str):
-        return service.answers.get(client_of(request), body.earlier)
+        known = service.answers.get(client_of(request), body.earlier)
+        if known.picture != picture.key:
+            raise PromptError(
+                "earlier is an answer about another picture, and clicks correct what is known of "
+                "theirs. Give the answer_id of this picture."
+            )
+        return known.found
     if not body.earlier:
         raise PromptError("earlier is empty. Give a mask for each object, or leave it out.")
-    rles: list[Mapping[str, Any]] = [one.rle.model_dump() for one in body.earlier]
+    # Beside the event loop: 64 masks of 64 megapixels take seconds.
+    return await asyncio.to_thread(_of_masks, body.earlier, service.limits)
+
+
+def _of_masks(earlier: Sequence[EarlierMask], limits: Limits) -> Detections:
+    rles: list[Mapping[str, Any]] = [one.rle.model_dump() for one in earlier]
     size = tuple(rles[0]["size"])
-    if size[0] * size[1] > service.limits.pixels:
+    if size[0] * size[1] > limits.pixels:
         raise TooLarge(
             f"The masks of earlier have {size[0]} x {size[1]} pixels, at most "
-            f"{service.limits.pixels:,} are taken."
+            f"{limits.pixels:,} are taken."
         )
     rows = [
         {"segmentation": rle, "category_name": f"object {row + 1}"} for row, rle in enumerate(rles)

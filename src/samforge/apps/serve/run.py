@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -88,10 +89,8 @@ class _Server(uvicorn.Server):
 
     def __init__(self, app: FastAPI, service: Service, listening: Listening) -> None:
         super().__init__(
-            uvicorn.Config(
+            _config(
                 app,
-                log_config=None,
-                access_log=False,
                 server_header=False,
                 timeout_keep_alive=30,
                 timeout_graceful_shutdown=int(listening.drain_seconds) + 1,
@@ -111,6 +110,12 @@ class _Server(uvicorn.Server):
 
     def _stop(self) -> None:
         self.should_exit = True
+
+
+def _config(app: FastAPI, **more: Any) -> uvicorn.Config:
+    # By itself uvicorn takes httptools where that is installed, which holds headers without end in
+    # memory; h11 refuses what is above 64 KiB.
+    return uvicorn.Config(app, http="h11", log_config=None, access_log=False, **more)
 
 
 def _bound(listening: Listening) -> socket.socket:
@@ -141,7 +146,7 @@ def running(app: FastAPI) -> Iterator[str]:
         Its URL: it listens there.
     """
     bound = _bound(Listening(port=0))
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
+    server = uvicorn.Server(_config(app))
     thread = threading.Thread(
         target=lambda: asyncio.run(server.serve(sockets=[bound])), name="uvicorn", daemon=True
     )

@@ -10,7 +10,6 @@ import time
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-import numpy as np
 from fastapi import APIRouter, Request
 from pydantic import Field, FiniteFloat
 from starlette.responses import Response
@@ -51,8 +50,11 @@ class Box(Loose):
     x1: FiniteFloat | None = None
     y1: FiniteFloat | None = None
 
-    def xyxy(self) -> list[float]:
+    def xyxy(self, *, middle: bool = False) -> list[float]:
         """Left, top, right, bottom.
+
+        Args:
+            middle: Whether x and y, where it has them, are its middle and not its left top corner.
 
         Raises:
             PromptError: It is neither kind.
@@ -64,6 +66,8 @@ class Box(Loose):
         x, y, width, height = self.x, self.y, self.width, self.height
         if x is None or y is None or width is None or height is None:
             raise PromptError("A box has x, y, width and height, or x0, y0, x1 and y1.")
+        if middle:
+            x, y = x - width / 2, y - height / 2
         return [x, y, x + width, y + height]
 
 
@@ -248,9 +252,7 @@ def _object(prompt: VisualPrompt) -> ObjectPrompt:
     box = None
     if prompt.box is not None:
         # Here a box is given by its middle (``Sam2PromptSet.to_sam2_inputs``).
-        left, top, right, bottom = prompt.box.xyxy()
-        half = np.array([right - left, bottom - top] * 2) / 2
-        box = (np.array([left, top, right, bottom]) - half).tolist()
+        box = prompt.box.xyxy(middle=True)
     return ObjectPrompt(
         points=[[one.x, one.y] for one in points] or None,
         labels=[int(one.positive) for one in points] or None,

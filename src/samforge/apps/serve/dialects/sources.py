@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
-from http.client import HTTPException
+from http.client import HTTPException, HTTPResponse
 from typing import IO, Any
 from urllib.parse import unquote, urljoin, urlsplit
 
@@ -15,7 +16,7 @@ from fastapi import Request
 from samforge.core.errors import ImageError, SettingError, TooLarge
 from samforge.serving import Limits, Service
 
-_SECONDS = 20.0
+_PIECE = 1 << 16
 _PORTS = {"http": 80, "https": 443}
 
 
@@ -34,6 +35,9 @@ class ImageSources:
     """Sent as ``Authorization`` to the host of the first prefix, and to no other."""
     most_bytes: int = Limits().request_bytes
     """Of a picture."""
+    seconds: float = 20.0
+    """Time that its bytes have to arrive, and the longest wait for the first and the next: threads
+    that fetch are few."""
 
     def __post_init__(self) -> None:
         for one in self.prefixes:
@@ -70,8 +74,8 @@ class ImageSources:
         headers = {} if secret is None else {"Authorization": secret}
         request = urllib.request.Request(url, headers=headers)  # noqa: S310  # checked
         try:
-            with opener.open(request, timeout=_SECONDS) as answer:
-                data: bytes = answer.read(self.most_bytes + 1)
+            with opener.open(request, timeout=self.seconds) as answer:
+                data = self._arriving(answer)
                 missing = answer.length or 0
         except (OSError, ValueError, HTTPException) as error:  # URLError is an OSError
             raise ImageError(f"{url[:120]} cannot be fetched: {error}.") from error
@@ -80,6 +84,19 @@ class ImageSources:
         if missing:
             raise ImageError(f"{url[:120]} cannot be fetched: it ended {missing:,} bytes early.")
         return data
+
+    def _arriving(self, answer: HTTPResponse) -> bytes:
+        """The bytes of an answer, and one more than may be where there are too many.
+
+        Raises:
+            TimeoutError: They come too slowly.
+        """
+        data, end = bytearray(), time.monotonic() + self.seconds
+        while len(data) <= self.most_bytes and (piece := answer.read1(_PIECE)):
+            data += piece
+            if time.monotonic() > end:
+                raise TimeoutError(f"it has not arrived within {self.seconds:g} s")
+        return bytes(data)
 
 
 def _is_folder(url: str) -> bool:

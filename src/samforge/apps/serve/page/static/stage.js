@@ -51,20 +51,32 @@ export function zoomBy(factor, x = canvas.clientWidth / 2, y = canvas.clientHeig
   view.zoom = zoom;
 }
 
-/** Masks of a bundle as they lie on the canvas now, drawn anew only when something of them changed. */
+/** Something as it lies on the canvas now, by its name: drawn anew only when its sign is another. */
 const layers = new Map();
-function layerOf(model, found, place, unit) {
-  const sign = JSON.stringify([
-    state.picture.number, place, canvas.width, canvas.height, found.map(({ row }) => row.number),
-  ]);
-  const kept = layers.get(model);
-  if (kept?.sign === sign) return kept.surface;
+function layerOf(name, sign, place, drawOn) {
+  const whole = JSON.stringify([state.picture.number, place, canvas.width, canvas.height, sign]);
+  const kept = layers.get(name);
+  if (kept?.sign === whole) return kept.surface;
   const surface = new OffscreenCanvas(canvas.width, canvas.height);
   const context = surface.getContext("2d");
   context.setTransform(...place);
-  drawMasks(context, found, unit);
-  layers.set(model, { sign, surface });
+  drawOn(context);
+  layers.set(name, { sign: whole, surface });
   return surface;
+}
+
+/** Put a layer on the canvas, pixel by pixel. */
+function put(context, surface) {
+  context.save();
+  context.setTransform(1, 0, 0, 1, 0, 0);
+  context.drawImage(surface, 0, 0);
+  context.restore();
+}
+
+function drawPicture(context, scale) {
+  context.imageSmoothingEnabled = scale < 4;
+  context.imageSmoothingQuality = "high";
+  context.drawImage(state.picture.bitmap, 0, 0);
 }
 
 /** Draw masks in the picture's coordinates; `unit` is a screen pixel's size there. */
@@ -161,41 +173,59 @@ function drawTag(context, found, unit) {
   context.fillText(text, Math.max(0, left) + 6 * unit, top + high / 2);
 }
 
+/** What is on the canvas, in words: what would look the same is not drawn again. */
+let drawn = "";
+const numbersOf = (found) => found.map(({ row, prompt }) => [row.number, prompt.number]);
+function signOf(place, split, sides) {
+  const seen = sides.map(({ model, found }) => [model, numbersOf(found)]);
+  const marked = sides[0]?.found.find(({ id }) => id === state.marked);
+  const marks = state.prompts
+    .filter(({ boxes, box, points }) => boxes?.length || box || points?.length)
+    .map(({ colour, boxes, box, points }) => [colour, boxes, box, points]);
+  return JSON.stringify([
+    state.picture.number, canvas.width, canvas.height, place, split, seen, state.marked,
+    marked && nameOf(marked.prompt), marks, hand,
+  ]);
+}
+
 /** Draw everything. */
 export function draw() {
   if (!state.picture || canvas.hidden) return;
-  const { width, height, ratio } = fit();
+  const { width, ratio } = fit();
   const context = canvas.getContext("2d");
   const unit = 1 / view.scale;
-  const place = [view.scale * ratio, 0, 0, view.scale * ratio, view.left * ratio, view.top * ratio];
+  const scale = view.scale * ratio;
+  const place = [scale, 0, 0, scale, view.left * ratio, view.top * ratio];
+  const models = shown();
+  const split = models.length > 1 ? state.split * state.picture.width : state.picture.width;
+  const sides = state.showMasks
+    ? models.map((model) => ({ model, found: foundBy(model).reverse() })) // the best ends on top
+    : [];
+  const sign = signOf(place, split, sides);
+  if (sign !== drawn) {
+    drawn = sign;
+    drawScene(context, { place, scale, unit, split, sides });
+  }
+  drawSeam(models, view.left + split * view.scale, width);
+}
+
+function drawScene(context, { place, scale, unit, split, sides }) {
   context.setTransform(1, 0, 0, 1, 0, 0);
   context.clearRect(0, 0, canvas.width, canvas.height);
   context.setTransform(...place);
-  context.imageSmoothingEnabled = view.scale * ratio < 4;
-  context.imageSmoothingQuality = "high";
-  context.drawImage(state.picture.bitmap, 0, 0);
-  const models = shown();
-  const split = models.length > 1 ? state.split * state.picture.width : state.picture.width;
-  if (state.showMasks) {
-    models.forEach((model, side) => {
-      context.save();
-      context.beginPath();
-      if (side) context.rect(split, 0, state.picture.width - split, state.picture.height);
-      else context.rect(0, 0, split, state.picture.height);
-      context.clip();
-      const found = foundBy(model).reverse(); // the best ends on top
-      const layer = layerOf(model, found, place, unit);
-      context.save();
-      context.setTransform(1, 0, 0, 1, 0, 0);
-      context.drawImage(layer, 0, 0);
-      context.restore();
-      drawMasks(context, found.filter(({ id }) => id === state.marked), unit, true);
-      context.restore();
-      if (side === 0) drawTag(context, found, unit);
-    });
-  }
+  put(context, layerOf("", null, place, (one) => drawPicture(one, scale)));
+  sides.forEach(({ model, found }, side) => {
+    context.save();
+    context.beginPath();
+    if (side) context.rect(split, 0, state.picture.width - split, state.picture.height);
+    else context.rect(0, 0, split, state.picture.height);
+    context.clip();
+    put(context, layerOf(model, numbersOf(found), place, (one) => drawMasks(one, found, unit)));
+    drawMasks(context, found.filter(({ id }) => id === state.marked), unit, true);
+    context.restore();
+    if (side === 0) drawTag(context, found, unit);
+  });
   drawMarks(context, unit);
-  drawSeam(models, view.left + split * view.scale, width);
 }
 
 /** The line between two bundles, and the slider below it, which is as wide as the picture. */
@@ -224,4 +254,9 @@ export async function pngOf(model) {
 }
 
 onChange(draw);
+canvas.addEventListener("contextrestored", () => {
+  drawn = "";
+  layers.clear();
+  draw();
+});
 new ResizeObserver(draw).observe(stage);
