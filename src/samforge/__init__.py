@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from samforge.core.bundle import Bundle, open_bundle
     from samforge.core.detections import Detections
     from samforge.core.errors import SamforgeError, SamforgeWarning
+    from samforge.core.masks import Masks
     from samforge.core.recipe import Gates, Recipe
     from samforge.draw import overlay
     from samforge.labelling import LabelSettings, Ontology, label
@@ -49,6 +50,7 @@ _HOMES = {
     "EncodedImage": "samforge.runtime",
     "Gates": "samforge.core.recipe",
     "LabelSettings": "samforge.labelling",
+    "Masks": "samforge.core.masks",
     "ObjectPrompt": "samforge.runtime",
     "Ontology": "samforge.labelling",
     "PromptAt": "samforge.runtime",
@@ -92,6 +94,7 @@ __all__ = [
     "EncodedImage",
     "Gates",
     "LabelSettings",
+    "Masks",
     "ObjectPrompt",
     "Ontology",
     "PromptAt",

@@ -14,6 +14,7 @@ NAMES = {
     "EncodedImage",
     "Gates",
     "LabelSettings",
+    "Masks",
     "ObjectPrompt",
     "Ontology",
     "PromptAt",
