@@ -34,6 +34,14 @@ RULES: tuple[tuple[str, str], ...] = (
     ("geometry.encoder.boxes_*", "coordinates of exemplar boxes"),
     ("geometry.folded*", "the pixels in exemplar boxes: they say what to look for"),
     ("*mask_embedder*", "its few numbers are multiplied with every pixel of a mask"),
+    # The tracker's, each less than a hundredth of its part's work.
+    ("*hypernetworks*", "its few numbers are multiplied with every pixel of a mask"),
+    ("*iou_head*", "expected IoU: it chooses among masks"),
+    ("*score_head*", "object score: compared with 0"),
+    ("pointer.projection*", "a token of each object, which later frames know it by"),
+    ("pointer_time", "times of pointers: no work"),
+    ("mask_input.*", "an earlier mask, in few channels"),
+    ("downsample", "a mask that is given, in one channel"),
 )
 """Module path patterns that always stay float."""
 
