@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor, nn
 
 from samforge.core.capabilities import MEMORY_ATTENTION, TRACK, TRACKER_PARTS
 from samforge.core.errors import SettingError
-from samforge.core.recipe import Gates, Recipe
+from samforge.core.recipe import Gates, Quantization, Recipe
 from samforge.core.session import Array, Session, Tensors
 from samforge.models.eager import EagerSession
 from samforge.models.loading import model_from_name
@@ -21,6 +23,7 @@ from samforge.steps import calibrate_tracker as step
 from samforge.steps import follow, tracker_trials
 from samforge.steps.calibrate import SEEN, calibration_samples
 from samforge.steps.context import BuildContext
+from samforge.transform.quantize.placement import placement
 
 
 class Forgetful(EagerSession):
@@ -131,3 +134,30 @@ def test_random_weights_are_fed_random_tensors(tmp_path: Path) -> None:
     assert {row["samples"] for row in made.figures} == {step.RANDOM_SAMPLES}
     (first, _) = calibration_samples(mine, MEMORY_ATTENTION)()
     assert tuple(first["memory"].shape[:2]) == (step.RANDOM_SIZE, step.RANDOM_SIZE)
+
+
+def test_what_tracks_are_decided_by_stays_float() -> None:
+    heads = ("iou_head", "score_head", "hypernetworks")
+
+    class Tracker(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.neck = nn.ModuleDict({"conv_s0": nn.Linear(4, 4)})
+            self.pointer_time = nn.Linear(4, 4)
+            self.pointer = nn.ModuleDict({"projection": nn.Linear(4, 4)})
+            self.decoder = nn.ModuleDict({name: nn.Linear(4, 4) for name in (*heads, "mlp")})
+
+        def forward(self, values: Tensor) -> Tensor:
+            for layer in (self.neck["conv_s0"], self.pointer_time, self.pointer["projection"]):
+                values = layer(values)
+            for layer in self.decoder.values():
+                values = layer(values)
+            return values
+
+    program = torch.export.export(Tracker().eval(), (torch.zeros(2, 4),))
+    placed = placement(program.module(), "tracking_decoder", Quantization())
+    assert [site.path for site in placed.sites] == ["decoder.mlp"]
+    assert {one.path for one in placed.left} == {
+        *("neck.conv_s0", "pointer_time", "pointer.projection"),
+        *(f"decoder.{name}" for name in heads),
+    }
