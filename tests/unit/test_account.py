@@ -31,7 +31,7 @@ from samforge.transform.account import Entry, account_for, counted, scale_bounds
 from samforge.transform.export import exported_from_file
 from samforge.transform.fuse import fuse
 from samforge.transform.onnx.graph import constant
-from samforge.transform.onnx.recorded import check_recorded, ranges_of
+from samforge.transform.onnx.recorded import check_recorded, ranges_of, recorded_share
 from samforge.transform.onnx.stored import integer_biases, stored_in_onnx
 from samforge.transform.quantize import (
     Calibrated,
@@ -339,6 +339,12 @@ def test_a_weight_without_a_module_is_named_after_the_module_that_reads_it() -> 
     assert check_recorded("text", record, quantized(quantize=False), left=["fc"]) == 0
     with pytest.raises(BuildError, match=r"in float in the graph: fc\.kernel_0"):
         check_recorded("text", record, quantized(quantize=False))
+
+
+def test_work_that_went_back_to_float_is_not_counted() -> None:
+    record = [{"path": path, "share": 0.5} for path in ("fc", "conv")]
+    assert recorded_share(record, quantized()) == 0.5
+    assert recorded_share(record, quantized(quantize=False)) == 0
 
 
 @pytest.mark.parametrize("scale", [0.4, 0.025, 0.102])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,12 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+from made_up import reseal
 
 import samforge
 from samforge.apps import cli
+from samforge.core.errors import DamagedBundle
+from samforge.core.manifest import StepResult
 from samforge.transform import ExternalFile, summary_from_file
 
 Capture = pytest.CaptureFixture[str]
@@ -53,6 +57,45 @@ def test_what_the_fusions_did(tiny_bundle: samforge.Bundle, capsys: Capture) -> 
     out = " ".join(capsys.readouterr().out.split())
     assert "left, and why" in out
     assert "parallel-linears" in out
+
+
+@pytest.mark.parametrize("seen", [None, 11])
+def test_what_is_in_eight_bits(
+    fake_bundle: Callable[..., samforge.Bundle], capsys: Capture, seen: int | None
+) -> None:
+    bundle = fake_bundle(precision="int8")
+    made = {
+        "part": "vision",
+        "quantized_share": 0.87,
+        "kept_share": 0.1,
+        "quantized_layers": 12,
+        "kept": ["layers.3.mlp"],
+    }
+    counted = () if seen is None else ({"integer_layers": seen}, {"recorded_share": 0.75})
+    steps = tuple(
+        StepResult(
+            name=name,
+            part="vision",
+            seconds=1,
+            bytes=0,
+            peak_gib=None,
+            resumed=False,
+            fidelity=rows,
+        )
+        for name, rows in (("quantize", (made,)), ("onnx", counted))
+    )
+    reseal(bundle.root, replace(bundle.manifest, steps=steps))
+    layers, share = (12, 0.87) if seen is None else (seen, 0.75)
+    assert _inspect(bundle.root, capsys)["quantized"] == {
+        "vision": {"layers": layers, "share": share, "kept": ["layers.3.mlp"]}
+    }
+    assert cli.main(["inspect", str(bundle.root)]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert f"{layers} {share:.1%}" in out
+    assert "vision keeps in float to hold its gates: layers.3.mlp." in out
+    broken = tuple(replace(one, fidelity=({"quantized_layers": "many"},)) for one in steps)
+    reseal(bundle.root, replace(bundle.manifest, steps=broken))
+    assert cli.main(["inspect", str(bundle.root)]) == DamagedBundle.exit_code
 
 
 def test_what_fusions_would_do(program: Path, tmp_path: Path, capsys: Capture) -> None:

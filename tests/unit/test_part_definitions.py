@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -128,6 +129,14 @@ def test_so_do_those_of_the_tracker(reference: str) -> None:
     check_definitions(model, ("point_decoder",))
 
 
+def test_inputs_are_named_like_the_modules_arguments() -> None:
+    """Calibration feeds programs by these names, and programs have those of the arguments."""
+    model = model_from_name("tiny", tracker=True)
+    for name in (*DEFAULT_PARTS, *TRACKER_PARTS):
+        arguments = inspect.signature(model.part(name).module.forward).parameters
+        assert list(arguments) == [one.name for one in model.spec(name).inputs], name
+
+
 def check_definitions(model: Model, names: Iterable[str], *, drawn: bool = True) -> None:
     for name in names:
         definition = OF_SAM3[name]
@@ -152,9 +161,9 @@ def test_what_fp8_leaves_in_half() -> None:
     ]
 
 
-def test_what_eight_bits_leave_alone() -> None:
-    """Nobody calibrates the tracker's parts yet."""
-    assert tuple(name for name, one in DEFINITIONS.items() if not one.quantizes) == TRACKER_PARTS
+def test_what_engines_leave_in_half() -> None:
+    """Attention over memories is most of the tracker's work, and it stays half everywhere."""
+    assert tuple(n for n, one in DEFINITIONS.items() if one.half_in_engines) == TRACKER_PARTS
 
 
 def test_capabilities_are_those_that_parts_serve() -> None:

@@ -8,8 +8,10 @@ from samforge.core.recipe import Recipe
 from samforge.steps.plan import stages
 
 
-def names(recipe: Recipe, until: str | None = None) -> list[list[str]]:
-    planned = stages(recipe, ("vision", "text"), until=until)
+def names(
+    recipe: Recipe, until: str | None = None, parts: tuple[str, ...] = ("vision", "text")
+) -> list[list[str]]:
+    planned = stages(recipe, parts, until=until)
     return [[" ".join(step.kind.name for step in chain) for chain in stage] for stage in planned]
 
 
@@ -54,6 +56,31 @@ def test_steps_of_a_recipe(
     target: str, precision: str, until: str | None, expected: list[list[str]]
 ) -> None:
     assert names(Recipe(target=target, precision=precision), until) == expected
+
+
+@pytest.mark.parametrize(
+    ("target", "precision", "own"),
+    [
+        ("onnxruntime", "int8", "quantize onnx"),
+        ("onnxruntime", "fp8", "quantize onnx"),
+        ("openvino", "int8", "quantize onnx"),
+        ("torch", "int8", "quantize"),
+        ("torch", "fp8", "quantize"),
+        ("tensorrt", "int8", "onnx engine"),
+        ("tensorrt-rtx", "fp8", "onnx engine"),
+        ("inductor", "fp8", "compile"),
+    ],
+)
+def test_the_tracker_is_calibrated_where_it_is_quantized(
+    target: str, precision: str, own: str
+) -> None:
+    parts = ("vision", "memory_attention")
+    recipe = Recipe(target=target, precision=precision)
+    before, calibrate, *moving, chains, _ = names(recipe, parts=parts)
+    assert before == ["export fuse"] * 2
+    assert calibrate == ["calibrate"]
+    assert moving == ([["calibrate-tracker"]] if own.startswith("quantize") else [])
+    assert chains[1] == own
 
 
 def test_a_step_names_its_part() -> None:

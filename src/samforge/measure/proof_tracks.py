@@ -75,12 +75,17 @@ def write_proof_tracks(path: Path, proof: ProofTracks) -> None:
     atomic_write_text(path, json.dumps(table))
 
 
-def proof_tracks_from_file(path: Path, pictures: Sequence[RgbImage]) -> ProofTracks:
+def proof_tracks_from_file(
+    path: Path,
+    pictures: Sequence[RgbImage],
+    clips_shown: Sequence[tuple[RgbImage, ...]] | None = None,
+) -> ProofTracks:
     """Read what :func:`write_proof_tracks` wrote.
 
     Args:
         path: The file.
         pictures: Those of the bundle.
+        clips_shown: Frames of each clip; None where clips are pictures that are panned over.
 
     Raises:
         DamagedBundle: The file is none of these, or is of other pictures.
@@ -94,7 +99,9 @@ def proof_tracks_from_file(path: Path, pictures: Sequence[RgbImage]) -> ProofTra
             clips=tuple(
                 panned(picture, int(one["frames"]))
                 for picture, one in zip(pictures[: len(clips)], clips, strict=True)
-            ),
+            )
+            if clips_shown is None
+            else tuple(clips_shown),
             shown=tuple(
                 tuple(PromptAt(frame=0, prompt=prompt) for prompt in _prompts(one)) for one in clips
             ),

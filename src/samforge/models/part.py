@@ -67,9 +67,8 @@ class PartDef(Generic[C, T]):
     """The first capability that needs it; None for a part that works alone."""
     stays_half: bool = False
     """Whether a lowering to fp8 leaves it in bf16 whole, because it would gain too little."""
-    quantizes: bool = True
-    """Whether int8 and fp8 bundles quantize it; one that does not stays in the float format that
-    its target has beside 8 bits."""
+    half_in_engines: bool = False
+    """Whether targets whose own compiler makes engines leave it in half in int8 and fp8 bundles."""
 
     def spec(self, tensors: T) -> PartSpec:
         """Interface of the part."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from samforge.backends import backend_from_name
 from samforge.core.around import AroundSession
-from samforge.core.capabilities import BOXES, TEXT, TEXT_ENCODER, VISION
+from samforge.core.capabilities import BOXES, TEXT, TEXT_ENCODER, TRACKER_PARTS, VISION
 from samforge.core.detections import Detections
 from samforge.core.errors import SettingError
 from samforge.core.files import atomic_write_json
@@ -73,7 +73,7 @@ def calibration_samples(
     context: BuildContext, part: str
 ) -> Callable[[], Iterable[Mapping[str, Tensor]]]:
     """What a part was fed, a fresh run through it with every call."""
-    paths = sorted(context.path(_folder(part)).glob("*.npz"))
+    paths = sorted(context.path(sample_folder(part)).glob("*.npz"))
 
     def run() -> Iterator[dict[str, Tensor]]:
         for path in paths:
@@ -126,7 +126,9 @@ def segmenter_of(context: BuildContext, sessions: Mapping[str, Session]) -> Segm
 
 
 def _segmented(context: BuildContext) -> dict[str, list[str]]:
-    floating: dict[str, Session] = dict(float_sessions(context))
+    # What the tracker's parts are fed is seen in moving pictures: calibrate_tracker.py.
+    own = [part for part in context.parts if part not in TRACKER_PARTS]
+    floating: dict[str, Session] = dict(float_sessions(context, own))
     vision = floating[VISION]
     floating[VISION] = Remembering(
         spec=vision.spec, context=context, load=lambda: vision, most=first_tried(context)
@@ -186,7 +188,7 @@ def _images_only(context: BuildContext) -> dict[str, list[str]]:
     for index, labelled in enumerate(calibration_images(context)):
         tensors = {"images": image_bchw_from_rgb(labelled.image_rgb, context.model.image)}
         for part in context.parts:
-            written[part].append(_write(context, part, index, tensors))
+            written[part].append(write_sample(context, part, index, tensors))
     return written
 
 
@@ -265,16 +267,18 @@ class Recording(AroundSession):
     def run(self, tensors: Tensors) -> dict[str, Array]:
         """Run the part, and keep its inputs."""
         part = self.spec.name
-        self.written.append(_write(self.context, part, len(self.written), tensors))
+        self.written.append(write_sample(self.context, part, len(self.written), tensors))
         return self.session.run(tensors)
 
 
-def _write(context: BuildContext, part: str, index: int, tensors: Tensors) -> str:
-    relative = f"{_folder(part)}/{index:04d}.npz"
+def write_sample(context: BuildContext, part: str, index: int, tensors: Tensors) -> str:
+    """Keep what a part was fed; returns the file, relative to the staging folder."""
+    relative = f"{sample_folder(part)}/{index:04d}.npz"
     named: dict[str, Any] = dict(tensors)
     np.savez(context.path(relative), **named)
     return relative
 
 
-def _folder(part: str) -> str:
+def sample_folder(part: str) -> str:
+    """Where what a part was fed is kept."""
     return f"{FOLDER}/{part}"

@@ -135,13 +135,12 @@ class BuildContext:
 
 
 def is_quantized(recipe: Recipe, part: str) -> bool:
-    """Whether builds of a recipe quantize a part; lowerings leave more of them in half."""
-    definition, lowered = part_definition(part), target_from_name(recipe.target).lowered
-    return (
-        recipe.precision in QUANTIZED
-        and definition.quantizes
-        and not (lowered and definition.stays_half)
+    """Whether builds of a recipe quantize a part; lowerings and engines leave some in half."""
+    definition, target = part_definition(part), target_from_name(recipe.target)
+    half = (target.lowered and definition.stays_half) or (
+        target.engine and definition.half_in_engines
     )
+    return recipe.precision in QUANTIZED and not half
 
 
 def check_gate(

@@ -30,7 +30,7 @@ from samforge.transform.onnx.integer_kernels import (
     integer_nodes,
     intended_layers,
 )
-from samforge.transform.onnx.recorded import check_recorded
+from samforge.transform.onnx.recorded import check_recorded, recorded_share
 from samforge.transform.onnx.u8s8 import FLOAT_NOTE
 
 
@@ -96,14 +96,20 @@ def compared_with_samples(
     return figures
 
 
-def _recorded(context: BuildContext, name: str, left: Sequence[str]) -> tuple[dict[str, int], ...]:
+def _recorded(
+    context: BuildContext, name: str, left: Sequence[str]
+) -> tuple[dict[str, float], ...]:
     """Hold the saved graph to what the quantizer wrote down."""
     report = json.loads(
         context.path(f"report/{name}/quantization.json").read_text(encoding="utf-8")
     )
     model = ir.load(context.path(context.onnx(name)))
     rows = report["report"]["layers"]
-    return ({"recorded_layers": check_recorded(name, rows, model, left=left)},)
+    figures = {
+        "recorded_layers": check_recorded(name, rows, model, left=left),
+        "recorded_share": recorded_share(rows, model),
+    }
+    return (figures,)
 
 
 def _left_in_float(model: ir.Model, target: Target) -> tuple[str, ...]:

@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from samforge.core.capabilities import POINTS
+from samforge.core.capabilities import POINTS, TRACKER_PARTS
 from samforge.core.recipe import Recipe
 from samforge.core.targets import QUANTIZED, Target, stop_of, target_from_name
 from samforge.steps.calibrate import calibrate_parts
+from samforge.steps.calibrate_tracker import calibrate_tracker
 from samforge.steps.compile import compile_part
 from samforge.steps.context import BuildContext, StepOutput, is_quantized
 from samforge.steps.convert import convert_part
@@ -59,6 +60,11 @@ Stage: TypeAlias = tuple[Chain, ...]
 EXPORT = Kind(name="export", make=export_part)
 FUSE = Kind(name="fuse", make=fuse_part, settings=("target",))
 CALIBRATE = Kind(name="calibrate", make=calibrate_parts, settings=("calibration", "quantization"))
+CALIBRATE_TRACKER = Kind(
+    name="calibrate-tracker",
+    make=calibrate_tracker,
+    settings=("calibration", "quantization"),
+)
 QUANTIZE = Kind(
     name="quantize", make=quantize_part, settings=("target", "precision", "quantization")
 )
@@ -82,6 +88,8 @@ def stages(recipe: Recipe, parts: Sequence[str], *, until: str | None = None) ->
     planned: list[Stage] = []
     if recipe.precision in QUANTIZED and until != "export":
         planned += [_each(parts, before), ((Step(kind=CALIBRATE, part=None),),)]
+        if set(TRACKER_PARTS) & set(parts) - set(floating):
+            planned.append(((Step(kind=CALIBRATE_TRACKER, part=None),),))
         planned.append(
             tuple(_chain(part, after if part in floating else (QUANTIZE, *after)) for part in parts)
         )

@@ -9,6 +9,7 @@ from itertools import islice
 
 from torch import Tensor
 
+from samforge.core.capabilities import TRACKER_PARTS
 from samforge.core.files import atomic_write_json
 from samforge.measure import feature_cosine_limit
 from samforge.measure.fidelity import compare_outputs
@@ -16,6 +17,7 @@ from samforge.steps.account import quantized_weights, settled
 from samforge.steps.calibrate import calibration_samples, float_sessions
 from samforge.steps.context import SMALL_IMAGE, BuildContext, StepOutput
 from samforge.steps.facts import facts_of
+from samforge.steps.tracker_trials import TrackerTrials
 from samforge.steps.trials import Trials, computing, trial_session
 from samforge.transform.export import exported_from_file, save_exported
 from samforge.transform.quantize import (
@@ -73,6 +75,8 @@ def quantize_part(context: BuildContext, name: str) -> StepOutput:
         "part": name,
         "quantized_share": quantized.report.quantized_share,
         "kept_share": quantized.report.kept_share,
+        "quantized_layers": len(quantized.report.layers),
+        "kept": kept,
     }
     more = (context.smoothed(name), context.scales(name)) if context.target.lowered else ()
     return StepOutput(outputs=(artifact, report, account, *more), figures=(share, counts))
@@ -94,7 +98,8 @@ def _mixed(context: BuildContext, programs: Programs, samples: Samples) -> tuple
     table = sensitivity(calibrated, few, precision=context.recipe.precision)
     if everything:
         return table
-    most = context.recipe.quantization.max_kept
+    # A tracker whose layers stay in float is right, and a build that stops for them helps nobody.
+    most = 1.0 if calibrated.part in TRACKER_PARTS else context.recipe.quantization.max_kept
     return choose_kept(table, gate.holds, max_kept=most, likely=gate.likely)
 
 
@@ -119,6 +124,9 @@ class Gate:
 
 def _gate(context: BuildContext, programs: Programs) -> Gate:
     """What was asked once is remembered."""
+    if programs.calibrated.part in TRACKER_PARTS:
+        holds = lru_cache(maxsize=None)(TrackerTrials(context, programs).holds)
+        return Gate(holds=holds, likely=holds)
     if context.model.text is None:
         holds = lru_cache(maxsize=None)(_feature_gate(context, programs))
         return Gate(holds=holds, likely=holds)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,20 @@ from samforge.transform import fusions_from_exported
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class QuantizedPart:
+    """How much of a part computes in 8 bits."""
+
+    layers: int
+    """Linears and convolutions that do: those that the runtime was seen to multiply as integers,
+    where it was asked."""
+    share: float
+    """Of the part's multiplications, 0 to 1, without layers that a target's form of the graph takes
+    back to float."""
+    kept: tuple[str, ...]
+    """Groups of layers that stay in float so that gates hold."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class BundleReport:
     """What a bundle says about itself, and whether it is true."""
 
@@ -34,6 +49,8 @@ class BundleReport:
     """What is wrong with the files; None when every one is as it was built."""
     fusions: tuple[FusionRow, ...] = ()
     """What each fusion did to each part; none where files are damaged."""
+    quantized: Mapping[str, QuantizedPart] = field(default_factory=dict)
+    """Parts that compute in 8 bits, by name; none where files are damaged."""
     strangers: tuple[str, ...] = ()
     """Files in the folder that are not the bundle's and do no harm."""
     linked_out: tuple[str, ...] = ()
@@ -48,6 +65,7 @@ class BundleReport:
             "license": self.license_line,
             "manifest": self.manifest,
             "evidence": evidence_of(self.manifest),
+            "quantized": self.quantized,
             "fusions": self.fusions,
             "strangers": self.strangers,
             "linked_out": self.linked_out,
@@ -102,6 +120,7 @@ def inspect(path: str | Path, *, digest: str | None = None) -> BundleReport:
             if (file := f"report/{part}/fusions.json") in manifest.files
             for row in _fusions_of(bundle, part, file)
         ),
+        quantized=_quantized(bundle),
         strangers=bundle.strangers,
         linked_out=bundle.linked_out,
     )
@@ -116,6 +135,28 @@ def fusions_of_program(path: Path, target: str) -> tuple[FusionRow, ...]:
         MissingExtra: torch is not installed.
     """
     return tuple(_fusions(path.stem, fusions_from_exported(path, target)))
+
+
+def _quantized(bundle: Bundle) -> dict[str, QuantizedPart]:
+    """What the steps counted; bundles from before they counted layers have nothing here."""
+    rows = [(step.part, row) for step in bundle.manifest.steps for row in step.fidelity]
+    try:
+        seen = {part: int(row["integer_layers"]) for part, row in rows if "integer_layers" in row}
+        done = {part: float(row["recorded_share"]) for part, row in rows if "recorded_share" in row}
+        return {
+            part: QuantizedPart(
+                layers=seen.get(part, int(row["quantized_layers"])),
+                share=done.get(part, float(row["quantized_share"])),
+                kept=tuple(map(str, row["kept"])),
+            )
+            for part, row in rows
+            if part is not None and "quantized_layers" in row
+        }
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedBundle(
+            f"The steps in the manifest of {bundle.root} are not what a build writes: {error}. "
+            f"{what_to_do()}"
+        ) from error
 
 
 def _fusions_of(bundle: Bundle, part: str, file: str) -> list[FusionRow]:

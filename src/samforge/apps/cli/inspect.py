@@ -27,7 +27,7 @@ from samforge.core.targets import TARGETS
 if TYPE_CHECKING:
     from samforge.report import FusionRow
     from samforge.transform import ExternalFile, GraphSummary
-    from samforge.workflows.inspect import BundleReport
+    from samforge.workflows.inspect import BundleReport, QuantizedPart
 
 MOST_OPERATORS = 25
 """Rows of the operator table for people; ``--json`` has them all."""
@@ -117,17 +117,21 @@ def _print_bundle(report: BundleReport) -> None:
     files = manifest.files
     print_table(
         "Parts",
-        ("part", "file", "size"),
+        ("part", "file", "size", "layers in 8 bits", "of its products"),
         [
             (
                 name,
                 entry.artifact,
                 size_text(sum(files[f].bytes for f in (entry.artifact, *entry.side_files))),
+                *_in_eight_bits(report.quantized.get(name)),
             )
             for name, entry in manifest.parts.items()
         ],
-        numbers=("size",),
+        numbers=("size", "layers in 8 bits", "of its products"),
     )
+    for name, one in report.quantized.items():
+        if one.kept:
+            print_line(f"{name} keeps in float to hold its gates: {', '.join(one.kept)}.")
     tensors = [
         (name, kind, one.name, one.dtype, ", ".join(str(axis) for axis in one.shape))
         for name, entry in manifest.parts.items()
@@ -140,6 +144,10 @@ def _print_bundle(report: BundleReport) -> None:
     print_steps(manifest.steps)
     if report.problem is not None:
         print_note(f"{type(report.problem).__name__}: {report.problem}", style="red")
+
+
+def _in_eight_bits(part: QuantizedPart | None) -> tuple[str | None, str | None]:
+    return (None, None) if part is None else (str(part.layers), f"{part.share:.1%}")
 
 
 def _print_fusions(fusions: Sequence[FusionRow], *, every: bool = False) -> None:

@@ -43,6 +43,21 @@ def ranges_of(model: ir.Model) -> dict[str, list[float]]:
     return {path: sorted(ranges) for path, ranges in found.items()}
 
 
+def recorded_share(recorded: Iterable[Mapping[str, object]], model: ir.Model) -> float:
+    """Share of a part's multiplications that a graph does in 8 bits, 0 to 1.
+
+    Args:
+        recorded: Rows of the quantizer's report: ``path`` and ``share``.
+        model: As it was saved; a target's form takes some layers back to float.
+    """
+    found = ranges_of(model)
+    return sum(
+        float(str(row["share"]))
+        for row in recorded
+        if {str(row["path"]), str(row["path"]).rpartition(".")[0]} & found.keys()
+    )
+
+
 def check_recorded(
     part: str,
     recorded: Iterable[Mapping[str, object]],

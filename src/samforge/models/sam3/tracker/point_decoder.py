@@ -52,7 +52,7 @@ class PointDecoder(nn.Module):
         high_res_0: Tensor,
         high_res_1: Tensor,
         points: Tensor,
-        labels: Tensor,
+        point_labels: Tensor,
         mask_input: Tensor,
         has_mask: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -63,7 +63,7 @@ class PointDecoder(nn.Module):
             high_res_0: (1, D / 8, 4s, 4s).
             high_res_1: (1, D / 4, 2s, 2s).
             points: (N, K, 2), in pixels of the square image.
-            labels: (N, K), as :meth:`Points.forward` says.
+            point_labels: (N, K), as :meth:`Points.forward` says.
             mask_input: (N, 1, 4s, 4s), logits of an earlier answer, within ±32 as Meta feeds them.
             has_mask: (N,), whether there is one.
 
@@ -77,7 +77,7 @@ class PointDecoder(nn.Module):
         """
         cells = tracker_features.flatten(2).transpose(1, 2) + self.no_memory
         cells = cells + self.mask_input(mask_input, has_mask)
-        prompts, counts = self.points(points, labels)
+        prompts, counts = self.points(points, point_labels)
         own = FIXED_TOKENS + self.decoder.mask_tokens.num_embeddings
         decoded = self.decoder(prompts, cells, high_res_0, high_res_1, hiding(counts, own))
         masks = draw(self.decoder.brushes(decoded.tokens), decoded.canvas)
