@@ -13,6 +13,7 @@ import pytest
 
 import samforge
 from samforge.apps import cli
+from samforge.core import placing as placing_module
 from samforge.core import publish as publish_module
 from samforge.core.errors import OutputError, SamforgeWarning
 from samforge.core.manifest import Manifest
@@ -118,7 +119,7 @@ def test_what_lies_in_an_old_bundle_is_kept(
 ) -> None:
     out = publish(tmp_path / "out")
     before: dict[str, bytes] = {}
-    real = publish_module.exchange
+    real = placing_module.exchange
 
     def late(one: Path, other: Path) -> bool:
         if not before:
@@ -126,7 +127,7 @@ def test_what_lies_in_an_old_bundle_is_kept(
         return real(one, other)
 
     if moment == "at the last moment":
-        monkeypatch.setattr(publish_module, "exchange", late)
+        monkeypatch.setattr(placing_module, "exchange", late)
     elif moment == "before":
         put(out)
     else:
