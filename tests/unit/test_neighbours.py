@@ -175,6 +175,31 @@ next(stream)
     assert run_python(code, tmp_path) == "ForkedSession\nstatus 7\n"
 
 
+def test_a_fork_ends_decoding_ahead(tmp_path: Path) -> None:
+    code = """
+import os, sys, threading
+from samforge.runtime.batches import decoded_ahead
+held = threading.Event()
+def read(name):
+    held.wait(5 if name == "b" else 0)
+    return name
+line = decoded_ahead(iter("abcdefgh"), read)
+print(next(line)[0](), flush=True)
+child = os.fork()  # in it nobody decodes b
+if child == 0:
+    try:
+        print([one() for one, _ in line])
+    except Exception as error:
+        print(type(error).__name__, flush=True)
+    line.close()
+    sys.exit(7)
+print("status", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+held.set()
+print("".join(one() for one, _ in line))
+"""
+    assert run_python(code, tmp_path) == "a\nForkedSession\nstatus 7\nbcdefgh\n"
+
+
 def test_sigterm_is_an_interrupt() -> None:
     import signal
 

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from samforge.core.detections import Detections
 from samforge.core.errors import InputError, OutOfMemory
+from samforge.core.forks import OfOneProcess
 from samforge.core.images import FILES
 from samforge.core.timing import Timings
 from samforge.runtime.encoded import EncodedImage, Ready
@@ -40,24 +41,50 @@ def decoded_ahead(
     Yields:
         For each image, in order, what gives its pixels or raises why they cannot be had, and
         whether they were decoded here, so that nobody else fills them again.
+
+    Raises:
+        ForkedSession: This is a child of the process that began.
     """
-    waiting: deque[Future[Any]] = deque()
     threads = max(1, min(_DECODERS, os.cpu_count() or 1))
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="samforge-decode")
+    decoders = _Decoders(threads)
     try:
         for image in images:
             if isinstance(image, FILES):
-                waiting.append(pool.submit(read, image))
-                if len(waiting) > threads:
-                    yield waiting.popleft().result, True
+                decoders.begin(read, image)
+                if len(decoders.waiting) > threads:
+                    yield decoders.first(), True
                 continue
-            while waiting:
-                yield waiting.popleft().result, True
+            while decoders.waiting:
+                yield decoders.first(), True
             yield partial(_same, image), False
-        while waiting:
-            yield waiting.popleft().result, True
+        while decoders.waiting:
+            yield decoders.first(), True
     finally:
-        pool.shutdown(cancel_futures=True)
+        decoders.close()
+
+
+class _Decoders(OfOneProcess):
+    """Threads, and what they were given, in order. A child of a fork has none of them."""
+
+    def __init__(self, threads: int) -> None:
+        self.waiting: deque[Future[Any]] = deque()
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="samforge-decode")
+        self.hold()
+
+    def begin(self, read: Callable[[Any], Any], image: Any) -> None:
+        """Decode one more."""
+        self.require_own("The stream")
+        self.waiting.append(self._pool.submit(read, image))
+
+    def first(self) -> Callable[[], Any]:
+        """What gives the pixels of the first that waits."""
+        self.require_own("The stream")
+        return self.waiting.popleft().result
+
+    def close(self) -> None:
+        """Decode no more."""
+        if not self.is_inherited:
+            self._pool.shutdown(cancel_futures=True)
 
 
 def _same(image: Any) -> Any:
