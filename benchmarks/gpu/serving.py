@@ -4,12 +4,11 @@
                                      [--masks 0] [--only-build]
 
 A bundle is built as users build it, of random weights, verified on its tensors, and served by
-``samforge serve``. Random weights name nothing, and the masks they draw are noise: 283 kB of runs
-at 1080p, where a real object has 1 or 2. So nothing is found unless ``--masks`` asks for the best
-few of all queries. Clients are processes of their own on the same machine, closed-loop, 64
-connections, every picture (1080p, JPEG) new to the server. Beside it in the same run: the library's
-``stream`` over the same bytes. A build takes minutes; one that was stopped goes on when the script
-is run again.
+``samforge serve``. Random weights name nothing, and the masks they draw are noise: many times the
+runs of real objects. So nothing is found unless ``--masks`` asks for the best few of all queries.
+Clients are processes of their own on the same machine, closed-loop, 64 connections, every picture
+(1080p, JPEG) new to the server. Beside it in the same run: the library's ``stream`` over the same
+bytes. A build takes minutes; one that was stopped goes on when the script is run again.
 """
 
 from __future__ import annotations

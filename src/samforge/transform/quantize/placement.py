@@ -34,8 +34,7 @@ RULES: tuple[tuple[str, str], ...] = (
     ("geometry.encoder.boxes_*", "coordinates of exemplar boxes"),
     ("geometry.folded*", "the pixels in exemplar boxes: they say what to look for"),
     ("*mask_embedder*", "its few numbers are multiplied with every pixel of a mask"),
-    # The tracker's. Its neck is a twentieth of vision's work, all else less than a fortieth. With
-    # the neck in int8 the worst of 26 tracks of the tiny model falls from 0.975 to 0.936.
+    # The tracker's. Its neck is a twentieth of vision's work, all else less than a fortieth.
     ("neck.*", "the tracker's maps: errors in them add up from frame to frame"),
     ("*hypernetworks*", "its few numbers are multiplied with every pixel of a mask"),
     ("*iou_head*", "expected IoU: it chooses among masks"),
