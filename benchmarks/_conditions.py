@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 from dataclasses import asdict
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,22 @@ PACKAGES = ("samforge", "numpy", "torch", "transformers", "onnx", "onnxscript", 
 def conditions() -> dict[str, Any]:
     """Date, hardware and versions; nothing that names the machine."""
     machine = asdict(this_machine())
-    kept = ("system", "python", "processor", "cores", "features", "memory_gib")
+    kept = ["system", "python", "processor", "cores", "features", "memory_gib"]
+    if machine["gpus"]:
+        kept.append("gpus")
     return {
         "date": dt.datetime.now(dt.UTC).date().isoformat(),
         "machine": {key: machine[key] for key in kept},
-        "versions": {package: version(package) for package in PACKAGES},
+        "versions": {package: _version(package) for package in PACKAGES},
     }
+
+
+def _version(package: str) -> str | None:
+    """None where it runs from a folder, or is not there."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def write_result(script: str, result: dict[str, Any]) -> Path:

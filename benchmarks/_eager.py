@@ -1,4 +1,4 @@
-"""The tiny model's parts as they are trained, without export or runtime: fp32 on the processor."""
+"""The tiny model's parts as they are trained, without export or runtime: in fp32."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from samforge.models.loading import model_from_name
 from samforge.runtime import PhraseTokenizer, Segmenter, segmenter_from_sessions
 
 
-def eager_segmenter() -> Segmenter:
+def eager_segmenter(device: str = "cpu") -> Segmenter:
     """A segmenter of the tiny model with its tracker, which reads phrases as its bundles do."""
     model = model_from_name(tiny.NAME, tracker=True)
     text = model.text
     if text is None or text.tokenizer is None:
         raise SettingError(f"{tiny.NAME} reads no phrases.")
     return segmenter_from_sessions(
-        {name: EagerSession(model.part(name)) for name in TRACK.parts},
+        {name: EagerSession(model.part(name), device) for name in TRACK.parts},
         model.image,
         PhraseTokenizer(text.tokenizer, text.context, text.eos_id),
         read_image,

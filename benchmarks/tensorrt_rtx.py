@@ -24,6 +24,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from samforge.core.capabilities import TRACKER_PARTS, VISION
+
 RESULT = Path(__file__).parent / "results" / "tensorrt_rtx.json"
 PEAK_GIB = 4.0
 MODEL = "facebook/sam3"
@@ -45,11 +47,18 @@ class Row:
     """Fused attentions that must be there."""
     int8_products: int | None = None
     """Products that must be int8, as the graph has them; an engine merges some."""
+    tracker: bool = False
+    """Whether it is a part of the model with its tracker: ``vision`` has two necks there."""
 
     @property
     def name(self) -> str:
         """As ``--row`` takes it."""
-        return f"{self.part}-{self.precision}-{'+'.join(self.generations)}"
+        return f"{self.source}-{self.precision}-{'+'.join(self.generations)}"
+
+    @property
+    def source(self) -> str:
+        """Its part, told apart from that of the model without a tracker."""
+        return f"{self.part}+tracker" if self.tracker and self.part == VISION else self.part
 
 
 ROWS = (
@@ -69,41 +78,39 @@ ROWS = (
     Row(part="vision", precision="fp16", generations=("86",), megabytes=918, attentions=32),
     Row(part="vision", precision="fp16", generations=("120",), megabytes=918, attentions=32),
     Row(part="vision", precision="fp16", generations=("86", "89", "120"), attentions=32),
+    Row(part="vision", precision="fp16", generations=("89",), attentions=32, tracker=True),
+    *(
+        Row(part=part, precision="fp16", generations=("89",), tracker=True)
+        for part in TRACKER_PARTS
+    ),
 )
 
 
-def graph(part: str, precision: str, folder: Path) -> Path:
+def graph(row: Row, folder: Path) -> Path:
     """Write the ONNX graph of a part in a precision, unless it is there."""
     import onnx_ir as ir
 
-    from samforge.models.sam3.loading import checkpoint_from_name
-    from samforge.models.sam3.parts import part_spec
+    from samforge.models.loading import model_from_name
     from samforge.transform.export import exported_from_file
     from samforge.transform.onnx.convert import onnx_from_exported, save_onnx
     from samforge.transform.onnx.tensorrt_flavour import tensorrt_flavour
 
-    path = folder / f"{part}.{precision}.onnx"
+    path = folder / f"{row.source}.{row.precision}.onnx"
     if path.exists():
         return path
-    checkpoint = checkpoint_from_name(MODEL, random_weights=True)
-    program = exported_from_file(_program(checkpoint, part, precision, folder))
-    model: ir.Model = onnx_from_exported(
-        program, part_spec(checkpoint.config, part, checkpoint.reference)
-    )
-    tensorrt_flavour(model, precision, name=part)
+    made = model_from_name(MODEL, random_weights=True, tracker=row.tracker)
+    program = exported_from_file(_program(made, row, folder))
+    model: ir.Model = onnx_from_exported(program, made.spec(row.part))
+    tensorrt_flavour(model, row.precision, name=row.part)
     save_onnx(model, path)
     return path
 
 
-def _program(checkpoint: Any, part: str, precision: str, folder: Path) -> Path:
+def _program(model: Any, row: Row, folder: Path) -> Path:
     """Write the fused program of a part, and its quantized form, unless they are there."""
-    import torch
-
+    from samforge.core.axes import TRACED_SIZES
     from samforge.core.recipe import Quantization
-    from samforge.models.part import example_inputs
-    from samforge.models.sam3.parts import part_from_checkpoint, part_inputs
     from samforge.transform.export import (
-        TRACED_SIZES,
         exported_from_file,
         exported_from_part,
         release,
@@ -112,33 +119,24 @@ def _program(checkpoint: Any, part: str, precision: str, folder: Path) -> Path:
     from samforge.transform.fuse import fuse
     from samforge.transform.quantize import quantize
 
-    def inputs(sizes: dict[str, int], seed: int) -> dict[str, torch.Tensor]:
-        return example_inputs(
-            part_inputs(checkpoint.config, part, checkpoint.reference),
-            sizes,
-            vocabulary=checkpoint.config.text_config.vocab_size,
-            eos_id=checkpoint.eos_id,
-            seed=seed,
-        )
-
-    plain = folder / f"{part}.pt2"
+    plain = folder / f"{row.source}.pt2"
     if not plain.exists():
-        made = part_from_checkpoint(checkpoint, part)
-        exported = exported_from_part(made, inputs(dict(TRACED_SIZES), 0))
+        part = model.part(row.part)
+        exported = exported_from_part(part, model.inputs(row.part, TRACED_SIZES, 0))
         save_exported(exported, plain)
         # At full size there is no room for two copies of the weights.
-        release([*made.module.parameters(), *made.module.buffers(), *exported.state_dict.values()])
+        release([*part.module.parameters(), *part.module.buffers(), *exported.state_dict.values()])
         fused = fuse(exported_from_file(plain), target="tensorrt-rtx")
         save_exported(fused.program, plain)
-    if precision in ("fp32", "fp16"):
+    if row.precision in ("fp32", "fp16"):
         return plain
-    int8 = folder / f"{part}.int8.pt2"
+    int8 = folder / f"{row.source}.int8.pt2"
     if not int8.exists():
-        one = [inputs({"batch": 1, "prompts": 1, "boxes": 1}, 1)]
+        one = [model.inputs(row.part, {"batch": 1, "prompts": 1, "boxes": 1}, 1)]
         quantized = quantize(
             exported_from_file(plain),
             lambda: one,
-            part=part,
+            part=row.part,
             settings=Quantization(mixed=False),
             precision="int8",
         )
@@ -231,7 +229,7 @@ def main() -> int:
     if options.step:
         kind, name, folder = options.step
         row = next(row for row in ROWS if row.name == name)
-        path = graph(row.part, row.precision, Path(folder))
+        path = graph(row, Path(folder))
         if kind == "engine":
             with tempfile.TemporaryDirectory() as scratch:
                 print(json.dumps(engine(row, path, Path(scratch))))

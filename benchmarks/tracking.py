@@ -3,9 +3,11 @@
     python benchmarks/tracking.py                           # 200 clips of 32 frames
     python benchmarks/tracking.py --clips 40 --processes 2
     python benchmarks/tracking.py --rows FILE               # go on with what a run measured before
+    python benchmarks/tracking.py --device cuda             # the parts on a GPU, in fp32 there too
     python benchmarks/tracking.py --bundle DIR --name NAME  # a bundle with its tracker
 
 By default the parts run as they were trained, in fp32 on the processor, with no export between.
+On a GPU nothing is rounded to TF32, the rules and figures stay on the host.
 Every clip is a row of its own in ``--rows``: a run that was stopped goes on behind its last one,
 and one of other weights or frames begins anew. Figures are means over objects.
 """
@@ -52,22 +54,23 @@ CONTROL = 0.3
 
 
 @lru_cache(maxsize=1)
-def segmenter_of(bundle: str | None) -> Segmenter:
+def segmenter_of(bundle: str | None, device: str) -> Segmenter:
     """What is measured, once a process."""
     if bundle is not None:
-        return samforge.load(bundle, threads=1)
+        return samforge.load(bundle, threads=1, device=device)
     import torch
     from _eager import eager_segmenter
 
     torch.set_num_threads(1)
-    return eager_segmenter()
+    torch.backends.cudnn.allow_tf32 = False
+    return eager_segmenter(device)
 
 
-def measured(number: int, frames: int, bundle: str | None) -> dict[str, Any]:
+def measured(number: int, frames: int, bundle: str | None, device: str) -> dict[str, Any]:
     """One clip as a row."""
     began = time.perf_counter()
     clip = next(labelled_clips(1, first=number, frames=frames))
-    figures = measure_clip(segmenter_of(bundle), clip)
+    figures = measure_clip(segmenter_of(bundle, device), clip)
     return {"clip": number, "seconds": round(time.perf_counter() - began, 1), **asdict(figures)}
 
 
@@ -99,12 +102,13 @@ def rows_of(path: Path, head: dict[str, Any]) -> dict[int, dict[str, Any]]:
 
 
 def missing_rows(
-    numbers: list[int], frames: int, bundle: str | None, processes: int
+    numbers: list[int], frames: int, bundle: str | None, device: str, processes: int
 ) -> Iterator[dict[str, Any]]:
     """Measure clips in processes of one thread each, in the order in which they are done."""
     os.environ["OMP_NUM_THREADS"] = "1"
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        for done in as_completed([pool.submit(measured, one, frames, bundle) for one in numbers]):
+        asked = [pool.submit(measured, one, frames, bundle, device) for one in numbers]
+        for done in as_completed(asked):
             yield done.result()
 
 
@@ -130,6 +134,7 @@ def main() -> int:
     parser.add_argument("--frames", type=int, default=FRAMES)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--bundle", help="its parts, instead of those that were trained")
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda")
     parser.add_argument("--name", default="tracking", help="of the result")
     parser.add_argument("--rows", type=Path, help="a line for every clip, to go on with")
     parser.add_argument("--json", action="store_true", help="print the result")
@@ -140,13 +145,14 @@ def main() -> int:
         if options.bundle is None
         else samforge.open_bundle(options.bundle).digest
     )
-    head = {"of": name, "digest": digest, "frames": options.frames}
+    head = {"of": name, "digest": digest, "device": options.device, "frames": options.frames}
     with tempfile.TemporaryDirectory() as scratch:
         path = options.rows or Path(scratch) / "rows.jsonl"
         rows = rows_of(path, head)
         wanted = [one for one in range(options.clips) if one not in rows]
         with path.open("a") as file:
-            for row in missing_rows(wanted, options.frames, options.bundle, options.processes):
+            asked = (options.frames, options.bundle, options.device, options.processes)
+            for row in missing_rows(wanted, *asked):
                 rows[row["clip"]] = row
                 file.write(json.dumps(row) + "\n")
                 file.flush()

@@ -90,17 +90,19 @@ def paces(device: Segmenter, results: Results) -> None:
 
 
 def main() -> int:
-    """Build unless a bundle is given; 1 where the two ways differ."""
+    """Build unless the bundle is there; 1 where the two ways differ."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--precision", default="bf16", choices=("bf16", "fp16", "fp8"))
     parser.add_argument("--jobs", type=int, default=8)
-    parser.add_argument("--bundle", type=Path, help="one that was built before")
+    parser.add_argument(
+        "--bundle", type=Path, help="one that was built before; else it is built there"
+    )
     options = parser.parse_args()
     results = Results(options.out, 600)
     with tempfile.TemporaryDirectory() as folder:
         bundle = options.bundle or Path(folder) / "tracked"
-        if options.bundle is None:
+        if not (bundle / "manifest.json").exists():
             build = [sys.executable, "-m", "samforge.apps.cli", "build", "tiny", "--tracker"]
             build += ["--target", "inductor", "--precision", options.precision]
             start = time.perf_counter()

@@ -99,9 +99,9 @@ _EXAMPLES = (
 @pytest.fixture(scope="session")
 def proven_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Makes such a bundle that takes boxes too, and carries what its segmenter found as proof."""
-    folder = tmp_path_factory.mktemp("proven")
 
     def make(name: str = "fake", *, broken: bool = False, precision: str = "fp32") -> Path:
+        folder = tmp_path_factory.mktemp("proven")  # tests may give the same name
         boxes = PartSpec(
             name="detector_boxes", inputs=(*_PYRAMID, *_TEXT, *_EXAMPLES), outputs=_PREDICTIONS
         )

@@ -17,7 +17,9 @@ import samforge
 from samforge.apps import cli
 from samforge.apps.cli.build import default_out, next_command, recipe_from_options
 from samforge.apps.cli.progress import BuildProgress
+from samforge.apps.cli.steps import print_steps
 from samforge.core.errors import MissingExtra, SettingError
+from samforge.core.manifest import StepResult
 from samforge.models import tiny
 
 Capture = pytest.CaptureFixture[str]
@@ -108,8 +110,9 @@ def test_the_command_passes_on_every_option(
     assert calls == [(recipe, tmp_path / "o", "onnx")]
     out, err = capsys.readouterr()
     assert err == ""
-    for word in ("export", "onnx", "detector_boxes", "cosine", "1.000000", "inf", "resumed"):
+    for word in ("export", "onnx", "detector_boxes", "cosine", "1.000000", "inf"):
         assert word in out
+    assert "resumed" not in out  # no step was
     assert str(tiny_bundle.root) in out
     assert next_command(tiny_bundle) in out
 
@@ -142,6 +145,31 @@ def test_progress_is_plain_lines_away_from_a_terminal(
         assert out == ""
         lines = f"[1/2] export vision: {first.seconds:.1f} s\n[2/2] fuse vision: taken over\n"
         assert err == ("" if as_json else lines)
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_the_table_of_steps_fits_80_columns(
+    resumed: bool, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The longest names of steps and parts stay whole, figures of every width beside them."""
+    monkeypatch.setenv("COLUMNS", "80")
+    figures = {"gated": 1.2e-7, "sqnr_db": 142.25, "cosine": 0.999999999}
+    step = StepResult(
+        name="quantize",
+        part="memory_encoder_text",
+        seconds=1234.5,
+        bytes=900 * 2**20,
+        peak_gib=12.3,
+        resumed=resumed,
+        fidelity=(figures,),
+    )
+    print_steps([step, replace(step, name="calibrate-tracker", part=None)])
+    out = capsys.readouterr().out
+    lines = out.splitlines()[1:-1]
+    assert max(map(len, lines)) <= 80
+    words = [word for line in lines for word in line.split()]
+    assert {"calibrate-", "memory_encoder_text", "142.2", "12.3"} <= set(words)
+    assert ("tracker*" in words) is ("* resumed" in out) is resumed
 
 
 def test_a_size_that_is_no_multiple_of_14(

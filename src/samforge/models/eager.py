@@ -9,14 +9,16 @@ from samforge.models.part import Part
 
 
 class EagerSession:
-    """Runs a part on the processor, as PyTorch runs its module."""
+    """Runs a part as PyTorch runs its module; arrays of the host go in and come out."""
 
     runtime = "eager"
-    processor = "CPU"
 
-    def __init__(self, part: Part) -> None:
-        """Run this part."""
+    def __init__(self, part: Part, device: str = "cpu") -> None:
+        """Run this part, which is moved to the device."""
         self.part = part
+        self.device = torch.device(device)
+        self.processor = "CPU" if self.device.type == "cpu" else device
+        part.module.to(self.device)
 
     @property
     def spec(self) -> PartSpec:
@@ -30,8 +32,10 @@ class EagerSession:
             ShapeError: A name, type or shape differs from ``spec``.
         """
         inputs = checked_tensors(self.spec, tensors)
-        results = self.part({name: torch.from_numpy(array) for name, array in inputs.items()})
-        return {name: result.numpy() for name, result in results.items()}
+        results = self.part(
+            {name: torch.from_numpy(array).to(self.device) for name, array in inputs.items()}
+        )
+        return {name: result.cpu().numpy() for name, result in results.items()}
 
     def close(self) -> None:
         """Nothing is held."""

@@ -19,8 +19,9 @@ _COLUMNS = (
     "SQNR\ndB",
     "cosine",
     "peak\nGiB",
-    "resumed",
 )
+_RESUMED = "*"
+"""Behind the name of a step that was resumed: in 80 columns no column has room for it."""
 
 NOTES_BYTES = 2**16
 """Below this, a step left nothing in the bundle but notes for the report."""
@@ -29,11 +30,13 @@ NOTES_BYTES = 2**16
 def print_steps(steps: Sequence[StepResult], *, title: str = "Steps") -> None:
     """Print one row a step, each figure the worst over its tensors and sizes.
 
+    Words of a step's name are lines of their own where it has several. What was resumed is marked.
+
     The largest difference is what the gates limit: relative where values exceed 1.
     """
     rows = [
         (
-            step.name,
+            _name(step),
             step.part,
             f"{step.seconds:.1f}",
             mebibytes(step.bytes) if step.bytes >= NOTES_BYTES else None,
@@ -41,12 +44,18 @@ def print_steps(steps: Sequence[StepResult], *, title: str = "Steps") -> None:
             _worst(step, "sqnr_db", min, "{:.1f}"),
             _worst(step, "cosine", min, "{:.6f}"),
             None if step.peak_gib is None else f"{step.peak_gib:.1f}",
-            "yes" if step.resumed else "no",
         )
         for step in steps
     ]
-    print_table(title, _COLUMNS, rows, numbers=_COLUMNS[2:8], unbroken=("part",))
+    print_table(title, _COLUMNS, rows, numbers=_COLUMNS[2:], unbroken=("step", "part"))
+    if any(step.resumed for step in steps):
+        print_line(f"{_RESUMED} resumed: taken over from a build that was stopped.")
     print_line("Differences are relative where values exceed 1, as the gates take them.")
+
+
+def _name(step: StepResult) -> tuple[str, ...]:
+    name = step.name + (_RESUMED if step.resumed else "")
+    return tuple(name.replace("-", "-\n").split("\n"))
 
 
 def print_accounts(steps: Sequence[StepResult]) -> None:

@@ -133,6 +133,7 @@ def loaded(path: Path, options: Any, providers: Sequence[Any], notes: Notes) -> 
 def session_options(notes: Notes) -> Any:
     """Settings that a file asks for in its notes."""
     options = ort.SessionOptions()
+    options.log_severity_level = 3  # it warns of what it optimizes away
     # A bundle has several sessions, each with threads of its own. After a run they would go on
     # spinning, on the processors that the next session wants. Within a run they spin as before.
     options.add_session_config_entry("session.force_spinning_stop", "1")
