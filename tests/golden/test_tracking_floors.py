@@ -83,7 +83,7 @@ def test_clicks(segmenter: Segmenter) -> None:
             clip.images_rgb[0],
             {number: clip.masks[0][number] for number in clip.shown},
             3,
-            raw=True,
+            hole_area=0,
         ).values()
     ]
     mean = np.mean(ious, axis=0)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from benchmarks._eager import eager_segmenter
 from PIL import Image
+from scipy.ndimage import binary_fill_holes
 from tests.unit.conftest import FAKE_PARTS
 
 import samforge
@@ -124,6 +125,34 @@ def test_three_candidates_are_in_order(segmenter: Segmenter) -> None:
         assert all(one >= other for one, other in pairwise(found.scores[row : row + 3]))
     best = segmenter.predict_objects(SCENE.image, prompts)
     assert np.array_equal(best.masks.dense(), found[[0, 3]].masks.dense())
+
+
+def test_holes_are_filled_up_to_an_area(segmenter: Segmenter) -> None:
+    """The ring of a scene has a hole smaller than what Meta's predictor fills in masks of 288."""
+    scene = next(
+        scene
+        for scene in (tiny.draw_scene(number, split="demo") for number in range(64))
+        if "ring" in scene.shapes
+    )
+    true = scene.masks[scene.shapes.index("ring")]
+    hole = binary_fill_holes(true) & ~true
+    prompt = ObjectPrompt(points=[first_click(true)])
+    kept, default, filled, small = (
+        segmenter.predict_objects(scene.image, prompt, hole_area=area).masks.dense()[0]
+        for area in (0, None, 256, 3)
+    )
+    assert iou(kept, true) > 0.8
+    assert kept[hole].mean() < 0.3
+    assert default[hole].all()
+    assert np.array_equal(default, filled)
+    assert small[hole].mean() < 0.3, "the hole has more cells than that"
+    assert not (kept & ~small).any()
+
+
+@pytest.mark.parametrize("area", [-1, 2.5, True, "12"])
+def test_no_such_hole(segmenter: Segmenter, area: Any) -> None:
+    with pytest.raises(SettingError, match="0 fills none"):
+        segmenter.predict_objects(SCENE.image, ObjectPrompt(points=[(5.0, 5.0)]), hole_area=area)
 
 
 def test_boxes_and_refinement(segmenter: Segmenter) -> None:
@@ -265,6 +294,7 @@ def test_clicks_on_the_command_line(
         (("--negative-point", "5,5"), "All points say what is not the object"),
         (("--point", "5,5", "--object-box", "1,1,9,9", "--object-box", "2,2,9,9"), "Points belong"),
         (("--text", "star", "--candidates", "--point", "5,5"), "Leave one of them out"),
+        (("--text", "star", "--hole-area", "5"), "of masks that clicks show"),
         (("--text", "green ring", "--threshold", "0.999", "--point", "5,5"), "Nothing was found"),
     ],
 )

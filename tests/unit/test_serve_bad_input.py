@@ -151,6 +151,8 @@ def test_cmyk_is_a_picture(client: httpx.Client) -> None:
         ({"text": None, "objects": [{"points": [[1, 1]]}]}, ("clicks need another",)),
         ({"text": None, "objects": [{}]}, ("Show the object",)),
         ({"candidates": True}, ("go with clicks",)),
+        ({"hole_area": 5}, ("go with clicks",)),
+        ({"hole_area": -1}, ("hole_area",)),
         ({"threshold": 1.5}, ("less than or equal to 1",)),
         ({"threshold": [0.1, 0.2]}, ("1 phrases and 2 thresholds",)),
         ({"threshold": "high"}, ("threshold",)),

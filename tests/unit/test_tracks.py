@@ -260,20 +260,23 @@ def test_clicks_lie_where_it_is_thickest() -> None:
 
 
 class Asked:
-    """A segmenter that answers with the whole picture, then with the truth; by logits reversed."""
+    """A segmenter that answers with the whole picture, then with the truth."""
 
     def __init__(self, true: Mask) -> None:
         self.true, self.asked = true, []
+        self.hole_areas: list[int | None] = []
 
     def encode(self, image: Any) -> Any:
         return image
 
-    def predict_objects(self, image: Any, prompts: Any, *, earlier: Any) -> Detections:
+    def predict_objects(
+        self, image: Any, prompts: Any, *, earlier: Any, hole_area: int | None
+    ) -> Detections:
+        self.hole_areas.append(hole_area)
         self.asked.append([(one.points, one.labels) for one in prompts])
         assert (earlier is None) == (len(self.asked) == 1)
         given = np.ones_like(self.true) if earlier is None else self.true
-        logits = np.where(self.true if earlier is None else ~self.true, 5, -5).astype(np.float32)
-        return replace(detections({0: given}, ids=False), logits=logits[None])
+        return detections({0: given}, ids=False)
 
 
 def test_every_click_is_asked_again_with_the_next() -> None:
@@ -289,10 +292,12 @@ def test_every_click_is_asked_again_with_the_next() -> None:
     assert iou_after_clicks(segmenter, true, {}, 3) == {}  # type: ignore[arg-type]
 
 
-def test_logits_are_judged_in_place_of_masks() -> None:
+def test_every_click_is_judged_with_the_same_holes_filled() -> None:
     true = bar(0, 4)
-    ious = iou_after_clicks(Asked(true), true, {7: true}, 2, raw=True)  # type: ignore[arg-type]
-    assert ious == {7: (1.0, 0.0)}
+    for area in (None, 0, 12):
+        segmenter = Asked(true)
+        iou_after_clicks(segmenter, true, {7: true}, 2, hole_area=area)  # type: ignore[arg-type]
+        assert segmenter.hole_areas == [area, area]
 
 
 # TrackEval as the oracle

@@ -13,13 +13,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import distance_transform_edt
 
-from samforge.core.errors import SettingError
 from samforge.measure.regions import region_similarity
 from samforge.runtime import EncodedImage, ObjectPrompt
-from samforge.runtime.tracking.resize import enlarged
 
 if TYPE_CHECKING:
-    from samforge.core.detections import Detections
     from samforge.core.images import ImageSource
     from samforge.runtime import Segmenter
 
@@ -53,7 +50,7 @@ def iou_after_clicks(
     true: Mapping[int, Mask],
     clicks: int,
     *,
-    raw: bool = False,
+    hole_area: int | None = None,
 ) -> dict[int, tuple[float, ...]]:
     """Click on every object of an image, correct each answer, and say how right each one is.
 
@@ -63,8 +60,7 @@ def iou_after_clicks(
         true: Masks (H, W) of the objects, by number.
         clicks: On each object, at least one: all that were made are asked again, with the answer
             before to be refined.
-        raw: Judge the model's own logits, in place of the masks that are given out: in those, small
-            holes are filled (``samforge.runtime.clicks.HOLE_AREA``).
+        hole_area: Of ``predict_objects``.
 
     Returns:
         IoU after every click, by number.
@@ -81,17 +77,9 @@ def iou_after_clicks(
             ObjectPrompt(points=[one[:2] for one in own], labels=[one[2] for one in own])
             for own in places.values()
         ]
-        answer = segmenter.predict_objects(encoded, prompts, earlier=answer)
-        _grade(_raw(answer) if raw else answer.masks.dense(), true, ious, places)
+        answer = segmenter.predict_objects(encoded, prompts, earlier=answer, hole_area=hole_area)
+        _grade(answer.masks.dense(), true, ious, places)
     return {number: tuple(own) for number, own in ious.items()}
-
-
-def _raw(answer: Detections) -> Mask:
-    """(N, H, W), where the logits are above 0."""
-    if answer.logits is None:
-        raise SettingError("Answers to clicks have logits, and these have none.")
-    raw: Mask = enlarged(answer.logits, answer.size_hw) > 0
-    return raw
 
 
 def _grade(

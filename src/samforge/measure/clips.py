@@ -66,7 +66,7 @@ class ClipFigures:
     click_iou: tuple[tuple[float, ...], ...]
     """IoU on the first frame after every click, an object each, of the masks that are given out."""
     click_iou_raw: tuple[tuple[float, ...], ...]
-    """The same of the model's own logits, in which no hole is filled."""
+    """The same where no hole is filled."""
 
     def to_dict(self) -> dict[str, Any]:
         """The figures as plain JSON values."""
@@ -99,7 +99,7 @@ def measure_clip(
     emptied = EmptiedMemory(parts) if control else None
     first = parts.encode(clip.images_rgb[0])
     given, raw = (
-        iou_after_clicks(segmenter, first, true, CLICKS, raw=one) for one in (False, True)
+        iou_after_clicks(segmenter, first, true, CLICKS, hole_area=one) for one in (None, 0)
     )
     return ClipFigures(
         clicked=followed_by_clicks(parts, clip),

@@ -15,11 +15,11 @@ import numpy.typing as npt
 from samforge.core.boxes import clipped_boxes
 from samforge.core.capabilities import POINT_DECODER
 from samforge.core.detections import Detections
-from samforge.core.errors import PromptError
+from samforge.core.errors import PromptError, SettingError
 from samforge.core.masks import Masks
-from samforge.core.reference import META
+from samforge.core.reference import META, TRANSFORMERS
 from samforge.runtime._resize import crop_above
-from samforge.runtime.postprocess import mask_limit, refuse_nan, sigmoid
+from samforge.runtime.postprocess import MaskLimit, mask_limit, refuse_nan, sigmoid
 from samforge.runtime.prompts import PADDING
 from samforge.runtime.tracking.calls import FED
 from samforge.runtime.tracking.masks import without_holes
@@ -29,8 +29,9 @@ from samforge.runtime.tracking.resize import resampled
 
 GIVEN = np.float32(10)
 """Logit of a mask that is given, as in Meta's session of a video."""
-HOLE_AREA, HOLE_LOGIT = 256, np.float32(10)
-"""Holes of up to so many cells are filled before a mask is enlarged, as Meta's predictor does."""
+HOLE_AREAS = {META: 256, TRANSFORMERS: 0}
+"""Holes of up to so many cells are filled before a mask is enlarged, whatever its size."""
+HOLE_LOGIT = np.float32(10)
 
 Floats = npt.NDArray[np.float32]
 
@@ -44,6 +45,7 @@ def clicked(  # noqa: PLR0913  # all of a question
     earlier: Detections | None = None,
     candidates: bool = False,
     mask_threshold: float = 0.5,
+    hole_area: int | None = None,
 ) -> Detections:
     """Answer the prompts of objects in one image.
 
@@ -55,6 +57,7 @@ def clicked(  # noqa: PLR0913  # all of a question
         earlier: What is known of the objects, a row for each prompt: it is refined.
         candidates: Whether all three masks of each object are given, best first, or the best.
         mask_threshold: Pixels of a mask have a probability above it.
+        hole_area: Holes of up to so many cells are filled; None for what the reference does.
 
     Returns:
         A row for each prompt, in order, or three of them. Scores are the IoU that the model
@@ -63,7 +66,9 @@ def clicked(  # noqa: PLR0913  # all of a question
     Raises:
         PromptError: There is no prompt, or one does not fit the image, or ``earlier`` is of others.
         FidelityError: The answer holds NaN.
+        SettingError: ``hole_area`` is no whole number from 0.
     """
+    area = HOLE_AREAS[parts.facts.reference] if hole_area is None else _checked_area(hole_area)
     if not prompts:
         raise PromptError("There is nothing to ask. Give a prompt for each object, at least one.")
     _check_earlier(earlier, len(prompts), size_hw)
@@ -83,7 +88,17 @@ def clicked(  # noqa: PLR0913  # all of a question
             refuse_nan("IoUs", ious[row], labels[start + row])
             chosen = _chosen(ious[row], doubtful=_is_doubtful(one, earlier), all_of=candidates)
             found.append((labels[start + row], logits[row][chosen], ious[row][chosen]))
-    return _detections(found, size_hw, mask_threshold, parts.facts.reference)
+    limit = mask_limit(mask_threshold, parts.facts.reference)
+    return _detections(found, size_hw, limit, area)
+
+
+def _checked_area(area: int) -> int:
+    if isinstance(area, bool) or not isinstance(area, int) or area < 0:
+        raise SettingError(
+            f"hole_area is {area!r:.40}. Give the cells of the largest hole to fill, a whole "
+            "number; 0 fills none."
+        )
+    return area
 
 
 def _check_earlier(earlier: Detections | None, count: int, size_hw: tuple[int, int]) -> None:
@@ -158,15 +173,14 @@ def _logits_of(mask: npt.NDArray[np.bool_], facts: TrackerFacts) -> Floats:
 def _detections(
     found: Sequence[tuple[str, Floats, Floats]],
     size_hw: tuple[int, int],
-    mask_threshold: float,
-    reference: str,
+    limit: MaskLimit,
+    hole_area: int,
 ) -> Detections:
     labels = tuple(label for label, logits, _ in found for _ in logits)
     logits = np.concatenate([one for _, one, _ in found])
     for label, one in zip(labels, logits, strict=True):
         refuse_nan("masks", one, label)
-    limit = mask_limit(mask_threshold, reference)
-    shown = without_holes(logits, HOLE_AREA, HOLE_LOGIT) if reference == META else logits
+    shown = without_holes(logits, hole_area, HOLE_LOGIT) if hole_area else logits
     if limit.of_probabilities:
         shown = sigmoid(shown)
     masks = Masks.from_crops(

@@ -41,6 +41,8 @@ class Ask:
     """Detections score above it; one number, or one for each phrase."""
     mask_threshold: float = 0.5
     """Pixels of a mask have a probability above it."""
+    hole_area: int | None = None
+    """Cells of the largest hole that is filled in masks of clicks; None for what Meta's does."""
     max_detections: int | None = None
     """Those with the best scores; None for as many as the server gives."""
 
@@ -52,9 +54,11 @@ class Ask:
             )
         if self.box_labels is not None and self.boxes_xyxy is None:
             raise PromptError("box_labels came without boxes_xyxy. Give the boxes they belong to.")
-        if (self.earlier is not None or self.candidates) and not self.objects:
+        of_clicks = self.earlier is not None or self.candidates or self.hole_area is not None
+        if of_clicks and not self.objects:
             raise PromptError(
-                "earlier and candidates go with clicks. Give objects: points, or a box, of each."
+                "earlier, candidates and hole_area go with clicks. Give objects: points, or a box, "
+                "of each."
             )
 
     def within(self, limits: Limits) -> Ask:
@@ -120,6 +124,7 @@ class Ask:
             earlier=self.earlier,
             candidates=self.candidates,
             mask_threshold=self.mask_threshold,
+            hole_area=self.hole_area,
         )
 
 

@@ -45,6 +45,8 @@ class Prompts:
     that is corrected."""
     candidates: bool = False
     """Whether clicks give three masks of an object, best first."""
+    hole_area: int | None = None
+    """Cells of the largest hole that is filled in masks of clicks; None for what Meta's does."""
     thresholds: Thresholds
     """What counts as found."""
     own_thresholds: Mapping[str, float] = field(default_factory=dict)
@@ -75,6 +77,11 @@ class Prompts:
             raise PromptError(
                 "With --text or --box, points correct what was found; --object-box and "
                 "--candidates are for objects that nothing else finds. Leave one of them out."
+            )
+        if self.hole_area is not None and not self.pointing:
+            raise PromptError(
+                "--hole-area is of masks that clicks show. Give --point or --object-box with it, "
+                "or leave it out."
             )
         if not self.finds:
             self.pointing.objects()  # refuses what shows none
@@ -232,6 +239,7 @@ def _found(segmenter: Segmenter, rgb: RgbImage, prompts: Prompts, timings: Timin
                 prompts.pointing.objects(),
                 candidates=prompts.candidates,
                 mask_threshold=prompts.thresholds.mask,
+                hole_area=prompts.hole_area,
             )
     else:
         found = segmenter.predict(
@@ -254,6 +262,7 @@ def _found(segmenter: Segmenter, rgb: RgbImage, prompts: Prompts, timings: Timin
                         points=prompts.pointing.points_xy, labels=prompts.pointing.point_labels
                     ),
                     mask_threshold=prompts.thresholds.mask,
+                    hole_area=prompts.hole_area,
                 )
     for stage in inner.stages():
         # The image was decoded before, because the overlay needs it too.
@@ -269,6 +278,7 @@ def corrected(
     prompt: ObjectPrompt,
     *,
     mask_threshold: float = 0.5,
+    hole_area: int | None = None,
 ) -> Detections:
     """Correct one of what was found by clicks.
 
@@ -281,6 +291,7 @@ def corrected(
         found: What a phrase, boxes or clicks found in it, at least one.
         prompt: Points on and beside the object.
         mask_threshold: Pixels of a mask have a probability above it.
+        hole_area: Of ``predict_objects``: holes of the corrected mask up to this size are filled.
 
     Returns:
         The same detections, where the corrected one has another mask and the box around it; label
@@ -296,7 +307,7 @@ def corrected(
         )
     row = _clicked_on(found, prompt)
     answer = segmenter.predict_objects(
-        image, prompt, earlier=found[row], mask_threshold=mask_threshold
+        image, prompt, earlier=found[row], mask_threshold=mask_threshold, hole_area=hole_area
     )
     masks = [answer.masks if one == row else found.masks[[one]] for one in range(len(found))]
     boxes = found.boxes_xyxy.copy()

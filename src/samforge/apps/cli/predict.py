@@ -76,6 +76,16 @@ def predict(  # noqa: PLR0913  every argument is an option that a user types
     candidates: Annotated[
         bool, typer.Option("--candidates", help="Give three masks of a clicked object, best first.")
     ] = False,
+    hole_area: Annotated[
+        int | None,
+        typer.Option(
+            "--hole-area",
+            min=0,
+            help="Fill holes of up to N cells of the model's mask in what clicks show; 0 keeps "
+            "them.",
+            show_default="256, as Meta does",
+        ),
+    ] = None,
     threshold: ThresholdOption = 0.5,
     threshold_for: ThresholdForOption = None,
     mask_threshold: MaskThresholdOption = 0.5,
@@ -120,6 +130,7 @@ def predict(  # noqa: PLR0913  every argument is an option that a user types
         box_labels=(1,) * len(positive) + (0,) * len(negative),
         pointing=pointing_from_texts(point, negative_point, object_box),
         candidates=candidates,
+        hole_area=hole_area,
         thresholds=Thresholds(score=threshold, mask=mask_threshold, max_detections=max_detections),
         own_thresholds=thresholds_from_texts(threshold_for or (), text or ()),
     )

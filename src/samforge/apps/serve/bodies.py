@@ -114,6 +114,11 @@ class AskBody(Strict):
         0.5, description="Detections score above it; one, or one for each phrase."
     )
     mask_threshold: Share = Field(0.5, description="Pixels of a mask are likelier than it.")
+    hole_area: Annotated[int, Field(ge=0)] | None = Field(
+        None,
+        description="Holes of up to so many cells of the model's mask are filled in what clicks "
+        "show; 0 keeps them. Meta's predictor fills 256.",
+    )
     max_detections: Annotated[int, Field(ge=1)] | None = Field(
         None, description="The best so many; the server's most if left out."
     )

@@ -200,6 +200,7 @@ async def ask_from(request: Request, body: AskBody, picture: Picture) -> Ask:
         candidates=body.candidates,
         threshold=tuple(body.threshold) if isinstance(body.threshold, list) else body.threshold,
         mask_threshold=body.mask_threshold,
+        hole_area=body.hole_area,
         max_detections=body.max_detections,
     )
 

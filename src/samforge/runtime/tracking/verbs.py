@@ -44,6 +44,7 @@ class TrackerVerbs(ABC):
         earlier: Detections | None = None,
         candidates: bool = False,
         mask_threshold: float = 0.5,
+        hole_area: int | None = None,
     ) -> Detections:
         """Segment the one object that each prompt shows: by points, a box, or a rough mask.
 
@@ -55,6 +56,9 @@ class TrackerVerbs(ABC):
             candidates: Give three masks for each object, best first: a thing, a part of it, or what
                 it is a part of. Else the best one, and the single mask of a prompt that is clear.
             mask_threshold: Pixels of a mask have a probability above it.
+            hole_area: Holes of up to so many cells of the model's mask (288 x 288 for SAM 3) are
+                filled; 0 keeps them all. None is what Meta's predictor does, 256, or nothing where
+                transformers is the reference.
 
         Returns:
             A row for each prompt, in order, or three of them. ``scores`` are the IoU that the
@@ -63,7 +67,8 @@ class TrackerVerbs(ABC):
         Raises:
             PromptError: There is no prompt, one does not fit the image, or ``earlier`` is of other
                 objects.
-            SettingError: The bundle has no ``point_decoder``, or the threshold is outside 0 to 1.
+            SettingError: The bundle has no ``point_decoder``, the threshold is outside 0 to 1, or
+                the area is no whole number from 0.
             ImageError: The image cannot be read.
             FidelityError: The model's output holds NaN.
         """
@@ -78,6 +83,7 @@ class TrackerVerbs(ABC):
             earlier=earlier,
             candidates=candidates,
             mask_threshold=mask_threshold,
+            hole_area=hole_area,
         )
 
     def track(
