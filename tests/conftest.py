@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import os
 import re
@@ -23,7 +22,6 @@ import samforge
 from samforge.core.images import ImageSpec
 from samforge.core.manifest import SCHEMA_VERSION, Manifest, PartEntry, StepResult, TextSpec
 from samforge.core.session import PartSpec, TensorSpec
-from samforge.core.worker import THRESHOLDS
 
 
 def pytest_configure() -> None:
@@ -31,7 +29,6 @@ def pytest_configure() -> None:
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # some tests import it by themselves
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    gc.set_threshold(*THRESHOLDS)  # as in a build's processes: tests trace as they do
 
 
 @pytest.hookimpl(tryfirst=True)  # before those that are marked slow are left out

@@ -16,9 +16,9 @@ class EagerSession:
     def __init__(self, part: Part, device: str = "cpu") -> None:
         """Run this part, which is moved to the device."""
         self.part = part
-        self.device = torch.device(device)
-        self.processor = "CPU" if self.device.type == "cpu" else device
-        part.module.to(self.device)
+        self._device = torch.device(device)
+        self.processor = "CPU" if self._device.type == "cpu" else device
+        part.module.to(self._device)
 
     @property
     def spec(self) -> PartSpec:
@@ -33,7 +33,7 @@ class EagerSession:
         """
         inputs = checked_tensors(self.spec, tensors)
         results = self.part(
-            {name: torch.from_numpy(array).to(self.device) for name, array in inputs.items()}
+            {name: torch.from_numpy(array).to(self._device) for name, array in inputs.items()}
         )
         return {name: result.cpu().numpy() for name, result in results.items()}
 
