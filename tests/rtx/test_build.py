@@ -32,6 +32,7 @@ from samforge.core.errors import (
 )
 from samforge.core.session import PartSpec, TensorSpec
 from samforge.transform.onnx.attention_forms import reform_attention
+from samforge.transform.onnx.attention_widths import widen_values
 from samforge.transform.onnx.half import cast_half
 from samforge.transform.onnx.inspect import summary_from_onnx
 from samforge.transform.onnx.planned import computation_from_onnx
@@ -92,6 +93,37 @@ def build(tmp_path: Path) -> Callable[..., EngineReport]:
 def built(tmp_path_factory: pytest.TempPathFactory) -> EngineReport:
     folder = tmp_path_factory.mktemp("built")
     return engine_from_onnx(RTX, _block(folder / "b.onnx"), folder / "b.engine", SPEC, ADA)
+
+
+NARROW = """<ir_version: 10, opset_import: ["" : 20]>
+g (float16[batch,1,64,128] q, float16[batch,1,96,128] k, float16[batch,1,96,32] v)
+=> (float16[batch,1,64,32] y) {
+    kt = Transpose <perm = [0, 1, 3, 2]> (k)
+    scores = MatMul(q, kt)
+    p = Softmax <axis = -1> (scores)
+    y = MatMul(p, v)
+}"""
+"""As the tracker attends to memories: values are narrower than queries and keys."""
+
+
+@pytest.mark.parametrize("wide", [True, False])
+def test_narrow_values_are_fused_once_they_are_widened(wide: bool, tmp_path: Path) -> None:
+    model = ir.from_proto(onnx.shape_inference.infer_shapes(onnx.parser.parse_model(NARROW)))
+    if wide:
+        assert widen_values(model) == 1
+    path = tmp_path / "narrow.onnx"
+    ir.save(model, path)
+    summary = summary_from_onnx(path)
+    spec = PartSpec(name="narrow", inputs=summary.inputs, outputs=summary.outputs)
+    planned = computation_from_onnx(model)
+    assert planned.attentions == 1
+    if wide:
+        report = engine_from_onnx(RTX, path, tmp_path / "e.engine", spec, ADA, planned=planned)
+        assert report.computation is not None
+        assert report.computation.attentions == 1
+        return
+    with pytest.raises(EngineError, match="1 attentions should be fused, 0 are"):
+        engine_from_onnx(RTX, path, tmp_path / "e.engine", spec, ADA, planned=planned)
 
 
 def test_an_engine_and_all_that_is_known_of_it(built: EngineReport) -> None:

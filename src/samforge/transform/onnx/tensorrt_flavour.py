@@ -6,6 +6,7 @@ import onnx_ir as ir
 
 from samforge.core.errors import ExportError, SettingError
 from samforge.transform.onnx.attention_forms import reform_attention
+from samforge.transform.onnx.attention_widths import widen_values
 from samforge.transform.onnx.e4m3 import to_e4m3
 from samforge.transform.onnx.half import cast_half
 from samforge.transform.onnx.hazards import lint
@@ -23,7 +24,7 @@ def tensorrt_flavour(
 
     fp16 in products and the attention core; float32 in rotary, LayerNorm, residual additions and
     GELU; transposed convolutions in fp16 even where the others are quantized, because TensorRT has
-    no 8-bit kernel for them.
+    no 8-bit kernel for them. Values of attention become as wide as its queries, or it is not fused.
 
     Args:
         model: From ``onnx_from_exported``; with symmetric int8 Q/DQ for ``int8`` and ``fp8``.
@@ -49,6 +50,7 @@ def tensorrt_flavour(
         if precision == "fp8":
             to_e4m3(model)
         cast_half(model, TENSORRT)
+        widen_values(model)
         reform_attention(model, form)
     check_hazards(model, name)
     return model
