@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +30,20 @@ SIZES = ((1, 1), (1, 2), (3, 2), (2, 4))
 
 
 @pytest.fixture(scope="module")
-def reloaded(exported_file: Make) -> dict[str, Any]:
-    """Every part's program, read back from its file."""
-    return {name: exported_from_file(exported_file(name)) for name in PARTS}
+def reloaded(exported_file: Make) -> Make:
+    """A part's program, read back from its file when it is first asked for."""
+    return lru_cache(lambda name: exported_from_file(exported_file(name)))
 
 
 @pytest.mark.parametrize(("batch", "prompts"), SIZES)
 @pytest.mark.parametrize("name", PARTS)
 def test_exported_equals_eager(
-    part: Make, example: Make, reloaded: dict[str, Any], name: str, batch: int, prompts: int
+    part: Make, example: Make, reloaded: Make, name: str, batch: int, prompts: int
 ) -> None:
     sizes = {"batch": batch, "prompts": prompts, "boxes": batch}
     inputs = example(name, sizes, seed=batch + 10 * prompts)
     eager = part(name)(inputs)
-    exported = run_exported(reloaded[name], part(name).spec, inputs)
+    exported = run_exported(reloaded(name), part(name).spec, inputs)
     for tensor in part(name).spec.outputs:
         shape = tuple(sizes[a] if isinstance(a, str) else a for a in tensor.shape)
         assert exported[tensor.name].shape == shape
@@ -55,10 +56,8 @@ def test_exported_equals_eager(
 
 
 @pytest.mark.parametrize("name", PARTS)
-def test_axes_reach_down_to_one_and_have_no_end(
-    part: Make, reloaded: dict[str, Any], name: str
-) -> None:
-    program = reloaded[name]
+def test_axes_reach_down_to_one_and_have_no_end(part: Make, reloaded: Make, name: str) -> None:
+    program = reloaded(name)
     axes: dict[str, set[str]] = {}
     nodes = {node.name: node for node in program.graph.nodes}
     for spec, key in zip(part(name).spec.inputs, program.graph_signature.user_inputs, strict=True):
@@ -89,20 +88,18 @@ def test_no_file_tells_about_this_machine(exported_file: Make, name: str) -> Non
             assert [place for place in places if place.encode() in content] == [], member
 
 
-def test_example_inputs_are_not_stored(
-    example: Make, exported_file: Make, reloaded: dict[str, Any]
-) -> None:
-    assert all(program.example_inputs is None for program in reloaded.values())
-    inputs = example("grounding", TRACED_SIZES)
-    with zipfile.ZipFile(exported_file("grounding")) as archive:
+def test_example_inputs_are_not_stored(example: Make, exported_file: Make, reloaded: Make) -> None:
+    assert reloaded("vision").example_inputs is None
+    inputs = example("vision", TRACED_SIZES)
+    with zipfile.ZipFile(exported_file("vision")) as archive:
         sizes = {member.filename: member.file_size for member in archive.infolist()}
         content = b"".join(archive.read(member) for member in sizes)
     assert [size for member, size in sizes.items() if "sample_inputs" in member] == [0]
     assert inputs["images"].numpy().tobytes()[:64] not in content
 
 
-def test_module_names_stay_for_reports(reloaded: dict[str, Any]) -> None:
-    stacks = [node.meta.get("nn_module_stack") for node in reloaded["grounding"].graph.nodes]
+def test_module_names_stay_for_reports(reloaded: Make) -> None:
+    stacks = [node.meta.get("nn_module_stack") for node in reloaded("grounding").graph.nodes]
     paths = {path for stack in stacks if stack for path, _ in stack.values()}
     assert {"vision", "text", "detector"} <= paths
 
@@ -140,14 +137,14 @@ def test_a_damaged_file_is_an_error(exported_file: Make, tmp_path: Path) -> None
         exported_from_file(path)
 
 
-def test_a_folder_that_is_not_there_is_an_error(reloaded: dict[str, Any], tmp_path: Path) -> None:
+def test_a_folder_that_is_not_there_is_an_error(reloaded: Make, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="nowhere"):
-        save_exported(reloaded["text"], tmp_path / "nowhere" / "text.pt2")
+        save_exported(reloaded("text"), tmp_path / "nowhere" / "text.pt2")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
-def test_a_full_disk_is_an_error(reloaded: dict[str, Any], tmp_path: Path) -> None:
+def test_a_full_disk_is_an_error(reloaded: Make, tmp_path: Path) -> None:
     path = tmp_path / "text.pt2"
     path.symlink_to("/dev/full")
     with pytest.raises(OutputError, match="No space is left to write"):
-        save_exported(reloaded["text"], path)
+        save_exported(reloaded("text"), path)
