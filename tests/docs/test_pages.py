@@ -141,7 +141,7 @@ def test_the_table_of_engines_is_the_measured_one() -> None:
     results = json.loads((ROOT / "benchmarks/results/tensorrt_rtx.json").read_text())
     assert _rows(page, "part | precision | compute capability") == [
         [
-            f"`{row['part']}`",
+            f"`{row['row'].partition('-')[0]}`",
             row["precision"],
             ", ".join(f"{number[:-1]}.{number[-1]}" for number in row["generations"]),
             f"{row['build_s']:.1f}",
