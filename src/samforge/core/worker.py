@@ -9,14 +9,14 @@ from samforge.core.quiet_loggers import quiet_third_parties
 
 THRESHOLDS = (200_000, 50, 100)
 """New objects before a collection of the youngest, and collections before one of each older kind;
-Python's own are 700, 10 and 10."""
+Python 3.11's own are 700, 10 and 10."""
 
 
 def begin() -> None:
     """Leave Ctrl-C to the parent, which ends its workers, and keep third parties quiet.
 
     Tracing makes millions of small objects that stay: by default Python looks through all of them
-    again and again, which takes a tenth of a step. Every step ends with a collection of its own.
+    again and again. Every step ends with a collection of its own.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     quiet_third_parties()
