@@ -108,11 +108,10 @@ class Measured:
 
 
 def measured(
-    model: str, formats: Sequence[str], scenes: int, threads: int | None
+    model: str, formats: Sequence[str], scenes: int, threads: int
 ) -> list[tuple[str, dict[str, Any] | str]]:
     """Rows of one model: figures, or why there are none."""
-    if threads is not None:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(threads)
     rows: list[tuple[str, dict[str, Any] | str]] = []
     with tempfile.TemporaryDirectory() as folder:
         own = Measured(model, scenes, Path(folder))

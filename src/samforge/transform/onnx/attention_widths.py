@@ -1,8 +1,8 @@
-"""Values as wide as queries: TensorRT's fused attention knows one width of a head.
+"""Values as wide as queries: TensorRT for RTX fuses attention whose heads have one width.
 
-The tracker attends with 256 channels to memories of 64, and projects what comes out. TensorRT for
-RTX 1.7 computes such an attention as separate products around a softmax, whose scores are 5,184 by
-some 36,000 numbers an object. With values that zeros widen it is fused; what the zeros give is cut
+The tracker attends with 256 channels to memories of 64, and projects what comes out. Version 1.7
+computes such an attention as separate products around a softmax, whose scores are 5,184 by some
+36,000 numbers an object. With values that zeros widen it is fused; what the zeros give is cut
 off, and no number changes.
 """
 
