@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from samforge.runtime.pending import Pending
 from samforge.runtime.tracking.cells import cells_from_bits, cells_from_masks
 from samforge.runtime.tracking.parts import FoundInFrame
-from samforge.runtime.tracking.pending import Pending
 from samforge.runtime.tracking.stacks import AnyRows, Known, MaskStack, Rows
 from samforge.runtime.tracking.state import Floats
 

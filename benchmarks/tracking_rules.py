@@ -22,9 +22,9 @@ from _discs import SIZE_HW, FarMasks, bits_of, discs, found_discs
 
 from samforge.core.masks import Masks
 from samforge.runtime.encoded import EncodedImage
+from samforge.runtime.pending import Pending
 from samforge.runtime.tracking.drawn import drawn_masks, require_finite
 from samforge.runtime.tracking.parts import FoundInFrame, TrackerFacts
-from samforge.runtime.tracking.pending import Pending
 from samforge.runtime.tracking.session import VideoSession
 from samforge.runtime.tracking.settings import TrackingSettings
 from samforge.runtime.tracking.stacks import HostMasks, MaskStack

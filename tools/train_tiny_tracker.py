@@ -42,6 +42,8 @@ SAVE_SECONDS = 60.0
 SEGMENT_RESERVE = 25.0
 PLACE = ("step", "stage", "taken", "planned", "clips", "autocast", "began", "spent")
 """Where a run stands, besides its weights."""
+BATCHES_OF_A_SEED = 100_000_000
+"""Numbers of batches: another seed draws other clips, so that a second run sees new ones."""
 SETTLE_STEPS, MEASURE_STEPS = 10, 30
 CANDIDATES = (24, 32, 48, 64, 96)
 """Clips a batch: more of them as long as a step hardly takes longer, which is where the processor
@@ -226,7 +228,7 @@ class Run:
         if options.plan:
             self.planned = options.plan[self.stage]
         clips = self.clips * (2 if frames == 1 else 1)
-        first = self.stage * 1_000_000
+        first = self.options.seed * BATCHES_OF_A_SEED + self.stage * 1_000_000
         batches = planned_batches(first + self.taken, clips, frames, workers=options.workers)
         mark, counted = time.monotonic(), 0
         while self.planned is None or self.taken < self.planned:
@@ -258,7 +260,7 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         # A step is the same whatever was before it, so that segments continue a run.
-        self.generator.manual_seed(self.options.seed * 100_000_000 + index)
+        self.generator.manual_seed(index)
         graded = self.graded(plans, index, self.generator)
         losses = graded.mean()
         self.optimizer.zero_grad(set_to_none=True)

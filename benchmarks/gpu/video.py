@@ -51,9 +51,9 @@ from samforge.core.masks import Masks
 from samforge.models.sam3.byte_tokenizer import byte_tokenizer
 from samforge.runtime import EncodedImage, PhraseTokenizer, Segmenter, follow_video
 from samforge.runtime.device.session import placed
+from samforge.runtime.pending import Pending
 from samforge.runtime.tracking.around import AroundParts
 from samforge.runtime.tracking.parts import FoundInFrame, TrackerParts
-from samforge.runtime.tracking.pending import Pending
 from samforge.runtime.tracking.session import VideoSession
 from samforge.runtime.tracking.stacks import MaskStack
 

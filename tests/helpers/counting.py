@@ -11,10 +11,14 @@ import numpy as np
 from samforge.core.detections import Detections
 from samforge.core.masks import Masks
 from samforge.runtime import EncodedImage, Question
+from samforge.runtime.pending import Pending
 
 
 class Counting:
     """Finds one thing for each phrase, everywhere; its score says which picture it is of."""
+
+    overlaps = False
+    """Whether answers are waited for where they are asked for, and not where they begin."""
 
     def __init__(self, device: str = "cpu", most_images: int = 1) -> None:
         self.device, self.most_images = device, most_images
@@ -32,11 +36,14 @@ class Counting:
         """Set when somebody came to the gate."""
         self.broken: set[str] = set()
         """Phrases that fail."""
+        self.order: list[str] = []
+        """What was done: ``encode``, ``begin`` and ``finish`` of answers."""
         self.closed = False
 
     def encode_images(self, images: Sequence[Any], **_: Any) -> list[EncodedImage]:
         self.waits.set()
         assert self.gate.wait(10)
+        self.order.append("encode")
         self.encodes.append([int(image.flat[0]) for image in images])
         return [
             EncodedImage(
@@ -48,19 +55,30 @@ class Counting:
             for image in images
         ]
 
-    def answers(
+    def begin_answers(
         self, images: Sequence[EncodedImage], question: Question, **_: Any
+    ) -> Pending[list[list[Detections]]]:
+        self.order.append("begin")
+        numbers = [int(image.features["fpn_0"].flat[0]) for image in images]
+        sizes = [image.size_hw for image in images]
+        pending = Pending(lambda: self._answers(numbers, sizes, question))
+        if not self.overlaps:
+            pending.result()
+        return pending
+
+    def _answers(
+        self, numbers: list[int], sizes: list[tuple[int, int]], question: Question
     ) -> list[list[Detections]]:
         self.waits.set()
         assert self.detect_gate.wait(10)
-        numbers = [int(image.features["fpn_0"].flat[0]) for image in images]
+        self.order.append("finish")
         self.asks.append((numbers, question.phrases))
         for phrase in question.phrases:
             if phrase in self.broken:
                 raise ValueError(f"{phrase} is broken")
         return [
-            [found(phrase, number, image.size_hw) for phrase in question.phrases]
-            for number, image in zip(numbers, images, strict=True)
+            [found(phrase, number, size_hw) for phrase in question.phrases]
+            for number, size_hw in zip(numbers, sizes, strict=True)
         ]
 
     def close(self) -> None:

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from samforge.runtime import EncodedImage
+from samforge.runtime.pending import Pending
 from samforge.runtime.tracking import FoundInFrame, TrackerFacts
 from samforge.runtime.tracking.host_parts import OnHost
-from samforge.runtime.tracking.pending import Pending
 
 SIDE, SCALE = 16, 4
 """Cells along the edge of masks, and how much finer masks are that are given."""

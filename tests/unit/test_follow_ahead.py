@@ -12,13 +12,13 @@ from tests.helpers.scripted_tracker import SIZE_HW, ScriptedParts, Thing, pictur
 
 from samforge.core.errors import FidelityError, ShapeError
 from samforge.runtime import EncodedImage, ObjectPrompt
+from samforge.runtime.pending import Pending
 from samforge.runtime.tracking import (
     FoundInFrame,
     TrackingSettings,
     VideoFrame,
     VideoSession,
 )
-from samforge.runtime.tracking.pending import Pending
 
 CAT = Thing(box=(1, 1, 5, 5), step=1, missed=range(9, 13))
 DOG = Thing(box=(8, 2, 13, 7), phrase="dog", away=range(12, 16))

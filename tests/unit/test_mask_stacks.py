@@ -15,9 +15,9 @@ from scipy import ndimage
 
 from samforge.runtime.device.holes import filled_masks
 from samforge.runtime.device.stacks import DeviceMasks, Ground
+from samforge.runtime.pending import Pending
 from samforge.runtime.tracking import filled_holes
 from samforge.runtime.tracking.cells import Cells
-from samforge.runtime.tracking.pending import Pending
 from samforge.runtime.tracking.stacks import HostMasks, MaskStack, joined_masks
 
 STACKS = st.tuples(st.integers(0, 4), st.integers(1, 19), st.integers(1, 19)).flatmap(

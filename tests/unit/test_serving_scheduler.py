@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,13 @@ class Heard:
 
     def ended(self, outcome: str, spent: Spent) -> None:
         self.outcomes.append(outcome)
+
+
+@pytest.fixture(params=[False, True], ids=["host", "device"], autouse=True)
+def overlaps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Segmenters of both kinds: whose answers are there at once, and whose are waited for."""
+    monkeypatch.setattr(Counting, "overlaps", request.param)
+    return bool(request.param)
 
 
 @pytest.fixture
@@ -276,6 +284,37 @@ def test_both_stages_take_turns(make: Make) -> None:
     segmenter.detect_gate.set()
     assert new.future.result(10).scores.tolist() == [2 / 256]
     assert len(results([blocked, *flood])) == 21
+
+
+def test_a_device_has_its_next_work_before_answers_are_waited_for(
+    make: Make, overlaps: bool
+) -> None:
+    segmenter = Counting(most_images=2)
+    segmenter.gate.clear()
+    scheduler = make(segmenter)
+    tickets = [scheduler.submit(job(number, client=str(number))) for number in range(6)]
+    until(lambda: scheduler.load().to_encode >= 2)
+    segmenter.gate.set()
+    assert [float(one.scores[0]) * 256 for one in results(tickets)] == list(range(6))
+    pairs = list(pairwise(segmenter.order))
+    assert ("begin", "finish") in pairs, "the last answers have nothing behind them"
+    assert (("begin", "encode") in pairs) == overlaps
+    assert ("begin", "begin") not in pairs, "pictures that wait come between"
+
+
+def test_a_failure_that_is_told_late_is_of_the_one_at_fault(make: Make) -> None:
+    segmenter = Counting(most_images=2)
+    segmenter.broken = {"nothing"}
+    segmenter.gate.clear()
+    scheduler = make(segmenter)
+    asked = [(1, "star"), (1, "nothing"), (2, "star"), (3, "star")]
+    good, bad, *others = (scheduler.submit(job(*one)) for one in asked)
+    segmenter.gate.set()
+    assert [one.scores.tolist() for one in results([good, *others])] == [
+        [number / 256] for number in (1, 2, 3)
+    ]
+    with pytest.raises(ValueError, match="nothing is broken"):
+        bad.future.result(10)
 
 
 def test_a_client_may_have_so_many_and_all_together_so_many(make: Make) -> None:

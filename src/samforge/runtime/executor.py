@@ -15,6 +15,7 @@ from samforge.core.images import ImageSpec, RgbImage
 from samforge.core.session import PartSpec, Session, fixed_axis, largest_of
 from samforge.core.timing import Timings
 from samforge.runtime.encoded import EncodedImage, Ready, TakenImage
+from samforge.runtime.pending import Pending
 from samforge.runtime.question import Question
 from samforge.runtime.tokenize import PhraseTokenizer
 from samforge.runtime.tracking.parts import TrackerParts
@@ -69,10 +70,10 @@ class Executor(Protocol):
         """Run the vision part on images, ``most_images`` in a call."""
         ...
 
-    def answers(
+    def begin_answers(
         self, images: Sequence[EncodedImage], question: Question, timings: Timings | None
-    ) -> list[list[Detections]]:
-        """Ask every phrase of every image and keep the answers apart.
+    ) -> Pending[list[list[Detections]]]:
+        """Begin to ask every phrase of every image; the answers are kept apart.
 
         Args:
             images: At most ``most_images``.

@@ -22,6 +22,7 @@ from samforge.runtime.executor import (
     joined,
     phrases_in_a_call,
 )
+from samforge.runtime.pending import Pending
 from samforge.runtime.postprocess import RawDetections, admitted_queries, detections_from_raw
 from samforge.runtime.preprocess import image_bchw_from_rgb
 from samforge.runtime.question import Question
@@ -140,11 +141,11 @@ class HostExecutor:
         with timings.stage("post-process"):
             return [joined(parts, question.most) for parts in found]
 
-    def answers(
+    def begin_answers(
         self, images: Sequence[EncodedImage], question: Question, timings: Timings | None
-    ) -> list[list[Detections]]:
-        """Ask every phrase of every image, some phrases at a time."""
-        return self._asked(images, question, timings or Timings())
+    ) -> Pending[list[list[Detections]]]:
+        """Ask every phrase of every image, some phrases at a time: nothing runs beside it."""
+        return Pending.of(self._asked(images, question, timings or Timings()))
 
     def _asked(
         self, images: Sequence[Ready], question: Question, timings: Timings

@@ -18,6 +18,7 @@ from samforge.core.timing import Timings
 from samforge.runtime.batches import batched, decoded_ahead, numbered, pipelined
 from samforge.runtime.encoded import EncodedImage, Prompted, Ready, TakenImage, require_own
 from samforge.runtime.executor import Executor
+from samforge.runtime.pending import Pending
 from samforge.runtime.prefetch import Prefetcher
 from samforge.runtime.prompts import exemplars_from_boxes, phrases_from_text
 from samforge.runtime.question import Question, Scores, question_from
@@ -316,10 +317,29 @@ class Segmenter(TrackerVerbs, Closing):
             FidelityError: The model's output holds NaN.
             OutOfMemory: The GPU has no room for the batch.
         """
+        return self.begin_answers(images, question, timings=timings).result()
+
+    def begin_answers(
+        self,
+        images: Sequence[EncodedImage],
+        question: Question,
+        *,
+        timings: Timings | None = None,
+    ) -> Pending[list[list[Detections]]]:
+        """Begin with what :meth:`answers` does, for whoever begins something else meanwhile.
+
+        Args:
+            images: See :meth:`answers`.
+            question: Likewise.
+            timings: Likewise.
+
+        Returns:
+            The answers; where :attr:`overlaps` is false, they are there when this returns.
+        """
         self._require_open()
         for image in images:
             self._ready(image, timings)
-        return self._executor.answers(images, question, timings)
+        return self._executor.begin_answers(images, question, timings)
 
     def take(
         self, image: ImageSource, *, own: bool = False, timings: Timings | None = None

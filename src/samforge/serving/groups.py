@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 from samforge.core.detections import Detections
 from samforge.runtime import EncodedImage, Question, Segmenter, Thresholds, joined
+from samforge.runtime.pending import Pending
 from samforge.serving.fair import FairQueue
 from samforge.serving.jobs import Ticket
 
@@ -32,20 +33,25 @@ class Group:
         """Pairs of a picture and a phrase that are computed."""
         return max(1, len(self._pictures()) * len(self._rows()))
 
-    def run(self, segmenter: Segmenter) -> list[Any]:
-        """Answer the jobs, in their order."""
+    def begin(self, segmenter: Segmenter) -> Pending[list[Any]]:
+        """Begin to answer the jobs, in their order; work of its own kind is done at once."""
         first = self.tickets[0]
         if first.job.work is not None:
-            return [first.job.work(segmenter, first.encoded)]
+            return Pending.of([first.job.work(segmenter, first.encoded)])
         pictures, rows = self._pictures(), self._rows()
         phrases, thresholds = zip(*rows, strict=True)
         question = Question(phrases=phrases, thresholds=thresholds)
-        answers = segmenter.answers(pictures, question)
         places = {id(one): number for number, one in enumerate(pictures)}
+        places_of = [places[id(ticket.encoded)] for ticket in self.tickets]
         columns = {row: number for number, row in enumerate(rows)}
-        return [
-            _answer(ticket, answers[places[id(ticket.encoded)]], columns) for ticket in self.tickets
-        ]
+
+        def shared(answers: list[list[Detections]]) -> list[Any]:
+            return [
+                _answer(ticket, answers[place], columns)
+                for ticket, place in zip(self.tickets, places_of, strict=True)
+            ]
+
+        return segmenter.begin_answers(pictures, question).then(shared)
 
     def _pictures(self) -> list[EncodedImage]:
         found = {id(one.encoded): one.encoded for one in self.tickets if one.encoded is not None}

@@ -6,15 +6,18 @@ any jobs). Before each stage, jobs that are late or whose clients left are taken
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any
 
 from samforge.core.errors import DeadlineExceeded, Overloaded
 from samforge.core.images import RgbImage
 from samforge.runtime import Segmenter
+from samforge.runtime.pending import Pending
 from samforge.serving.admission import Admission, Pace, Refusal
 from samforge.serving.cache import EncodingCache
 from samforge.serving.encoding import Encoding, Stage
@@ -24,7 +27,9 @@ from samforge.serving.limits import Limits
 from samforge.serving.lines import Lines
 from samforge.serving.watching import Load, Unwatched, Watcher
 
-_DECODERS = 2
+_DECODERS = 4
+"""Threads for each segmenter, while there are cores: one decodes a JPEG of 1080p about as fast as a
+large GPU segments it."""
 Read = Callable[[Picture], RgbImage]
 
 
@@ -66,7 +71,7 @@ class Scheduler:
         self._most_decoded = sum(2 * one.most_images for one in self._segmenters)
         self._threads = [
             threading.Thread(target=self._decode, name="decode", daemon=True)
-            for _ in range(_DECODERS)
+            for _ in range(max(2, min(_DECODERS * self.workers, os.cpu_count() or 1)))
         ]
         self._threads += [
             threading.Thread(target=self._work, args=(index,), name=f"segment {index}", daemon=True)
@@ -217,26 +222,35 @@ class Scheduler:
             ticket.fail(error)
 
     def _work(self, index: int) -> None:
-        asks: bool | None = True
-        while asks is not None:
-            asks = self._step(index, asks=asks)
+        turn: _Turn | None = _Turn()
+        while turn is not None:
+            turn = self._step(index, turn)
 
-    def _step(self, index: int, *, asks: bool) -> bool | None:
+    def _step(self, index: int, turn: _Turn) -> _Turn | None:
         """Do the next thing: what it is of is free when this returns, and not when the next comes.
 
+        A device has its next work before the last answers are waited for, where it runs beside.
+
         Returns:
-            Whether the detector's turn is next, where both stages have work; None at the end.
+            What comes after it; None at the end.
         """
+        segmenter = self._segmenters[index]
         with self._changed:
-            while (batch := self._next(index, asks=asks)) is None:
+            while (batch := self._next(index, asks=turn.asks)) is None and turn.begun is None:
                 if self._stopped:
                     return None
                 self._changed.wait()
+        begun = None
         if isinstance(batch, Group):
-            self._ask(self._segmenters[index], batch)
-            return False
-        self._encode(self._segmenters[index], batch)
-        return True
+            begun = self._begin(segmenter, batch)
+        elif batch is not None:
+            self._encode(segmenter, batch)
+        if turn.begun is not None:
+            self._finish(segmenter, turn.begun)
+        if begun is not None and not segmenter.overlaps:
+            self._finish(segmenter, begun)
+            begun = None
+        return _Turn(asks=not isinstance(batch, Group), begun=begun)
 
     def _next(self, index: int, *, asks: bool) -> Group | list[Encoding] | None:
         if self._stopped:
@@ -277,26 +291,70 @@ class Scheduler:
                 self._lines.encoded(one, features, seconds * 1e3)
             self._changed.notify_all()
 
-    def _ask(self, segmenter: Segmenter, group: Group) -> None:
+    def _begin(self, segmenter: Segmenter, group: Group) -> _Begun | None:
+        """Begin with a group.
+
+        Returns:
+            What is to be finished; None where it failed, and all of it was told.
+        """
         start = time.monotonic()
         try:
-            results = group.run(segmenter)
+            pending = group.begin(segmenter)
         except Exception as error:  # noqa: BLE001  # told to those who asked
-            if len(group.tickets) == 1:
-                group.tickets[0].fail(error)
-            else:  # a fault of one is not the others'
-                for ticket in group.tickets:
-                    if ticket.is_live():
-                        self._ask(segmenter, Group.of(ticket))
+            self._ask_apart(segmenter, group, error)
+            return None
+        return _Begun(group=group, pending=pending, start=start, spent=time.monotonic() - start)
+
+    def _finish(self, segmenter: Segmenter, begun: _Begun) -> None:
+        """Wait for the answers of a group, and give them."""
+        group, start = begun.group, time.monotonic()
+        try:
+            results = begun.pending.result()
+        except Exception as error:  # noqa: BLE001  # told to those who asked
+            self._ask_apart(segmenter, group, error)
             return
-        seconds = time.monotonic() - start
-        self._watcher.detected(len(group.tickets), group.pairs, seconds * 1e3)
+        end = time.monotonic()
+        detect_ms = (end - begun.start) * 1e3
+        self._watcher.detected(len(group.tickets), group.pairs, detect_ms)
         with self._changed:
-            self._detect_pace.took(seconds, len(group.tickets))
+            # What was done between the two is of others, and counted there.
+            self._detect_pace.took(begun.spent + end - start, len(group.tickets))
         for ticket, result in zip(group.tickets, results, strict=True):
-            ticket.spent.detect = seconds * 1e3
+            ticket.spent.detect = detect_ms
             ticket.encoded = None
             ticket.answer(result)
+
+    def _ask_apart(self, segmenter: Segmenter, group: Group, error: Exception) -> None:
+        """Ask again each by itself, after a failure: a fault of one is not the others'."""
+        if len(group.tickets) == 1:
+            group.tickets[0].fail(error)
+            return
+        for ticket in group.tickets:
+            if ticket.is_live():
+                begun = self._begin(segmenter, Group.of(ticket))
+                if begun is not None:
+                    self._finish(segmenter, begun)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Begun:
+    """A group that a device works on."""
+
+    group: Group
+    pending: Pending[list[Any]]
+    start: float
+    spent: float
+    """Seconds in which its thread did nothing else so far."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Turn:
+    """Where a segmenter's thread stands."""
+
+    asks: bool = True
+    """Whether the detector's turn is next, where both stages have work."""
+    begun: _Begun | None = None
+    """To be finished."""
 
 
 def _outcome(future: Future[Any]) -> str:

@@ -9,9 +9,9 @@ import numpy as np
 from tests.golden.meta.tracking import StoryFrame, story
 
 from samforge.runtime import EncodedImage
+from samforge.runtime.pending import Pending
 from samforge.runtime.tracking import FoundInFrame, TrackerFacts, VideoSession
 from samforge.runtime.tracking.host_parts import OnHost
-from samforge.runtime.tracking.pending import Pending
 
 SIDE, FINE = 64, 256
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from threading import RLock
 from typing import Any
 
@@ -33,11 +34,11 @@ from samforge.runtime.executor import (
     joined,
     phrases_in_a_call,
 )
+from samforge.runtime.pending import Pending
 from samforge.runtime.question import Question, question_from
 from samforge.runtime.tokenize import PhraseTokenizer
 from samforge.runtime.tracking.host_parts import facts_from_sessions
 from samforge.runtime.tracking.parts import FoundInFrame, joined_found
-from samforge.runtime.tracking.pending import Pending
 
 _MOST_IMAGES = 8
 """Of a list in one call: larger batches gain nothing on a GPU, and masks take their memory."""
@@ -162,10 +163,10 @@ class DeviceExecutor(OfOneProcess):
             marks.add()
         return encoded
 
-    def answers(
+    def begin_answers(
         self, images: Sequence[EncodedImage], question: Question, timings: Timings | None
-    ) -> list[list[Detections]]:
-        """Ask every phrase of every image, some phrases at a time."""
+    ) -> Pending[list[list[Detections]]]:
+        """Begin to ask every phrase of every image; of too many for a call, the last ones."""
         marks = self._marks(timings)
         name = (TEXT if question.exemplars is None else BOXES).detector
         sizes = tuple(image.size_hw for image in images)
@@ -174,15 +175,28 @@ class DeviceExecutor(OfOneProcess):
             self._network.fill([image.features for image in images])
             marks.begin()
             step = self._prompt_batch or phrases_in_a_call(self._sessions[name], len(images))
+            pending = None
             for start in range(0, len(question.phrases), step):
+                if pending is not None:
+                    self._add_apart(found, pending)
                 part = question.part(start, step)
                 asked = Asked(question=part, sizes_hw=sizes, apart=True)
                 pending = self._detect(name, asked, marks, alone=True)
-                for image, phrases in enumerate(self._reader.apart(pending)):
-                    found[image] += phrases
+        assert pending is not None  # noqa: S101  # there is at least one phrase
+        return Pending(partial(self._answered, found, pending, marks))
+
+    def _answered(
+        self, found: list[list[Detections]], last: InFlight, marks: Marks
+    ) -> list[list[Detections]]:
+        with self._here():
+            self._add_apart(found, last)
             marks.end("post-process")
             marks.add()
         return found
+
+    def _add_apart(self, found: list[list[Detections]], pending: InFlight) -> None:
+        for image, phrases in enumerate(self._reader.apart(pending)):
+            found[image] += phrases
 
     def encode_text(self, phrases: tuple[str, ...], timings: Timings | None) -> None:
         """Encode phrases that are not known yet."""

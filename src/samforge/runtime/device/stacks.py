@@ -15,9 +15,9 @@ from torch import Tensor
 
 from samforge.runtime.device.holes import filled_masks
 from samforge.runtime.device.transfer import begin_to_host, to_device, to_host
+from samforge.runtime.pending import Pending
 from samforge.runtime.tracking.cells import cells_from_bits, row_bytes
 from samforge.runtime.tracking.masks import SUPPRESSED
-from samforge.runtime.tracking.pending import Pending
 from samforge.runtime.tracking.stacks import AnyRows, Known, MaskStack, Rows
 from samforge.runtime.tracking.state import Floats
 

@@ -20,12 +20,12 @@ from samforge.runtime.device.session import placed, run
 from samforge.runtime.device.stacks import DeviceMasks, Ground, Here
 from samforge.runtime.device.transfer import begin_to_host, to_device, to_host
 from samforge.runtime.encoded import EncodedImage
+from samforge.runtime.pending import Pending
 from samforge.runtime.postprocess import MaskLimit
 from samforge.runtime.tracking.drawn import require_finite
 from samforge.runtime.tracking.given import FAR, NEAR
 from samforge.runtime.tracking.host_parts import Encode, PartsOfSessions
 from samforge.runtime.tracking.parts import Array, FoundInFrame, TrackerFacts
-from samforge.runtime.tracking.pending import Pending
 from samforge.runtime.tracking.stacks import MaskStack
 
 _AT_ONCE = 8

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from samforge.runtime.tracking.pending import Pending
+from samforge.runtime.pending import Pending
 
 _PIECES = 4  # the processor fills one piece of the pinned buffer while the last one is on its way
 

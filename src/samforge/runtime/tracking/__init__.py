@@ -1,5 +1,6 @@
 """Objects through a video: the rules that decide, and what is remembered. No model, no torch."""
 
+from samforge.runtime.pending import Pending
 from samforge.runtime.tracking.asking import Answer
 from samforge.runtime.tracking.association import (
     Association,
@@ -48,7 +49,6 @@ from samforge.runtime.tracking.parts import (
     TrackerFacts,
     TrackerParts,
 )
-from samforge.runtime.tracking.pending import Pending
 from samforge.runtime.tracking.prompts import ObjectPrompt
 from samforge.runtime.tracking.rules import (
     births_from_new,

@@ -11,6 +11,7 @@ import numpy as np
 from samforge.core.capabilities import MEMORY_ENCODER, MEMORY_ENCODER_TEXT
 from samforge.core.masks import Masks
 from samforge.core.reference import META
+from samforge.runtime.pending import Pending
 from samforge.runtime.postprocess import sigmoid
 from samforge.runtime.tracking.bank import Memory, remember
 from samforge.runtime.tracking.between import undetected
@@ -20,7 +21,6 @@ from samforge.runtime.tracking.drawn import Drawn, DrawnObject
 from samforge.runtime.tracking.following import Followed
 from samforge.runtime.tracking.objects import SessionState, TrackedObject, Turn, group_scores
 from samforge.runtime.tracking.parts import FoundInFrame
-from samforge.runtime.tracking.pending import Pending
 from samforge.runtime.tracking.remembered import remembered
 from samforge.runtime.tracking.rules import decide, shown_masks
 from samforge.runtime.tracking.seen import Seen, SeenMask

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from samforge.runtime.pending import Pending
 from samforge.runtime.tracking.following import Followed, begin_following
 from samforge.runtime.tracking.objects import TrackedObject, Turn
 from samforge.runtime.tracking.parts import FoundInFrame
-from samforge.runtime.tracking.pending import Pending
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

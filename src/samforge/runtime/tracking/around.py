@@ -10,8 +10,8 @@ from samforge.core.capabilities import DETECTOR, VISION
 from samforge.core.masks import Masks
 from samforge.core.timing import Timings
 from samforge.runtime.encoded import EncodedImage
+from samforge.runtime.pending import Pending
 from samforge.runtime.tracking.parts import Array, FoundInFrame, TrackerFacts, TrackerParts
-from samforge.runtime.tracking.pending import Pending
 from samforge.runtime.tracking.stacks import MaskStack
 
 Value = TypeVar("Value")

@@ -15,10 +15,10 @@ from samforge.core.capabilities import (
     POINT_DECODER,
     TRACKING_DECODER,
 )
+from samforge.runtime.pending import Pending
 from samforge.runtime.tracking.bank import Gathered, MemoryBank, gather
 from samforge.runtime.tracking.constants import MemoryRules
 from samforge.runtime.tracking.parts import Array, TrackerParts
-from samforge.runtime.tracking.pending import Pending
 from samforge.runtime.tracking.seen import Seen, nothing_seen, refuse_unusable
 from samforge.runtime.tracking.stacks import MaskStack, Rows, joined_masks
 from samforge.runtime.tracking.state import Floats

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from samforge.runtime.pending import Pending
 from samforge.runtime.tracking.calls import begin_follow
 from samforge.runtime.tracking.objects import TrackedObject, Turn
-from samforge.runtime.tracking.pending import Pending
 from samforge.runtime.tracking.seen import Seen, refuse_unusable
 from samforge.runtime.tracking.stacks import MaskStack
 

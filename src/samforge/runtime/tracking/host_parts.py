@@ -15,10 +15,10 @@ from samforge.core.masks import Masks
 from samforge.core.reference import META
 from samforge.core.session import Session, fixed_axis, largest_of
 from samforge.runtime.encoded import EncodedImage
+from samforge.runtime.pending import Pending
 from samforge.runtime.tracking.drawn import drawn_masks, require_finite
 from samforge.runtime.tracking.given import given_logits, masks_to_give
 from samforge.runtime.tracking.parts import TRACKING_PARTS, Array, FoundInFrame, TrackerFacts
-from samforge.runtime.tracking.pending import Pending
 from samforge.runtime.tracking.stacks import HostMasks, MaskStack
 
 Encode: TypeAlias = Callable[[Any], EncodedImage]

@@ -20,8 +20,8 @@ from samforge.core.errors import ShapeError
 from samforge.core.masks import Masks
 from samforge.core.reference import META
 from samforge.runtime.encoded import EncodedImage, require_own
+from samforge.runtime.pending import Pending
 from samforge.runtime.postprocess import refuse_infinite_masks
-from samforge.runtime.tracking.pending import Pending
 from samforge.runtime.tracking.stacks import HostMasks, MaskStack, joined_masks
 from samforge.runtime.tracking.state import Detected, Floats, refuse_nan_scores
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from samforge.core.errors import SettingError, ShapeError
 from samforge.runtime.encoded import EncodedImage
+from samforge.runtime.pending import Pending
 from samforge.runtime.prompts import phrases_from_text
 from samforge.runtime.tracking.advance import advance
 from samforge.runtime.tracking.ahead import Begun, followed_ahead, following_next, found_ahead
@@ -35,7 +36,6 @@ from samforge.runtime.tracking.objects import (
 )
 from samforge.runtime.tracking.output import drain, held_from_decisions, release, without_ids
 from samforge.runtime.tracking.parts import FoundInFrame, TrackerParts, encoded_by
-from samforge.runtime.tracking.pending import Pending
 from samforge.runtime.tracking.prompts import ObjectPrompt
 from samforge.runtime.tracking.session_file import state_from_file, write_state
 from samforge.runtime.tracking.settings import TrackingSettings

@@ -10,9 +10,9 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from samforge.runtime.pending import Pending
 from samforge.runtime.tracking.cells import Cells, cells_from_masks
 from samforge.runtime.tracking.masks import SUPPRESSED, filled_holes
-from samforge.runtime.tracking.pending import Pending
 from samforge.runtime.tracking.state import Floats
 
 Rows: TypeAlias = npt.NDArray[np.intp]
