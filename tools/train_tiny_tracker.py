@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tiny_training.clips import draw_clips, make_plans, planned_batches
@@ -67,10 +66,7 @@ class Run:
         self.started = time.monotonic()
         self.device = torch.device(options.device)
         self.trunk = trunk().to(self.device)
-        self.tracker = Tracker(options.seed)
-        if options.init is not None:
-            stored = {name: tensor.float() for name, tensor in load_file(options.init).items()}
-            self.tracker.weights.load_state_dict(stored)
+        self.tracker = Tracker(options.seed, options.init)
         self.tracker.to(self.device).train()
         self.average: Any = copy.deepcopy(self.tracker.weights)
         self.forward = TrackerForward(self.tracker, options.objects)

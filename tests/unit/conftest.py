@@ -129,11 +129,14 @@ def proven_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pat
 @pytest.fixture(scope="session")
 def video_folder(one_thread: None, small_config: Callable[..., Any], shared_folder: Path) -> Path:
     """A checkpoint of detector and tracker as transformers saves it: read only."""
+    import torch
     from tracker_model import save_video_model, video_model
 
     def write(folder: Path) -> None:
         folder.mkdir()
-        model = video_model(small_config)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)  # of the matrix of positions, which is no parameter
+            model = video_model(small_config)
         _enliven(model)
         save_video_model(model, folder)
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from samforge.models import tiny
 from samforge.models.tiny.crossing import draw_crossing, plan_crossing
 from samforge.models.tiny.scenes import MOST_INSTANCES, SHAPES
 
@@ -227,3 +228,14 @@ def test_boxes_are_as_loose_as_they_are_told(losses: Any) -> None:
     assert (off[:, 0] <= 4).all()
     assert (off[:, 1] <= 2).all()
     assert (off > 1).all()
+
+
+@pytest.mark.usefixtures("clips")
+def test_weights_to_start_from_bring_their_positions() -> None:
+    """The decoder's positions follow from a random matrix: the file's, and not the seed's."""
+    model = importlib.import_module("tiny_training.tracker_model")
+    one, other = (model.Tracker(seed, tiny.TRACKER_WEIGHTS_PATH).decoder for seed in (0, 1))
+    constants = dict(one.named_buffers())
+    assert constants
+    for name, tensor in other.named_buffers():
+        assert torch.equal(tensor, constants[name]), name

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.models.sam3_tracker_video.modeling_sam3_tracker_video import (
     Sam3TrackerVideoMemoryFuserCXBlock,
@@ -55,7 +55,13 @@ class Tracker(nn.Module):
     The stages hold no weights of their own: what is trained here is what is exported.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, init: Path | None = None) -> None:
+        """Build the stages.
+
+        Args:
+            seed: Of weights that are not given.
+            init: File of weights to start from.
+        """
         super().__init__()
         from transformers import Sam3TrackerVideoModel
         from transformers.models.sam3.modeling_sam3 import Sam3VisionNeck
@@ -67,6 +73,10 @@ class Tracker(nn.Module):
         neck: Any = Sam3VisionNeck(detector.config.vision_config)
         start(model, neck, detector)
         self.weights = nn.ModuleDict({MODEL: model, NECK: neck})
+        if init is not None:
+            # Before the stages: the decoder keeps positions that follow from a random matrix.
+            stored = {name: tensor.float() for name, tensor in load_file(init).items()}
+            self.weights.load_state_dict(stored)
         image = detector.config.vision_config.image_size
         side = image // model.config.prompt_encoder_config.patch_size
         encoder = model.prompt_encoder

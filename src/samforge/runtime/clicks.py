@@ -29,8 +29,12 @@ from samforge.runtime.tracking.resize import resampled
 
 GIVEN = np.float32(10)
 """Logit of a mask that is given, as in Meta's session of a video."""
-HOLE_AREAS = {META: 256, TRANSFORMERS: 0}
-"""Holes of up to so many cells are filled before a mask is enlarged, whatever its size."""
+HOLE_SHARES = {META: 256 / 288**2, TRANSFORMERS: 0.0}
+"""Holes of up to such a share of all cells are filled before a mask is enlarged.
+
+Source: Meta's ``max_hole_area=256`` of SAM 3's 288 x 288 cells. A model with masks of fewer cells
+fills the same share: of 64 x 64, 256 cells would be what is inside of a large ring.
+"""
 HOLE_LOGIT = np.float32(10)
 
 Floats = npt.NDArray[np.float32]
@@ -68,7 +72,7 @@ def clicked(  # noqa: PLR0913  # all of a question
         FidelityError: The answer holds NaN.
         SettingError: ``hole_area`` is no whole number from 0.
     """
-    area = HOLE_AREAS[parts.facts.reference] if hole_area is None else _checked_area(hole_area)
+    area = hole_area_of(parts.facts) if hole_area is None else _checked_area(hole_area)
     if not prompts:
         raise PromptError("There is nothing to ask. Give a prompt for each object, at least one.")
     _check_earlier(earlier, len(prompts), size_hw)
@@ -90,6 +94,11 @@ def clicked(  # noqa: PLR0913  # all of a question
             found.append((labels[start + row], logits[row][chosen], ious[row][chosen]))
     limit = mask_limit(mask_threshold, parts.facts.reference)
     return _detections(found, size_hw, limit, area)
+
+
+def hole_area_of(facts: TrackerFacts) -> int:
+    """Cells of the largest hole that is filled unless somebody asks for another."""
+    return round(HOLE_SHARES[facts.reference] * facts.mask_side**2)
 
 
 def _checked_area(area: int) -> int:

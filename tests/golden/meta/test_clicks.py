@@ -18,6 +18,8 @@ from samforge.runtime.tracking.host_parts import HostTrackerParts, facts_from_se
 
 CASES = ("point", "box", "box_and_point", "refined", "two_boxes")
 """Meta's names; ``point_single`` and ``mask_only`` are forms that predict_objects does not ask."""
+HOLE_AREA = 256
+"""Cells: what Meta's predictor fills, whatever the size of a mask; here they are 64 x 64."""
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +71,7 @@ def test_answers_are_metas(
     ]
     earlier = known(arrays["mask_input"]) if "mask_input" in arrays else None
     candidates = bool(arrays["multimask_output"])
-    found = ask(prompts, earlier=earlier, candidates=candidates)
+    found = ask(prompts, earlier=earlier, candidates=candidates, hole_area=HOLE_AREA)
     ious = arrays["ious"].reshape(-1)
     order = np.argsort(-ious, kind="stable") if candidates else np.arange(len(ious))
     masks = np.unpackbits(arrays["mask"], axis=-1)[..., : VIDEO_HW[1]].astype(np.bool_)
@@ -78,7 +80,7 @@ def test_answers_are_metas(
     assert np.abs(found.logits[:, ::2, ::2] - low).max() <= 3e-4
     assert (found.masks.dense() != masks.reshape(-1, *VIDEO_HW)[order]).mean() <= 1e-5
     if candidates:
-        best = ask(prompts)
+        best = ask(prompts, hole_area=HOLE_AREA)
         assert len(best) == 1
         assert np.array_equal(best.masks.dense()[0], found.masks.dense()[0])
 

@@ -83,7 +83,8 @@ def predict(  # noqa: PLR0913  every argument is an option that a user types
             min=0,
             help="Fill holes of up to N cells of the model's mask in what clicks show; 0 keeps "
             "them.",
-            show_default="256, as Meta does; 0 where transformers is the reference",
+            show_default="256 of SAM 3's 288 x 288, as Meta does; 0 where transformers is the "
+            "reference",
         ),
     ] = None,
     threshold: ThresholdOption = 0.5,

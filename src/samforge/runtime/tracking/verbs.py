@@ -56,9 +56,9 @@ class TrackerVerbs(ABC):
             candidates: Give three masks for each object, best first: a thing, a part of it, or what
                 it is a part of. Else the best one, and the single mask of a prompt that is clear.
             mask_threshold: Pixels of a mask have a probability above it.
-            hole_area: Holes of up to so many cells of the model's mask (288 x 288 for SAM 3) are
-                filled; 0 keeps them all. None is what Meta's predictor does, 256, or nothing where
-                transformers is the reference.
+            hole_area: Holes of up to so many cells of the model's mask are filled; 0 keeps them
+                all. None is what Meta's predictor does, 256 of SAM 3's 288 x 288 and the same share
+                of masks of other sizes, or nothing where transformers is the reference.
 
         Returns:
             A row for each prompt, in order, or three of them. ``scores`` are the IoU that the
