@@ -356,7 +356,7 @@ def test_an_error_within_says_nothing_of_the_inside(
         raise RuntimeError("secret place /srv/models")
 
     with monkeypatch.context() as patch:
-        patch.setattr(segmenter, "answers", broken)
+        patch.setattr(segmenter, "begin_answers", broken)
         answer = sent(client)
     refused(answer, 500, "the server's log")
     assert "secret" not in answer.text
