@@ -135,7 +135,7 @@ def test_the_card_says_what_was_measured_of_the_tracker() -> None:
         )
         assert f"| {row} | {one['objects']} | {scores} | {one['switches']} |" in card
     for name, row in (
-        ("iou_after_clicks", "holes of up to 256 cells filled, the default"),
+        ("iou_after_clicks", "holes of up to 256 cells filled"),
         ("iou_after_clicks, holes kept", "holes kept (`hole_area=0`)"),
     ):
         means = " | ".join(f"{value:.3f}" for value in result["figures"][name])
