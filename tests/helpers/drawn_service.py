@@ -122,7 +122,7 @@ class DrawnService:
             raise Overloaded(f"The bundle {model.name} is {model.state}.", retry_after_s=5.0)
 
     def _ticket(self, picture: Picture, result: Any) -> Ticket:
-        job = Job(client="test", deadline=time.monotonic() + 30, picture=picture)
+        job = Job(client="test", seconds=30.0, picture=picture)
         ticket = Ticket(job)
         ticket.spent.known = picture.key in self.encoded
         if not ticket.spent.known:

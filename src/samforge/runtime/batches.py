@@ -26,6 +26,11 @@ _DECODERS = 4
 """Threads: one decodes a JPEG of 1080p about as fast as a large GPU segments it."""
 
 
+def decoding_threads(segmenters: int = 1) -> int:
+    """How many threads decode for so many segmenters, while there are cores."""
+    return max(1, min(_DECODERS * segmenters, os.cpu_count() or 1))
+
+
 def decoded_ahead(
     images: Iterable[Any], read: Callable[[Any], Any]
 ) -> Iterator[tuple[Callable[[], Any], bool]]:
@@ -45,7 +50,7 @@ def decoded_ahead(
     Raises:
         ForkedSession: This is a child of the process that began.
     """
-    threads = max(1, min(_DECODERS, os.cpu_count() or 1))
+    threads = decoding_threads()
     decoders = _Decoders(threads)
     try:
         for image in images:

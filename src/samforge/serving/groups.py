@@ -33,6 +33,11 @@ class Group:
         """Pairs of a picture and a phrase that are computed."""
         return max(1, len(self._pictures()) * len(self._rows()))
 
+    @property
+    def is_work(self) -> bool:
+        """Whether it is work of its own kind, which is done where it begins."""
+        return self.tickets[0].job.work is not None
+
     def begin(self, segmenter: Segmenter) -> Pending[list[Any]]:
         """Begin to answer the jobs, in their order; work of its own kind is done at once."""
         first = self.tickets[0]

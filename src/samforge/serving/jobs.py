@@ -55,8 +55,8 @@ class Job:
 
     client: str
     """Whose turn it takes."""
-    deadline: float
-    """When it is no longer wanted, as ``time.monotonic`` counts."""
+    seconds: float
+    """Time that it has from now on."""
     picture: Picture | None = None
     """What it is about; None for work that brings its own."""
     question: Question | None = None
@@ -65,6 +65,12 @@ class Job:
     """What to do in place of a question: boxes, clicks, a frame of a video."""
     worker: int | None = None
     """Who has to do it; None for whoever is free."""
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def deadline(self) -> float:
+        """When it is no longer wanted, as ``time.monotonic`` counts."""
+        return self.began + self.seconds
 
 
 @dataclass(slots=True)
@@ -105,11 +111,10 @@ class Ticket:
             return False
         if time.monotonic() < self.job.deadline:
             return True
-        given = self.job.deadline - self.accepted
         self.fail(
             DeadlineExceeded(
-                f"The request was given {given:.2g} s, and they have passed. Ask again, or give it "
-                "more time."
+                f"The request was given {self.job.seconds:.2g} s, and they have passed. Ask again, "
+                "or give it more time."
             )
         )
         return False

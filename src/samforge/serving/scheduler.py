@@ -6,7 +6,6 @@ any jobs). Before each stage, jobs that are late or whose clients left are taken
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ from typing import Any
 from samforge.core.errors import DeadlineExceeded, Overloaded
 from samforge.core.images import RgbImage
 from samforge.runtime import Segmenter
+from samforge.runtime.batches import decoding_threads
 from samforge.runtime.pending import Pending
 from samforge.serving.admission import Admission, Pace, Refusal
 from samforge.serving.cache import EncodingCache
@@ -27,9 +27,6 @@ from samforge.serving.limits import Limits
 from samforge.serving.lines import Lines
 from samforge.serving.watching import Load, Unwatched, Watcher
 
-_DECODERS = 4
-"""Threads for each segmenter, while there are cores: one decodes a JPEG of 1080p about as fast as a
-large GPU segments it."""
 Read = Callable[[Picture], RgbImage]
 
 
@@ -71,7 +68,7 @@ class Scheduler:
         self._most_decoded = sum(2 * one.most_images for one in self._segmenters)
         self._threads = [
             threading.Thread(target=self._decode, name="decode", daemon=True)
-            for _ in range(max(2, min(_DECODERS * self.workers, os.cpu_count() or 1)))
+            for _ in range(decoding_threads(self.workers))
         ]
         self._threads += [
             threading.Thread(target=self._work, args=(index,), name=f"segment {index}", daemon=True)
@@ -240,17 +237,30 @@ class Scheduler:
                 if self._stopped:
                     return None
                 self._changed.wait()
-        begun = None
         if isinstance(batch, Group):
-            begun = self._begin(segmenter, batch)
-        elif batch is not None:
+            return _Turn(asks=False, begun=self._asked(segmenter, batch, turn.begun))
+        if batch is not None:
             self._encode(segmenter, batch)
         if turn.begun is not None:
             self._finish(segmenter, turn.begun)
-        if begun is not None and not segmenter.overlaps:
-            self._finish(segmenter, begun)
-            begun = None
-        return _Turn(asks=not isinstance(batch, Group), begun=begun)
+        return _Turn()
+
+    def _asked(self, segmenter: Segmenter, group: Group, before: _Begun | None) -> _Begun | None:
+        """Ask a group, and finish the one before it.
+
+        Returns:
+            What runs beside this thread, to be finished; None where the answers were given.
+        """
+        beside = segmenter.overlaps and not group.is_work
+        if before is not None and not beside:  # its answers do not wait for what is done at once
+            self._finish(segmenter, before)
+        begun = self._begin(segmenter, group)
+        if before is not None and beside:
+            self._finish(segmenter, before)
+        if begun is None or beside:
+            return begun
+        self._finish(segmenter, begun)
+        return None
 
     def _next(self, index: int, *, asks: bool) -> Group | list[Encoding] | None:
         if self._stopped:

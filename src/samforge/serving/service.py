@@ -176,7 +176,7 @@ class Service:
         ticket = model.require().submit(
             Job(
                 client=client,
-                deadline=self.deadline(seconds),
+                seconds=self._seconds(seconds),
                 picture=picture,
                 question=question,
                 work=None if question is not None else ask.work(),
@@ -193,14 +193,14 @@ class Service:
         return model.require().submit(
             Job(
                 client=client,
-                deadline=self.deadline(seconds),
+                seconds=self._seconds(seconds),
                 picture=picture,
                 work=lambda _, encoded: encoded.size_hw if encoded is not None else None,
             )
         )
 
-    def deadline(self, seconds: float | None) -> float:
-        """When a request that comes now is no longer wanted.
+    def _seconds(self, seconds: float | None) -> float:
+        """Time that a request gets.
 
         Raises:
             SettingError: It asks for more time than the server gives, or for none.
@@ -211,7 +211,7 @@ class Service:
                 f"The request asks for {given:g} s. Give it more than 0 and at most "
                 f"{self.limits.most_seconds:g}."
             )
-        return time.monotonic() + given
+        return given
 
     def forget(self, client: str, number: str) -> None:
         """Drop a picture that a client keeps, and its encoding unless others keep it too.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -121,7 +120,7 @@ class Shadow:
             return
         again = Job(
             client=_CLIENT,
-            deadline=time.monotonic() + seconds,
+            seconds=seconds,
             picture=job.picture,
             question=job.question,
             work=job.work,

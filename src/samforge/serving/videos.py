@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -126,7 +125,7 @@ class VideoRun:
         return self._scheduler.submit(
             Job(
                 client=self._client,
-                deadline=time.monotonic() + self._service.limits.seconds,
+                seconds=self._service.limits.seconds,
                 work=self._work,
                 worker=self._worker,
             )
