@@ -241,7 +241,13 @@ def small_default(
 
     The real one takes 3.4 GB; the file itself does not tell its configuration.
     """
-    monkeypatch.setattr(loading, "Sam3Config", small_config)
+    stock = loading.Sam3Config
+
+    def config(**settings: Any) -> Any:
+        # Of no settings it is the default; other checkpoints may be loaded meanwhile.
+        return stock(**settings) if settings else small_config()
+
+    monkeypatch.setattr(loading, "Sam3Config", config)
 
     def write(tensors: Tensors, folder: Path) -> str:
         torch.save(tensors, folder / "sam3.pt")
