@@ -16,7 +16,7 @@ def begin() -> None:
     """Leave Ctrl-C to the parent, which ends its workers, and keep third parties quiet.
 
     Tracing makes millions of small objects that stay: by default Python looks through all of them
-    again and again. Every step ends with a collection of its own.
+    again and again. Steps of a large model end with a collection of their own.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     quiet_third_parties()

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samforge.backends import backend_from_name
 from samforge.core.around import AroundSession
 from samforge.core.capabilities import BOXES, TEXT, TEXT_ENCODER, TRACKER_PARTS, VISION
 from samforge.core.detections import Detections
@@ -27,6 +26,7 @@ from samforge.measure.answers import detections_from_table, table_from_detection
 from samforge.measure.asking import ask
 from samforge.measure.witness import Witness, save_witness
 from samforge.media import read_image
+from samforge.models.eager import EagerSession
 from samforge.runtime import Segmenter, image_bchw_from_rgb, segmenter_from_sessions
 from samforge.steps.context import BuildContext, StepOutput
 from samforge.steps.images import calibration_images, first_tried, trial_images
@@ -90,19 +90,17 @@ def calibration_answers(context: BuildContext) -> dict[tuple[int, int], Detectio
 
 
 def float_sessions(context: BuildContext, parts: Iterable[str] | None = None) -> dict[str, Session]:
-    """The exported parts, run by PyTorch: what everything is compared with.
+    """The checkpoint's parts, run by PyTorch: what everything is compared with.
+
+    Steps before this one have shown that the exported program gives the same bits. It is not read
+    here: of a small model, that takes torch longer than all the questions do.
 
     Args:
         context: Of the build.
         parts: Those to load; None loads all.
     """
-    backend = backend_from_name(TORCH.name)
-    return {
-        part: backend.session_from_artifact(
-            context.path(context.exported(part)), context.spec(part)
-        )
-        for part in (context.parts if parts is None else parts)
-    }
+    names = context.parts if parts is None else parts
+    return {name: EagerSession(context.model.part(name)) for name in names}
 
 
 def segmenter_of(context: BuildContext, sessions: Mapping[str, Session]) -> Segmenter:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import tempfile
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from samforge.core.facts import FACTS_KEY
 from samforge.core.targets import Target, target_from_name
 from samforge.measure.fidelity import TensorFidelity, compare_outputs, rows
 from samforge.steps.account import converted_weights, settled, tables_of
-from samforge.steps.context import BuildContext, StepOutput, check_gate
+from samforge.steps.context import BuildContext, StepOutput, check_gate, collect_garbage
 from samforge.steps.facts import facts_of
 from samforge.steps.flavours import flavoured
 from samforge.steps.options import options_of
@@ -59,7 +58,7 @@ def convert_part(context: BuildContext, name: str) -> StepOutput:
     account, found = settled(context, "onnx", name, weights)
     release([*exported.state_dict.values(), *exported.constants.values()])
     del model, exported
-    gc.collect()
+    collect_garbage(context)
     recorded = _recorded(context, name, left) if quantized else ()
     counted = _kernels(context, name, intended) if intended else ()
     figures = compared_with_samples(context, name, context.path(artifact))

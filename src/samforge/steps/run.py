@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import multiprocessing
 import resource
 import sys
@@ -23,7 +22,7 @@ from samforge.core.manifest import StepResult
 from samforge.core.recipe import Recipe
 from samforge.core.staging import Staging, StepRecord, step_key
 from samforge.models.loading import model_from_name
-from samforge.steps.context import BuildContext, StepOutput
+from samforge.steps.context import BuildContext, StepOutput, collect_garbage
 from samforge.steps.plan import BundleStep, Chain, PartStep, Stage, Step, steps_of
 
 _Answer: TypeAlias = tuple[StepOutput, StepResult, list[str]]
@@ -173,7 +172,7 @@ def _made(context: BuildContext, step: Step) -> tuple[StepOutput, StepResult]:
             made = cast(BundleStep, step.kind.make)(context)
         else:
             made = cast(PartStep, step.kind.make)(context, step.part)
-    gc.collect()
+    collect_garbage(context)
     result = StepResult(
         name=step.kind.name,
         part=step.part,

@@ -152,7 +152,7 @@ def noisiest_layers(context: BuildContext) -> str:
 
 @contextmanager
 def _floating(context: BuildContext) -> Iterator[Sessions]:
-    """Load the float parts, those of a small model once: torch takes seconds to read a program.
+    """Load the float parts, those of a small model once.
 
     Of a large model only one side's parts are in memory at a time, so each round loads them anew.
     """
