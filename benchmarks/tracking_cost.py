@@ -164,14 +164,17 @@ def main() -> int:
     parts = segmenter.tracker_parts()
     path: Path = options.out
     result = json.loads(path.read_text()) if options.only and path.is_file() else {}
-    result |= {"claim": CLAIM, "digest": samforge.open_bundle(options.bundle).digest}
-    threads = options.threads or "all"
+    result["claim"] = CLAIM
+    own = {
+        "digest": samforge.open_bundle(options.bundle).digest,
+        "threads": options.threads or "all",
+    }
     if options.only != "memory":
         result["speed"] = speed(parts, clip)
-        result["speed_conditions"] = conditions() | {"threads": threads}
+        result["speed_conditions"] = conditions() | own
     if options.only != "speed":
         shared = parts if options.vision else SharedFrames(parts)
-        result["memory_conditions"] = conditions() | {"threads": threads}
+        result["memory_conditions"] = conditions() | own
 
         def keep(rows: dict[str, Any]) -> None:
             # A run that is stopped leaves what it measured.
