@@ -92,7 +92,7 @@ class BuildContext:
         return is_quantized(self.recipe, part)
 
     def exported(self, part: str) -> str:
-        """The program as torch.export gave it: the reference of everything after it."""
+        """The program as torch.export gave it, bit for bit the part: what all later forms are made from."""
         return f"parts/{part}/{part}.pt2"
 
     def fused(self, part: str) -> str:
