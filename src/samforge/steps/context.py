@@ -92,7 +92,7 @@ class BuildContext:
         return is_quantized(self.recipe, part)
 
     def exported(self, part: str) -> str:
-        """The program as torch.export gave it, bit for bit the part: what all later forms are made from."""
+        """The program of torch.export, bit for bit the part: later forms are made from it."""
         return f"parts/{part}/{part}.pt2"
 
     def fused(self, part: str) -> str:
