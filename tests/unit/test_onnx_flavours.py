@@ -13,11 +13,12 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from samforge.backends import openvino as openvino_backend
 from samforge.backends._onnx_file import notes_from_onnx
 from samforge.backends.onnxruntime import OnnxRuntimeSession, cpu, optimized_from_onnx
-from samforge.backends.onnxruntime.cpu import saturates
 from samforge.backends.onnxruntime.session import session_options
 from samforge.backends.openvino import OpenVinoSession
+from samforge.core.cpu_flags import products_saturate
 from samforge.core.errors import BuildError, SettingError
 from samforge.core.recipe import Recipe
 from samforge.core.session import PartSpec, TensorSpec
@@ -34,7 +35,7 @@ from samforge.transform.onnx.integer_kernels import (
 )
 from samforge.transform.onnx.openvino_flavour import to_openvino
 from samforge.transform.onnx.precision_plan import SAFE, TENSORRT, Plan
-from samforge.transform.onnx.qdq import fold_weight_transposes, quantized_layers
+from samforge.transform.onnx.qdq import fold_weight_transposes, quantized_layers, restore
 from samforge.transform.onnx.u8s8 import FLOAT_NOTE, INTEGER_NOTE, to_u8s8
 from samforge.transform.onnx.weight_only import weights_to_int8
 
@@ -216,7 +217,8 @@ def test_weights_are_stored_as_they_are_read() -> None:
 # --- uint8 x int8
 
 VNNI = pytest.mark.skipif(
-    saturates(), reason="this processor has no VNNI instructions: its 8-bit products saturate"
+    products_saturate(),
+    reason="this processor has no VNNI instructions: its 8-bit products saturate",
 )
 
 
@@ -295,13 +297,20 @@ def test_processors_that_saturate_are_named(
 ) -> None:
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text(flags)
-    assert saturates(cpuinfo) == expected
-    assert not saturates(tmp_path / "gone")
-    monkeypatch.setattr(cpu, "saturates", lambda: saturates(cpuinfo))
+    assert products_saturate(cpuinfo) == expected
+    assert not products_saturate(tmp_path / "gone")
+    monkeypatch.setattr(cpu, "products_saturate", lambda: products_saturate(cpuinfo))
     model = to_u8s8(gemm())
     processor = OnnxRuntimeSession(saved(model, tmp_path), spec_of(model)).processor
     words = "without VNNI instructions its 8-bit products may saturate"
     assert processor.endswith(f"({words})") == expected
+    monkeypatch.setattr(openvino_backend, "products_saturate", lambda: products_saturate(cpuinfo))
+    floating = gemm()
+    for layer in quantized_layers(floating):
+        restore(floating, layer)
+    for model, integers in ((to_openvino(gemm()), True), (floating, False)):
+        quantized = OpenVinoSession(saved(model, tmp_path), spec_of(model))
+        assert quantized.processor.endswith(f"({words})") == (expected and integers)
 
 
 # --- did it really?

@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import openvino
 import pytest
 
 from samforge.backends import backend_from_name
@@ -17,6 +20,7 @@ from samforge.backends.openvino import OPTIONS, OpenVinoSession
 from samforge.core.errors import MissingExtra, SettingError
 from samforge.core.session import checked_options
 from samforge.core.structure import json_from_value
+from samforge.transform.onnx.larger_first import larger_first
 
 Make = Callable[..., Any]
 BACKEND = backend_from_name("openvino")
@@ -162,3 +166,87 @@ def test_without_openvino(monkeypatch: pytest.MonkeyPatch, part: Make, onnx_file
     assert str(caught.value) == (
         "OpenVINO is not installed. Run: pip install 'samforge[openvino]'."
     )
+
+
+def two_projections(features: int, masks: int | str) -> ir.Model:
+    """Sum of two 8-bit convolutions, one of features and one of masks, as the memory encoder has.
+
+    Args:
+        features: Batch of the first.
+        masks: Batch of the second.
+    """
+    rng = np.random.default_rng(0)
+    nodes, inputs, initializers = [], [], []
+
+    def constant(name: str, array: Any) -> ir.Value:
+        value = ir.val(name, const_value=ir.tensor(array, name=name))
+        initializers.append(value)
+        return value
+
+    def node(
+        operator: str, given: list[ir.Value], name: str, shape: ir.Shape | None = None
+    ) -> ir.Value:
+        made = ir.node(operator, given, outputs=[ir.val(name, ir.DataType.FLOAT, shape)])
+        nodes.append(made)
+        return made.outputs[0]
+
+    def projection(name: str, batch: int | str) -> ir.Value:
+        given = ir.val(name, ir.DataType.FLOAT, ir.Shape([batch, 16, 8, 8]))
+        inputs.append(given)
+        scale, zero = constant(f"{name}_s", np.float32(0.03)), constant(f"{name}_z", np.int8(0))
+        rounded = ir.node(
+            "QuantizeLinear",
+            [given, scale, zero],
+            outputs=[ir.val(f"{name}_q", ir.DataType.INT8)],
+        )
+        nodes.append(rounded)
+        read = node("DequantizeLinear", [rounded.outputs[0], scale, zero], f"{name}_dq")
+        # Small enough for processors whose products of 8 bits saturate.
+        integers = rng.integers(-40, 41, (16, 16, 1, 1), dtype=np.int8)
+        scales = rng.uniform(0.003, 0.006, 16).astype(np.float32)
+        zeros = constant(f"{name}_wz", np.zeros(16, np.int8))
+        stored = constant(f"{name}_w", integers), constant(f"{name}_ws", scales)
+        weight = ir.node(
+            "DequantizeLinear",
+            [*stored, zeros],
+            attributes={"axis": 0},
+            outputs=[ir.val(f"{name}_wdq", ir.DataType.FLOAT)],
+        )
+        nodes.append(weight)
+        bias = constant(f"{name}_b", rng.standard_normal(16).astype(np.float32))
+        shape = ir.Shape([batch, 16, 8, 8])
+        return node("Conv", [read, weight.outputs[0], bias], f"{name}_projected", shape)
+
+    first, second = projection("features", features), projection("masks", masks)
+    total = node("Add", [first, second], "sum", ir.Shape([masks, 16, 8, 8]))
+    graph = ir.Graph(
+        inputs, [total], nodes=nodes, initializers=initializers, opset_imports={"": 20}, name="sum"
+    )
+    return ir.Model(graph, ir_version=10)
+
+
+def test_the_larger_of_two_summed_convolutions_comes_first(tmp_path: Path) -> None:
+    """Turned, OpenVINO runs the graph with as many objects as come; the sum is the same."""
+    model = two_projections(1, "objects")
+    ir.save(model, tmp_path / "plain.onnx")
+    assert larger_first(model) == ["sum"]
+    ir.save(model, tmp_path / "turned.onnx")
+    rng = np.random.default_rng(1)
+    plain = onnxruntime.InferenceSession(tmp_path / "plain.onnx")
+    turned = onnxruntime.InferenceSession(tmp_path / "turned.onnx")
+    compiled = openvino.Core().compile_model(
+        tmp_path / "turned.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
+    for objects in (1, 2, 7, 3):
+        given = {
+            "features": rng.standard_normal((1, 16, 8, 8)).astype(np.float32),
+            "masks": rng.standard_normal((objects, 16, 8, 8)).astype(np.float32),
+        }
+        wanted = plain.run(None, given)[0]
+        np.testing.assert_array_equal(turned.run(None, given)[0], wanted)
+        np.testing.assert_allclose(compiled(given)["sum"], wanted, atol=0.02)
+
+
+@pytest.mark.parametrize("batches", [(1, 1), ("objects", 1), ("objects", "objects")])
+def test_other_sums_stay_as_they_are(batches: tuple[Any, Any]) -> None:
+    assert larger_first(two_projections(*batches)) == []

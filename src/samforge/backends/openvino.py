@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from samforge.backends._onnx_file import notes_from_onnx
+from samforge.core.cpu_flags import SATURATING, products_saturate
 from samforge.core.devices import CPU, require_kind
 from samforge.core.errors import DamagedBundle, MissingExtra, SettingError, ShapeError
 from samforge.core.facts import FACTS_KEY
@@ -41,6 +42,8 @@ ELEMENT_TYPES = {
 ARITHMETIC = {"fp32": "f32", "bf16": "bf16", "int8": "f32", "int8-bf16": "bf16"}
 """Type of everything that is not quantized, by the option ``precision``. Quantized layers are in
 the file; ``int8`` and ``fp32`` differ only in it."""
+PRODUCTS = ("FullyConnected", "MatMul", "Convolution")
+"""Operators of its runtime model that have 8-bit kernels."""
 HINTS = {"latency": "LATENCY", "throughput": "THROUGHPUT"}
 OPTIONS = {"precision": tuple(ARITHMETIC), "hint": tuple(HINTS), "cache": ()}
 """What a session takes: ``cache`` is a folder, made when it is not there, that keeps compiled
@@ -90,6 +93,8 @@ class OpenVinoSession(OfOneProcess):
         self._lock = threading.Lock()
         self.spec = spec
         self.processor = f"CPU, {threads or len(os.sched_getaffinity(0))} threads"
+        if products_saturate() and any(map(_multiplies_integers, self.layers())):
+            self.processor += f" ({SATURATING})"
         self.hold()
 
     def run(self, tensors: Tensors) -> dict[str, Array]:
@@ -149,6 +154,10 @@ class OpenVinoSession(OfOneProcess):
             if self._requests:
                 return self._requests.pop()
         return compiled.create_infer_request()
+
+
+def _multiplies_integers(layer: RuntimeLayer) -> bool:
+    return layer.operator in PRODUCTS and layer.precision in ("i8", "u8")
 
 
 def has_bf16() -> bool:

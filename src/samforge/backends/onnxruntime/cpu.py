@@ -20,7 +20,7 @@ from samforge.backends.onnxruntime.session import (
     session_options,
 )
 from samforge.core import targets
-from samforge.core.cpu_flags import CPU_INFO, cpu_flags
+from samforge.core.cpu_flags import SATURATING, products_saturate
 from samforge.core.devices import CPU, require_kind
 from samforge.core.facts import FACTS_KEY
 from samforge.core.session import PartSpec, Session, checked_options, checked_threads
@@ -78,18 +78,9 @@ def optimized_from_onnx(path: Path, out: Path) -> None:
 def _reasons(notes: Notes) -> list[str]:
     """What one should know about this file on this processor."""
     found = [notes[UNOPTIMIZED_NOTE]] if UNOPTIMIZED_NOTE in notes else []
-    if int(notes.get(INTEGER_NOTE, "0")) and saturates():
-        found.append("without VNNI instructions its 8-bit products may saturate")
+    if int(notes.get(INTEGER_NOTE, "0")) and products_saturate():
+        found.append(SATURATING)
     return found
-
-
-def saturates(cpuinfo: Path = CPU_INFO) -> bool:
-    """Whether the processor adds pairs of 8-bit products in 16 bits, which may not hold them.
-
-    x86 before VNNI does (``vpmaddubsw``); what is no x86, or cannot be read, is taken not to.
-    """
-    flags = cpu_flags(cpuinfo)
-    return "avx2" in flags and not {"avx512_vnni", "avx_vnni"} & flags
 
 
 @dataclass(frozen=True, slots=True)

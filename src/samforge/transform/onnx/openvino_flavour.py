@@ -11,6 +11,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from samforge.transform.onnx.graph import note, tidy
+from samforge.transform.onnx.larger_first import larger_first
 from samforge.transform.onnx.qdq import fold_weight_transposes, quantized_layers, restore
 from samforge.transform.onnx.rotary_halves import rotary_by_halves
 
@@ -34,6 +35,7 @@ def to_openvino(model: ir.Model) -> ir.Model:
             restore(model, layer)
             left.append(f"{layer.path}: OpenVINO may compute transposed convolutions in float")
     rotary_by_halves(model)
+    larger_first(model)
     tidy(model)
     if left:
         note(model, [(FLOAT_NOTE, "; ".join(left))])
