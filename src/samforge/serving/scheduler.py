@@ -59,7 +59,12 @@ class Scheduler:
         cache = EncodingCache(self._limits.cache_bytes) if cache is None else cache
         self._lines = Lines([one.device for one in self._segmenters], cache, digest)
         self._watcher = watcher or Unwatched()
-        self._changed = threading.Condition()
+        # One lock, and a bell for each kind of thread: a bell that wakes all of them would have each
+        # ask for the interpreter, for nothing, several times a request.
+        self._lock = threading.RLock()
+        self._to_decode = threading.Condition(self._lock)
+        self._to_segment = threading.Condition(self._lock)
+        self._done = threading.Condition(self._lock)
         self._admission = Admission(self._limits)
         self._encode_pace, self._detect_pace = Pace(), Pace()
         self._closing = self._stopped = False
@@ -91,7 +96,7 @@ class Scheduler:
         Raises:
             Overloaded: It cannot be answered in time, or too much waits already.
         """
-        with self._changed:
+        with self._lock:
             try:
                 self._check(job)
             except Refusal as refusal:
@@ -101,7 +106,10 @@ class Scheduler:
             self._admission.add(job)
             self._open.add(ticket)
             known = self._lines.place(ticket)
-            self._changed.notify_all()
+            if known is False:
+                self._to_decode.notify()
+            else:
+                self._to_segment.notify_all()  # not all of them may have its picture
         if known is not None:
             self._watcher.looked_up(known=known)
         # Outside the lock: the future calls it at once where it is done already.
@@ -110,7 +118,7 @@ class Scheduler:
 
     def load(self) -> Load:
         """How much there is to do."""
-        with self._changed:
+        with self._lock:
             return Load(
                 waiting=self._admission.waiting,
                 to_decode=self._lines.waiting(Stage.WAITS),
@@ -135,21 +143,22 @@ class Scheduler:
             Whether all of it was answered in time.
         """
         end = time.monotonic() + seconds
-        with self._changed:
+        with self._lock:
             self._closing = True
             while self._open:
                 left = end - time.monotonic()
                 if left <= 0:
                     return False
-                self._changed.wait(left)
+                self._done.wait(left)
         return True
 
     def close(self) -> None:
         """Stop at once: what waits is refused, and the segmenters are closed."""
-        with self._changed:
+        with self._lock:
             self._closing = self._stopped = True
             left = list(self._open)
-            self._changed.notify_all()
+            self._to_decode.notify_all()
+            self._to_segment.notify_all()
         for thread in self._threads:
             thread.join()
         for ticket in left:
@@ -177,22 +186,25 @@ class Scheduler:
 
     def _ended(self, ticket: Ticket) -> None:
         """A job was answered, failed, or its client left: what it took is free."""
-        with self._changed:
+        with self._lock:
             self._open.discard(ticket)
             self._admission.remove(ticket.job)
             self._lines.leave(ticket)
-            self._changed.notify_all()
+            if self._lines.to_decode:  # a picture that nobody wants any more made room for another
+                self._to_decode.notify()
+            if not self._open:
+                self._done.notify_all()
         self._watcher.ended(_outcome(ticket.future), ticket.spent)
 
     # --- the threads
 
     def _decode(self) -> None:
         while True:
-            with self._changed:
+            with self._lock:
                 while (encoding := self._next_to_decode()) is None:
                     if self._stopped:
                         return
-                    self._changed.wait()
+                    self._to_decode.wait()
             self._decoded(encoding)
             del encoding  # its pixels are not this thread's to keep while it waits
 
@@ -208,12 +220,12 @@ class Scheduler:
         except Exception as error:  # noqa: BLE001  # told to those who sent it
             self._failed(encoding, error)
             return
-        with self._changed:
+        with self._lock:
             self._lines.decoded(encoding, rgb, (time.monotonic() - start) * 1e3)
-            self._changed.notify_all()
+            self._to_segment.notify()
 
     def _failed(self, encoding: Encoding, error: Exception) -> None:
-        with self._changed:
+        with self._lock:
             tickets = self._lines.failed(encoding)
         for ticket in tickets:
             ticket.fail(error)
@@ -232,11 +244,11 @@ class Scheduler:
             What comes after it; None at the end.
         """
         segmenter = self._segmenters[index]
-        with self._changed:
+        with self._lock:
             while (batch := self._next(index, asks=turn.asks)) is None and turn.begun is None:
                 if self._stopped:
                     return None
-                self._changed.wait()
+                self._to_segment.wait()
         if isinstance(batch, Group):
             return _Turn(asks=False, begun=self._asked(segmenter, batch, turn.begun))
         if batch is not None:
@@ -273,7 +285,7 @@ class Scheduler:
         before = self._lines.waiting(Stage.DECODED)
         batch = self._lines.next_pictures(self._segmenters[index].most_images)
         if self._lines.waiting(Stage.DECODED) < before:  # late ones may be all that was taken out
-            self._changed.notify_all()  # there is room for decoded ones
+            self._to_decode.notify_all()  # there is room for decoded ones
         return batch
 
     def _next_group(self, index: int) -> Group | None:
@@ -295,11 +307,11 @@ class Scheduler:
             return
         seconds = time.monotonic() - start
         self._watcher.encoded(len(batch), seconds * 1e3)
-        with self._changed:
+        with self._lock:
             self._encode_pace.took(seconds, len(batch))
             for one, features in zip(batch, encoded, strict=True):
                 self._lines.encoded(one, features, seconds * 1e3)
-            self._changed.notify_all()
+            self._to_segment.notify_all()
 
     def _begin(self, segmenter: Segmenter, group: Group) -> _Begun | None:
         """Begin with a group.
@@ -326,7 +338,7 @@ class Scheduler:
         end = time.monotonic()
         detect_ms = (end - begun.start) * 1e3
         self._watcher.detected(len(group.tickets), group.pairs, detect_ms)
-        with self._changed:
+        with self._lock:
             # What was done between the two is of others, and counted there.
             self._detect_pace.took(begun.spent + end - start, len(group.tickets))
         for ticket, result in zip(group.tickets, results, strict=True):
