@@ -12,6 +12,7 @@ from samforge.core.errors import ImageError, MissingExtra
 from samforge.core.images import RgbImage
 from samforge.media._arrays import eight_bit, rgb_from_array, rgb_on_white
 from samforge.media._heif import is_heif, opened_heif
+from samforge.media._pillow_pixels import rgb_pixels
 
 MAX_PIXELS = 178_000_000
 """Pixels that an image may have: a 108-megapixel photograph is fine, a decompression bomb is not.
@@ -138,7 +139,7 @@ def _rgb(image: Image.Image, name: str) -> RgbImage:
         return rgb_from_array(eight_bit(np.asarray(image)))
     if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
         return rgb_on_white(image.convert("RGBA"))
-    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+    return rgb_pixels(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _reason(error: BaseException) -> str:

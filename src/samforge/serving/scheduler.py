@@ -59,8 +59,8 @@ class Scheduler:
         cache = EncodingCache(self._limits.cache_bytes) if cache is None else cache
         self._lines = Lines([one.device for one in self._segmenters], cache, digest)
         self._watcher = watcher or Unwatched()
-        # One lock, and a bell for each kind of thread: a bell that wakes all of them would have each
-        # ask for the interpreter, for nothing, several times a request.
+        # One lock, and a bell for each kind of thread: one for all would have every thread ask for
+        # the interpreter several times a request, for nothing.
         self._lock = threading.RLock()
         self._to_decode = threading.Condition(self._lock)
         self._to_segment = threading.Condition(self._lock)
