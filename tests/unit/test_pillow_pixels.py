@@ -75,6 +75,6 @@ def resident_mib() -> float:
 def test_images_of_several_blocks_are_packed() -> None:
     """Pillow does not show memory that is in pieces."""
     image = picture(2600, 2600)
-    with pytest.raises(ValueError, match="contiguous|block"):
+    with pytest.raises(ValueError, match=r"contiguous|block"):
         image.__arrow_c_array__()
     np.testing.assert_array_equal(rgb_pixels(image), np.asarray(image))

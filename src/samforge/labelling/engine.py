@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeAlias
 
 from samforge.core.devices import CPU, checked_device
 from samforge.core.errors import SettingError
 from samforge.labelling.items import Item
-from samforge.labelling.labeller import Labeller, Loaded, loaded
+from samforge.labelling.labeller import Labeller, Loaded, decoded, fetched
 from samforge.labelling.outcome import Outcome
 from samforge.labelling.reader import ItemReader
+from samforge.runtime.batches import decoding_threads
 from samforge.runtime.prefetch import Prefetcher
 
 Chunk: TypeAlias = tuple[tuple[int, Item], ...]
@@ -63,7 +65,8 @@ def labelled(labeller: Labeller, chunks: Iterable[Chunk]) -> Iterator[list[Outco
     """Label chunks one after the other, reading ahead."""
     with (
         ItemReader() as reader,
-        Prefetcher(_read(reader, chunks), ahead=AHEAD, name="read") as read,
+        ThreadPoolExecutor(decoding_threads(), thread_name_prefix="samforge-decode") as decoders,
+        Prefetcher(_read(reader, decoders, chunks), ahead=AHEAD, name="read") as read,
     ):
         for chunk, pictures in read:
             number, item = chunk[0]
@@ -74,12 +77,16 @@ def labelled(labeller: Labeller, chunks: Iterable[Chunk]) -> Iterator[list[Outco
                 yield labeller.pictures(pictures)
 
 
-def _read(reader: ItemReader, chunks: Iterable[Chunk]) -> Iterator[tuple[Chunk, list[Loaded]]]:
+def _read(
+    reader: ItemReader, decoders: ThreadPoolExecutor, chunks: Iterable[Chunk]
+) -> Iterator[tuple[Chunk, list[Loaded]]]:
+    """The pictures of each chunk: files are read one after the other, and decoded together."""
     for chunk in chunks:
         if chunk[0][1].kind == "video":
             yield chunk, []
         else:
-            yield chunk, [loaded(reader, number, item) for number, item in chunk]
+            contents = [fetched(reader, item) for _, item in chunk]
+            yield chunk, list(decoders.map(decoded, *zip(*chunk, strict=True), contents))
 
 
 def require_jobs(jobs: int) -> None:

@@ -55,13 +55,22 @@ class Loaded:
     """Why there are no pixels."""
 
 
-def loaded(reader: ItemReader, number: int, item: Item) -> Loaded:
-    """Read one picture: its bytes once, which are hashed and decoded."""
+def fetched(reader: ItemReader, item: Item) -> bytes | ItemFailure:
+    """Read the bytes of a picture, once."""
     try:
-        content = reader.read(item)
+        return reader.read(item)
+    except Exception as error:  # noqa: BLE001  told with its kind; the others go on
+        return _named(item, error)
+
+
+def decoded(number: int, item: Item, content: bytes | ItemFailure) -> Loaded:
+    """Hash and decode the bytes of a picture."""
+    if isinstance(content, ItemFailure):
+        return Loaded(number=number, item=item, failure=content)
+    try:
         digest = hashlib.sha256(content).hexdigest()
         return Loaded(number=number, item=item, rgb=read_image(content), sha256=digest)
-    except Exception as error:  # noqa: BLE001  told with its kind; the others go on
+    except Exception as error:  # noqa: BLE001  as above
         return Loaded(number=number, item=item, failure=_named(item, error))
 
 
