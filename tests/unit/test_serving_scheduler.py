@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
+from contextlib import suppress
 from itertools import pairwise
 from typing import Any
 
@@ -435,7 +436,9 @@ def test_draining_ends_what_was_accepted_and_refuses_the_rest(make: Make) -> Non
     with pytest.raises(Refusal, match="is ending"):
         scheduler.submit(job(6))
     threading.Timer(0.05, segmenter.gate.set).start()
+    begin = time.monotonic()
     assert scheduler.drain(10)
+    assert time.monotonic() - begin < 5  # as soon as the last has ended
     assert all(ticket.future.done() for ticket in tickets)
     assert len(results(tickets)) == 5
 
@@ -566,3 +569,37 @@ def test_pictures_are_not_asked_what_nobody_wants_to_know(make: Make) -> None:
     assert len(results([blocked, wide, *narrow])) == 9
     until(lambda: len(heard.pairs) == 3)
     assert heard.pairs == [(1, 1), (1, 8), (7, 7)]
+
+
+def test_no_thread_sleeps_while_there_is_work(make: Make) -> None:
+    """Jobs of all kinds from several threads, some left, some late: each of them ends."""
+    limits = Limits(waiting=10_000, waiting_of_client=10_000)
+    scheduler = make(Counting("one"), Counting("two"), limits=limits)
+    tickets: list[Ticket] = []
+
+    def submits(client: int) -> None:
+        rng = np.random.default_rng(client)
+        for _ in range(150):
+            kind = rng.integers(6)
+            seconds = 0.001 if kind == 0 else 60.0
+            asked = job(int(rng.integers(40)), client=f"client {client}", seconds=seconds)
+            if kind == 1:
+                asked = Job(client="worker", seconds=60.0, work=lambda *_: None, worker=client % 2)
+            with suppress(Overloaded):
+                ticket = scheduler.submit(asked)
+                tickets.append(ticket)
+                if kind == 2:
+                    ticket.future.cancel()
+            if kind == 3:
+                time.sleep(0.001)
+
+    threads = [threading.Thread(target=submits, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(tickets) > 600
+    for ticket in tickets:
+        with suppress(CancelledError, DeadlineExceeded):
+            ticket.future.result(20)
+    assert scheduler.drain(20)
