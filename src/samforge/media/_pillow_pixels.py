@@ -1,8 +1,8 @@
 """Pixels of Pillow images, copied while other threads run.
 
-``numpy.asarray(image)`` has Pillow pack every row under the interpreter's lock: 3 ms of a picture
-of 1920 x 1080, in which no other thread of a server starts anything. Pillow shows its own memory
-through Arrow's C data interface, four bytes a pixel, and numpy copies from it without the lock.
+``numpy.asarray(image)`` has Pillow pack every row under the interpreter's lock: milliseconds of a
+picture of 1920 x 1080, in which no other thread of a server starts anything. Pillow shows its own
+memory through Arrow's C data interface, four bytes a pixel, and numpy copies without the lock.
 
 https://arrow.apache.org/docs/format/CDataInterface.html
 """

@@ -7,10 +7,8 @@ it, adds a dozen nodes a layer, and hides the pattern that runtimes fuse.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import torch
 from onnxscript import opset20 as op
 
 from samforge.core.errors import ExportError
@@ -53,9 +51,3 @@ def explicit_attention(  # noqa: PLR0913, PLR0917  # the signature of the aten o
     if attn_mask is not None:
         scores = op.Add(scores, attn_mask)
     return op.MatMul(op.Softmax(scores, axis=-1), value)
-
-
-TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
-    torch.ops.aten.scaled_dot_product_attention.default: explicit_attention,
-}
-"""What replaces the exporter's own translations."""

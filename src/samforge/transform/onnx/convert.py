@@ -12,9 +12,10 @@ from torch.export import ExportedProgram
 from samforge.core.errors import ExportError
 from samforge.core.files import output_errors
 from samforge.core.session import PartSpec
-from samforge.transform.onnx.attention import TRANSLATIONS
 from samforge.transform.onnx.operators import check_operators
 from samforge.transform.onnx.simplify import simplify
+from samforge.transform.onnx.translations import TRANSLATIONS
+from samforge.transform.onnx.untraced import untraced
 
 OPSET = 20
 """ONNX Runtime's default optimizations fail on INT8 graphs of opset 21 and 23 (1.31)."""
@@ -36,7 +37,7 @@ def onnx_from_exported(exported: ExportedProgram, spec: PartSpec) -> ir.Model:
     """
     try:
         program = torch.onnx.export(
-            exported,
+            untraced(exported),
             dynamo=True,
             opset_version=OPSET,
             input_names=[tensor.name for tensor in spec.inputs],
