@@ -9,7 +9,7 @@ from itertools import islice
 
 from torch import Tensor
 
-from samforge.core.capabilities import TRACKER_PARTS
+from samforge.core.capabilities import TEXT_ENCODER, TRACKER_PARTS
 from samforge.core.files import atomic_write_json
 from samforge.measure import feature_cosine_limit
 from samforge.measure.fidelity import compare_outputs
@@ -127,7 +127,7 @@ def _gate(context: BuildContext, programs: Programs) -> Gate:
     if programs.calibrated.part in TRACKER_PARTS:
         holds = lru_cache(maxsize=None)(TrackerTrials(context, programs).holds)
         return Gate(holds=holds, likely=holds)
-    if context.model.text is None:
+    if TEXT_ENCODER not in context.parts:  # then nothing was asked when it was calibrated
         holds = lru_cache(maxsize=None)(_feature_gate(context, programs))
         return Gate(holds=holds, likely=holds)
     verdict = lru_cache(maxsize=None)(partial(Trials(context, programs).verdict))
