@@ -25,7 +25,7 @@ _SAME = (aten.detach.default, aten.detach_.default)
 _RESHAPES = (aten.view.default, aten.reshape.default)
 _FORMED = (aten.flatten.using_ints, aten.unflatten.int)
 """What the exporter translates by computing shapes that are known."""
-_PLAIN = frozenset({"_operator", "math", "torch"})
+_PLAIN = frozenset({"_operator", "math", torch.__name__})
 """Modules of the functions that sizes are computed with."""
 
 
