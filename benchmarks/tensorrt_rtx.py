@@ -29,8 +29,8 @@ from samforge.core.capabilities import TRACKER_PARTS, VISION
 RESULT = Path(__file__).parent / "results" / "tensorrt_rtx.json"
 PEAK_GIB = 4.0
 CLASS_TOKEN_MB = 17.2
-"""Weights of the class token's 19 products, in fp16 beside 8 bits too. Meta's code computes them, and
-the first experiment's graph had none: engines may be larger by them."""
+"""Weights of the class token's 19 products, in fp16 beside 8 bits too. Meta's code computes them,
+and the first experiment's graph had none: engines may be larger by them."""
 MODEL = "facebook/sam3"
 
 
