@@ -28,9 +28,6 @@ from samforge.core.capabilities import TRACKER_PARTS, VISION
 
 RESULT = Path(__file__).parent / "results" / "tensorrt_rtx.json"
 PEAK_GIB = 4.0
-CLASS_TOKEN_MB = 17.2
-"""Weights of the class token's 19 products, in fp16 beside 8 bits too. Meta's code computes them,
-and the first experiment's graph had none: engines may be larger by them."""
 MODEL = "facebook/sam3"
 
 
@@ -65,45 +62,21 @@ class Row:
 
 
 ROWS = (
-    Row(
-        part="vision",
-        precision="fp16",
-        generations=("89",),
-        megabytes=918 + CLASS_TOKEN_MB,
-        attentions=32,
-    ),
+    Row(part="vision", precision="fp16", generations=("89",), megabytes=918, attentions=32),
     Row(
         part="vision",
         precision="int8",
         generations=("89",),
-        megabytes=486 + CLASS_TOKEN_MB,
+        megabytes=486,
         attentions=32,
         int8_products=128,
     ),
-    Row(
-        part="vision",
-        precision="fp8",
-        generations=("89",),
-        megabytes=487 + CLASS_TOKEN_MB,
-        attentions=32,
-    ),
+    Row(part="vision", precision="fp8", generations=("89",), megabytes=487, attentions=32),
     Row(part="text", precision="fp16", generations=("89",)),
     Row(part="detector", precision="fp16", generations=("89",)),
     Row(part="detector_boxes", precision="fp16", generations=("89",)),
-    Row(
-        part="vision",
-        precision="fp16",
-        generations=("86",),
-        megabytes=918 + CLASS_TOKEN_MB,
-        attentions=32,
-    ),
-    Row(
-        part="vision",
-        precision="fp16",
-        generations=("120",),
-        megabytes=918 + CLASS_TOKEN_MB,
-        attentions=32,
-    ),
+    Row(part="vision", precision="fp16", generations=("86",), megabytes=918, attentions=32),
+    Row(part="vision", precision="fp16", generations=("120",), megabytes=918, attentions=32),
     Row(part="vision", precision="fp16", generations=("86", "89", "120"), attentions=32),
     Row(part="vision", precision="fp16", generations=("89",), attentions=32, tracker=True),
     *(

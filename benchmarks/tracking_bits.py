@@ -2,7 +2,7 @@ r"""What a tracker in 8 bits loses: J&F, IDF1 and switches beside fp32's, on hel
 
     python benchmarks/tracking_bits.py build/tracked build/tracked-int8
     python benchmarks/tracking_bits.py build/tracked build/tracked-fp8 --name tracking_fp8 \
-        --clips 400 --processes 8
+        --clips 200 --processes 8
 
 Both bundles are asked for the shapes of each clip by phrases and by clicks on its first frame, as
 ``samforge compare --data clips:N`` asks them; here processes share the clips.
@@ -23,6 +23,7 @@ from typing import Any
 from _conditions import write_result
 
 import samforge
+from samforge.core.targets import target_from_name
 from samforge.measure.video_accuracy import VideoAccuracy, accuracy_from_counts
 from samforge.measure.videos import VideoCount, ask_video, count_video
 from samforge.models.tiny.held_out_clips import labelled_videos
@@ -37,8 +38,8 @@ def segmenter(bundle: Path) -> samforge.Segmenter:
     """What is measured, once a process: it has the bundles of one run and no others."""
     if bundle not in _loaded:
         # torch has one count of threads for the whole process: OMP_NUM_THREADS says it.
-        of_torch = samforge.open_bundle(bundle).manifest.target in {"torch", "inductor"}
-        _loaded[bundle] = samforge.load(bundle, threads=None if of_torch else 1)
+        target = target_from_name(samforge.open_bundle(bundle).manifest.target)
+        _loaded[bundle] = samforge.load(bundle, threads=1 if target.through_onnx else None)
     return _loaded[bundle]
 
 

@@ -20,7 +20,7 @@ from samforge.backends.openvino import OPTIONS, OpenVinoSession
 from samforge.core.errors import MissingExtra, SettingError
 from samforge.core.session import checked_options
 from samforge.core.structure import json_from_value
-from samforge.transform.onnx.larger_first import larger_first
+from samforge.transform.onnx.convolution_sums import larger_first
 
 Make = Callable[..., Any]
 BACKEND = backend_from_name("openvino")

@@ -62,9 +62,9 @@ class Scheduler:
         # One lock, and a bell for each kind of thread: one for all would have every thread ask for
         # the interpreter several times a request, for nothing.
         self._lock = threading.RLock()
-        self._to_decode = threading.Condition(self._lock)
-        self._to_segment = threading.Condition(self._lock)
-        self._done = threading.Condition(self._lock)
+        self._decoders_wait = threading.Condition(self._lock)
+        self._segmenters_wait = threading.Condition(self._lock)
+        self._drain_waits = threading.Condition(self._lock)
         self._admission = Admission(self._limits)
         self._encode_pace, self._detect_pace = Pace(), Pace()
         self._closing = self._stopped = False
@@ -107,9 +107,9 @@ class Scheduler:
             self._open.add(ticket)
             known = self._lines.place(ticket)
             if known is False:
-                self._to_decode.notify()
+                self._decoders_wait.notify()
             else:
-                self._to_segment.notify_all()  # not all of them may have its picture
+                self._segmenters_wait.notify_all()  # not all of them may have its picture
         if known is not None:
             self._watcher.looked_up(known=known)
         # Outside the lock: the future calls it at once where it is done already.
@@ -149,7 +149,7 @@ class Scheduler:
                 left = end - time.monotonic()
                 if left <= 0:
                     return False
-                self._done.wait(left)
+                self._drain_waits.wait(left)
         return True
 
     def close(self) -> None:
@@ -157,8 +157,8 @@ class Scheduler:
         with self._lock:
             self._closing = self._stopped = True
             left = list(self._open)
-            self._to_decode.notify_all()
-            self._to_segment.notify_all()
+            self._decoders_wait.notify_all()
+            self._segmenters_wait.notify_all()
         for thread in self._threads:
             thread.join()
         for ticket in left:
@@ -191,9 +191,9 @@ class Scheduler:
             self._admission.remove(ticket.job)
             self._lines.leave(ticket)
             if self._lines.to_decode:  # a picture that nobody wants any more made room for another
-                self._to_decode.notify()
+                self._decoders_wait.notify()
             if not self._open:
-                self._done.notify_all()
+                self._drain_waits.notify_all()
         self._watcher.ended(_outcome(ticket.future), ticket.spent)
 
     # --- the threads
@@ -204,7 +204,7 @@ class Scheduler:
                 while (encoding := self._next_to_decode()) is None:
                     if self._stopped:
                         return
-                    self._to_decode.wait()
+                    self._decoders_wait.wait()
             self._decoded(encoding)
             del encoding  # its pixels are not this thread's to keep while it waits
 
@@ -222,7 +222,7 @@ class Scheduler:
             return
         with self._lock:
             self._lines.decoded(encoding, rgb, (time.monotonic() - start) * 1e3)
-            self._to_segment.notify()
+            self._segmenters_wait.notify()
 
     def _failed(self, encoding: Encoding, error: Exception) -> None:
         with self._lock:
@@ -248,7 +248,7 @@ class Scheduler:
             while (batch := self._next(index, asks=turn.asks)) is None and turn.begun is None:
                 if self._stopped:
                     return None
-                self._to_segment.wait()
+                self._segmenters_wait.wait()
         if isinstance(batch, Group):
             return _Turn(asks=False, begun=self._asked(segmenter, batch, turn.begun))
         if batch is not None:
@@ -285,7 +285,7 @@ class Scheduler:
         before = self._lines.waiting(Stage.DECODED)
         batch = self._lines.next_pictures(self._segmenters[index].most_images)
         if self._lines.waiting(Stage.DECODED) < before:  # late ones may be all that was taken out
-            self._to_decode.notify_all()  # there is room for decoded ones
+            self._decoders_wait.notify_all()  # there is room for decoded ones
         return batch
 
     def _next_group(self, index: int) -> Group | None:
@@ -311,7 +311,7 @@ class Scheduler:
             self._encode_pace.took(seconds, len(batch))
             for one, features in zip(batch, encoded, strict=True):
                 self._lines.encoded(one, features, seconds * 1e3)
-            self._to_segment.notify_all()
+            self._segmenters_wait.notify_all()
 
     def _begin(self, segmenter: Segmenter, group: Group) -> _Begun | None:
         """Begin with a group.

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from samforge.transform.onnx.convolution_sums import larger_first
 from samforge.transform.onnx.graph import note, tidy
-from samforge.transform.onnx.larger_first import larger_first
 from samforge.transform.onnx.qdq import fold_weight_transposes, quantized_layers, restore
 from samforge.transform.onnx.rotary_halves import rotary_by_halves
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import onnx_ir as ir
 import torch
 from onnxscript import opset20 as op
 
@@ -23,7 +24,13 @@ def subtracted_from(values: Any, other: float, alpha: float = 1) -> Any:
 
 
 def both(first: Any, second: Any) -> Any:
-    """Translate ``aten.__and__.Tensor`` of two conditions."""
+    """Translate ``aten.__and__.Tensor`` of two conditions.
+
+    Raises:
+        ExportError: They are numbers, whose bits it would join.
+    """
+    if first.dtype != ir.DataType.BOOL:
+        raise ExportError(f"& of {first.dtype} has no translation here, only that of conditions.")
     return op.And(first, second)
 
 

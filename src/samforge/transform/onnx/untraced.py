@@ -18,11 +18,6 @@ from torch.export import ExportedProgram
 from torch.fx import Graph, Node
 
 aten = torch.ops.aten
-_CHECKS = (aten._assert_tensor_metadata.default,)  # noqa: SLF001  # its name
-"""What has no result: the types that tracing saw."""
-_SAME = (aten.detach.default, aten.detach_.default)
-"""What gives its argument, where nothing is trained."""
-_RESHAPES = (aten.view.default, aten.reshape.default)
 _FORMED = (aten.flatten.using_ints, aten.unflatten.int)
 """What the exporter translates by computing shapes that are known."""
 _PLAIN = frozenset({"_operator", "math", torch.__name__})
@@ -56,12 +51,7 @@ def untraced(exported: ExportedProgram) -> ExportedProgram:
     for node in list(graph.nodes):
         if isinstance(node.meta.get("val"), tuple):  # of a file; the exporter warns of each
             node.meta["val"] = list(node.meta["val"])
-        if node.target in _CHECKS:
-            graph.erase_node(node)
-        elif node.target in _SAME or _keeps_shape(node):
-            node.replace_all_uses_with(node.args[0])
-            graph.erase_node(node)
-        elif node.target in _FORMED:
+        if node.target in _FORMED and "val" in node.meta:
             _as_reshape(node)
     return _Untraced(
         exported.graph_module,
@@ -74,15 +64,6 @@ def untraced(exported: ExportedProgram) -> ExportedProgram:
         exported.constants,
         verifiers=exported.verifiers,
     )
-
-
-def _keeps_shape(node: Node) -> bool:
-    """Whether a reshape is none; one whose result is given out is left."""
-    if node.target not in _RESHAPES or any(user.op == "output" for user in node.users):
-        return False
-    given: Any = node.args[0]
-    shapes = (one.meta["val"].shape for one in (given, node))
-    return len({tuple(map(str, shape)) for shape in shapes}) == 1  # symbols would be guarded
 
 
 def _as_reshape(node: Node) -> None:
