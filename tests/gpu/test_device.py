@@ -20,7 +20,7 @@ from samforge.runtime import PhraseTokenizer, Segmenter
 from samforge.runtime.device import DeviceExecutor, Resizer, masks, places, reach
 from samforge.runtime.device.admission import admitted_on_device, admitted_reference
 from samforge.runtime.device.masks import above_reference, masks_to_host
-from samforge.runtime.device.transfer import Uploader
+from samforge.runtime.device.transfer import Uploader, staged
 from samforge.runtime.postprocess import MaskLimit, mask_limit
 
 pytestmark = [
@@ -169,6 +169,20 @@ def test_a_read_only_picture_arrives_whole() -> None:
     upload = Uploader(torch.device("cuda"))
     assert np.array_equal(upload(picture).cpu().numpy(), picture)
     assert np.array_equal(upload(picture[::-1]).cpu().numpy(), picture[::-1])
+
+
+def test_a_staged_picture_lies_in_pinned_memory_and_arrives_whole() -> None:
+    device = torch.device("cuda")
+    picture = np.random.default_rng(0).integers(0, 256, (501, 307, 3), dtype=np.uint8)
+    there = staged(picture, device)
+    assert torch.from_numpy(there).is_pinned()
+    upload = Uploader(device)
+    target = upload(there)
+    upload.wait()
+    there[:] = 0  # it is read no more
+    assert np.array_equal(target.cpu().numpy(), picture)
+    large = np.zeros((3000, 4000, 3), np.uint8)
+    assert staged(large, device) is large
 
 
 def on_device(

@@ -27,6 +27,8 @@ class Counting:
         """By call: the first value of each picture."""
         self.asks: list[tuple[list[int], tuple[str, ...]]] = []
         """By call: pictures and phrases."""
+        self.stagings: list[int] = []
+        """The first value of each picture."""
         self.gate = threading.Event()
         """Nothing is encoded while it is not set."""
         self.gate.set()
@@ -39,6 +41,10 @@ class Counting:
         self.order: list[str] = []
         """What was done: ``encode``, ``begin`` and ``finish`` of answers."""
         self.closed = False
+
+    def staged(self, rgb: Any) -> Any:
+        self.stagings.append(int(rgb.flat[0]))
+        return rgb
 
     def encode_images(self, images: Sequence[Any], **_: Any) -> list[EncodedImage]:
         self.waits.set()

@@ -52,6 +52,9 @@ class ScriptedSegmenter:
     def encode_phrases(self, text: Sequence[str]) -> None:
         self.phrases = tuple(text)
 
+    def staged(self, rgb: Any) -> Any:
+        return rgb
+
     def encode(self, image: Any) -> Any:
         self.encoded += 1
         return image

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from samforge.core.images import RgbImage
 from samforge.labelling import engine, labeller
 from samforge.labelling.engine import labelled
 from samforge.labelling.items import Item, WholeFile
@@ -23,6 +24,11 @@ class Keeps:
 
     def __init__(self) -> None:
         self.chunks: list[list[Loaded]] = []
+        self.stagers: set[str] = set()
+
+    def staged(self, rgb: RgbImage) -> RgbImage:
+        self.stagers.add(threading.current_thread().name)
+        return rgb + np.uint8(100)
 
     def pictures(self, chunk: list[Loaded]) -> list[Any]:
         self.chunks.append(chunk)
@@ -66,5 +72,6 @@ def test_pictures_are_decoded_side_by_side_in_their_order(
             assert one.item.name in one.failure.message
         else:
             assert one.rgb is not None
-            assert (one.rgb == one.number).all()
+            assert (one.rgb == 100 + one.number).all()  # as it was staged
             assert len(one.sha256) == 64
+    assert all(name.startswith("samforge-decode") for name in keeps.stagers)

@@ -154,6 +154,16 @@ def test_pictures_are_encoded_in_batches_and_asked_together(make: Make) -> None:
     assert [pictures for pictures, _ in segmenter.asks] == [[0], [1, 2, 3, 4], [5, 6, 7, 8]]
 
 
+def test_pictures_are_staged_by_whom_they_go_up_for(make: Make, overlaps: bool) -> None:
+    first, second = Counting("cpu"), Counting("cuda:0")
+    first.overlaps = False  # the second is of both kinds
+    scheduler = make(first, second)
+    results([scheduler.submit(job(number)) for number in range(3)])
+    staging, other = (second, first) if overlaps else (first, second)
+    assert sorted(staging.stagings) == [0, 1, 2]
+    assert other.stagings == []
+
+
 def test_questions_of_other_kinds_do_not_go_together(make: Make) -> None:
     """A call has one threshold for pixels; phrases with other thresholds are rows of their own."""
     segmenter = Counting()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TypeAlias
 
 from samforge.core.devices import CPU, checked_device
 from samforge.core.errors import SettingError
 from samforge.labelling.items import Item
-from samforge.labelling.labeller import Labeller, Loaded, decoded, fetched
+from samforge.labelling.labeller import Labeller, Loaded, Staged, decoded, fetched
 from samforge.labelling.outcome import Outcome
 from samforge.labelling.reader import ItemReader
 from samforge.runtime.batches import decoding_threads
@@ -66,7 +67,9 @@ def labelled(labeller: Labeller, chunks: Iterable[Chunk]) -> Iterator[list[Outco
     with (
         ItemReader() as reader,
         ThreadPoolExecutor(decoding_threads(), thread_name_prefix="samforge-decode") as decoders,
-        Prefetcher(_read(reader, decoders, chunks), ahead=AHEAD, name="read") as read,
+        Prefetcher(
+            _read(reader, decoders, labeller.staged, chunks), ahead=AHEAD, name="read"
+        ) as read,
     ):
         for chunk, pictures in read:
             number, item = chunk[0]
@@ -78,15 +81,16 @@ def labelled(labeller: Labeller, chunks: Iterable[Chunk]) -> Iterator[list[Outco
 
 
 def _read(
-    reader: ItemReader, decoders: ThreadPoolExecutor, chunks: Iterable[Chunk]
+    reader: ItemReader, decoders: ThreadPoolExecutor, staged: Staged, chunks: Iterable[Chunk]
 ) -> Iterator[tuple[Chunk, list[Loaded]]]:
     """The pictures of each chunk: files are read one after the other, and decoded together."""
+    decode = partial(decoded, staged)
     for chunk in chunks:
         if chunk[0][1].kind == "video":
             yield chunk, []
         else:
             contents = [fetched(reader, item) for _, item in chunk]
-            yield chunk, list(decoders.map(decoded, *zip(*chunk, strict=True), contents))
+            yield chunk, list(decoders.map(decode, *zip(*chunk, strict=True), contents))
 
 
 def require_jobs(jobs: int) -> None:

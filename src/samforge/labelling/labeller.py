@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 
@@ -35,6 +36,8 @@ from samforge.runtime.postprocess import Thresholds
 from samforge.runtime.prefetch import Prefetcher
 from samforge.runtime.tracking import rules_from_reference
 
+Staged: TypeAlias = Callable[[RgbImage], RgbImage]
+"""Puts decoded pixels where they are needed."""
 FRAMES_TOGETHER = 64
 """Frames of a video whose labels are handed over at once."""
 
@@ -63,13 +66,13 @@ def fetched(reader: ItemReader, item: Item) -> bytes | ItemFailure:
         return _named(item, error)
 
 
-def decoded(number: int, item: Item, content: bytes | ItemFailure) -> Loaded:
-    """Hash and decode the bytes of a picture."""
+def decoded(staged: Staged, number: int, item: Item, content: bytes | ItemFailure) -> Loaded:
+    """Hash and decode the bytes of a picture; its pixels go where ``staged`` puts them."""
     if isinstance(content, ItemFailure):
         return Loaded(number=number, item=item, failure=content)
     try:
         digest = hashlib.sha256(content).hexdigest()
-        return Loaded(number=number, item=item, rgb=read_image(content), sha256=digest)
+        return Loaded(number=number, item=item, rgb=staged(read_image(content)), sha256=digest)
     except Exception as error:  # noqa: BLE001  as above
         return Loaded(number=number, item=item, failure=_named(item, error))
 
@@ -104,6 +107,10 @@ class Labeller:
         self._phrases = tuple(ontology.phrases)
         self._thresholds = tuple(ontology.phrases.values())
         segmenter.encode_phrases(self._phrases)
+
+    def staged(self, rgb: RgbImage) -> RgbImage:
+        """Put a decoded picture where :meth:`pictures` has least to do with it."""
+        return self._segmenter.staged(rgb)
 
     def pictures(self, chunk: Sequence[Loaded]) -> list[Outcome]:
         """Label pictures together; where that fails, each by itself."""

@@ -47,7 +47,11 @@ class Executor(Protocol):
         ...
 
     def read(self, image: Any) -> RgbImage:
-        """Decode a file, in whatever thread; uint8 (H, W, 3)."""
+        """Decode a file for :meth:`take`, in whatever thread; uint8 (H, W, 3)."""
+        ...
+
+    def staged(self, rgb: RgbImage) -> RgbImage:
+        """Put pixels where :meth:`take` has least to do with them, in whatever thread."""
         ...
 
     def take(self, image: Any, *, own: bool, timings: Timings | None) -> TakenImage:

@@ -88,6 +88,10 @@ class HostExecutor:
         """Decode a file."""
         return self._read_image(image)
 
+    def staged(self, rgb: RgbImage) -> RgbImage:
+        """The same pixels: they are where they are needed."""
+        return rgb
+
     def take(self, image: Any, *, own: bool, timings: Timings | None) -> TakenImage:
         """Read an image; arrays of the caller's are copied where they may be filled again."""
         with (timings or Timings()).stage("decode"):

@@ -13,7 +13,7 @@ from samforge.core.capabilities import BOXES
 from samforge.core.closing import Closing
 from samforge.core.detections import Detections
 from samforge.core.errors import PromptError, SettingError, ShapeError
-from samforge.core.images import ImageSource
+from samforge.core.images import ImageSource, RgbImage
 from samforge.core.timing import Timings
 from samforge.runtime.batches import batched, decoded_ahead, numbered, pipelined
 from samforge.runtime.encoded import EncodedImage, Prompted, Ready, TakenImage, require_own
@@ -353,6 +353,19 @@ class Segmenter(TrackerVerbs, Closing):
         """
         self._require_open()
         return self._executor.take(image, own=own, timings=timings)
+
+    def staged(self, rgb: RgbImage) -> RgbImage:
+        """Put a decoded picture where a call has least to do with it, in whatever thread.
+
+        For whoever decodes in threads of its own: a GPU takes it from pinned memory at once.
+
+        Args:
+            rgb: (H, W, 3), uint8.
+
+        Returns:
+            The same pixels.
+        """
+        return self._executor.staged(rgb)
 
     @property
     def overlaps(self) -> bool:

@@ -56,6 +56,8 @@ class Scheduler:
         self._limits = limits or Limits()
         self._segmenters = tuple(segmenters)
         self._read = read
+        # Pinned memory is the same for every GPU, and like any other for a processor.
+        self._staged = max(self._segmenters, key=lambda one: one.overlaps).staged
         cache = EncodingCache(self._limits.cache_bytes) if cache is None else cache
         self._lines = Lines([one.device for one in self._segmenters], cache, digest)
         self._watcher = watcher or Unwatched()
@@ -216,7 +218,7 @@ class Scheduler:
     def _decoded(self, encoding: Encoding) -> None:
         start = time.monotonic()
         try:
-            rgb = self._read(encoding.picture)
+            rgb = self._staged(self._read(encoding.picture))
         except Exception as error:  # noqa: BLE001  # told to those who sent it
             self._failed(encoding, error)
             return

@@ -26,7 +26,7 @@ from samforge.runtime.device.network import Network
 from samforge.runtime.device.reader import Asked, InFlight, ResultReader
 from samforge.runtime.device.stacks import Ground
 from samforge.runtime.device.tracker import DeviceTrackerParts
-from samforge.runtime.device.transfer import Uploader, on_default_stream
+from samforge.runtime.device.transfer import Uploader, on_default_stream, staged
 from samforge.runtime.encoded import EncodedImage, Ready, TakenImage
 from samforge.runtime.executor import (
     check_sessions,
@@ -118,8 +118,12 @@ class DeviceExecutor(OfOneProcess):
         self.hold()
 
     def read(self, image: Any) -> RgbImage:
-        """Decode a file."""
-        return self._read_image(image)
+        """Decode a file into memory that goes up by itself."""
+        return self.staged(self._read_image(image))
+
+    def staged(self, rgb: RgbImage) -> RgbImage:
+        """Put pixels into pinned memory."""
+        return staged(rgb, self._device)
 
     def take(self, image: Any, *, own: bool, timings: Timings | None) -> TakenImage:
         """Read an image and start it on its way up; where it may be filled again, wait for that."""
@@ -148,12 +152,12 @@ class DeviceExecutor(OfOneProcess):
             for start in range(0, len(images), self.most_images):
                 group = images[start : start + self.most_images]
                 features = self._network.vision([image.rgb for image in group], marks)
+                # The graph's next replay writes into its own outputs.
+                kept = {key: _rows_of(one) for key, one in features.items()}
                 for row, image in enumerate(group):
-                    # The graph's next replay writes into its own outputs.
-                    kept = {key: one[row : row + 1].clone() for key, one in features.items()}
                     encoded.append(
                         EncodedImage(
-                            features=kept,
+                            features={key: rows[row] for key, rows in kept.items()},
                             size_hw=image.size_hw,
                             image_size=self._image.size,
                             device=self.device,
@@ -353,3 +357,14 @@ class DeviceExecutor(OfOneProcess):
         if self._looking is not None:
             looking, self._looking = self._looking, None  # even if it fails
             looking.take()
+
+
+def _rows_of(batch: Tensor) -> tuple[Tensor, ...]:
+    """Copies of the rows of a batch, (B, …) -> B times (1, …).
+
+    In one call: each call of torch lets other threads run first, and a server has many of both.
+    """
+    if len(batch) == 1:  # it keeps the order of its memory, as the tracker's parts want it
+        return (batch.clone(),)
+    rows: Any = torch.split_copy(batch, 1)  # type: ignore[func-returns-value]  # which it does
+    return tuple(rows)

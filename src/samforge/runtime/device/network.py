@@ -91,9 +91,8 @@ class Network:
             blank = torch.zeros(side, side, 3, dtype=torch.uint8, device=self._device)
             self.vision([blank] * batch, Marks(timings=None, device=self._device, processor=""))
         features = self._static["features", batch]
-        for index, one in enumerate(encoded):
-            for name, tensor in one.items():
-                features[name][index : index + 1].copy_(tensor)
+        for name, place in features.items():
+            torch.cat([one[name] for one in encoded], out=place)
 
     def words(self, phrases: tuple[str, ...], marks: Marks) -> tuple[Tensor, Tensor]:
         """Features (P, L, D) and mask (P, L) of phrases: each is encoded once."""

@@ -11,9 +11,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from samforge.core.images import RgbImage
 from samforge.runtime.pending import Pending
 
 _PIECES = 4  # the processor fills one piece of the pinned buffer while the last one is on its way
+_MOST_STAGED = 32 << 20  # bytes of a picture: torch gives no pinned memory back to the system
 
 
 @contextmanager
@@ -37,6 +39,23 @@ def on_default_stream(device: torch.device) -> Iterator[None]:
                 yield
         finally:
             caller.wait_stream(own)
+
+
+def staged(rgb: RgbImage, device: torch.device) -> RgbImage:
+    """Copy a picture to pinned memory, from which it goes up without a further copy.
+
+    For threads that decode: other threads run meanwhile. :class:`Uploader` would copy by torch's
+    own threads, which wait busily for their next work, and take the processor from all decoders.
+
+    Args:
+        rgb: (H, W, 3), uint8.
+        device: Where it will go; for a processor, and above 32 MiB, the picture stays as it is.
+    """
+    if device.type != "cuda" or rgb.nbytes > _MOST_STAGED:
+        return rgb
+    pinned: RgbImage = host_tensor(rgb.shape, torch.uint8, device).numpy()
+    np.copyto(pinned, rgb)
+    return pinned
 
 
 class Uploader:
