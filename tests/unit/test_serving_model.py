@@ -12,7 +12,7 @@ import pytest
 from counting import Counting
 
 import samforge
-from samforge.core.errors import FidelityError, Overloaded
+from samforge.core.errors import FidelityError, OutOfMemory, Overloaded
 from samforge.core.images import RgbImage
 from samforge.serving import EncodingCache, Limits, Model, Picture, Served, State, model
 
@@ -86,6 +86,43 @@ def test_it_is_ready_where_nobody_closes_it(bundle: Path, steps: Steps) -> None:
     one.close()
     assert_closed(one, steps)
     assert len(steps.loaded) == 2
+
+
+def test_a_gpu_has_run_calls_of_each_size_before_it_is_ready(
+    bundle: Path, steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counting = Counting("cuda:0", most_images=3)
+    counting.overlaps = True
+    encode, asked = counting.encode_images, []
+
+    def small(images: list[Any]) -> Any:
+        asked.append(len(images))
+        if len(images) == 3:
+            raise OutOfMemory("there is no room")
+        return encode(images)
+
+    monkeypatch.setattr(counting, "encode_images", small)
+    monkeypatch.setattr(steps.load, "give", lambda: counting)
+    one = made(bundle, ("cuda:0",))
+    one.start()
+    assert one.wait() is State.READY
+    assert asked == [3, 2, 1]
+    assert counting.asks == [([0, 0], ("object",)), ([0], ("object",))]
+    assert counting.order == ["encode", "begin", "finish"] * 2
+    one.close()
+
+
+def test_closing_while_it_is_warmed_lasts(bundle: Path, steps: Steps) -> None:
+    one, counting = made(bundle, ("cuda:0",)), Counting("cuda:0", most_images=3)
+    counting.overlaps = True
+    counting.gate.clear()
+    steps.load.give = lambda: steps.loaded.append(counting) or counting
+    one.start()
+    assert counting.waits.wait(10)
+    one.close()
+    counting.gate.set()
+    assert_closed(one, steps)
+    assert len(counting.encodes) == 1
 
 
 def closed_during(one: Model, step: Held) -> None:

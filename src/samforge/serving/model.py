@@ -23,6 +23,7 @@ from samforge.runtime import Segmenter
 from samforge.serving.cache import EncodingCache
 from samforge.serving.limits import Limits
 from samforge.serving.scheduler import Read, Scheduler
+from samforge.serving.warming import warmed
 from samforge.serving.watching import Watcher
 from samforge.workflows.verify import Verification, verify
 
@@ -195,6 +196,9 @@ class Model:
                 one = load(self.bundle, device=device, threads=served.threads, digest=self.digest)
                 loaded.callback(one.close)
                 segmenters.append(one)
+                for _ in warmed(one):
+                    if not self._become(State.LOADING):
+                        return
             self.processors = tuple(one.processor for one in segmenters)
             if self._answer_with(segmenters):
                 loaded.pop_all()
