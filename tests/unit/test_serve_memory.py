@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
+import tempfile
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
@@ -11,6 +13,7 @@ import httpx
 import pytest
 from drawn_service import DrawnService, drawn_app
 from fastapi.testclient import TestClient
+from PIL import Image
 
 from samforge.apps.serve.arriving import ArrivingBody, HeldBytes
 from samforge.apps.serve.bodies import AskBody, VideoBody
@@ -110,6 +113,21 @@ def test_a_video_goes_to_disk_and_is_not_counted() -> None:
         assert uploads.door._held.held == 0
 
     run(test, Limits(request_bytes=1000, bodies_bytes=1000))
+
+
+def test_a_picture_of_a_form_never_goes_to_disk(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_disk(_: Any) -> None:
+        raise AssertionError("it went to disk")
+
+    monkeypatch.setattr(tempfile.SpooledTemporaryFile, "rollover", no_disk)
+    stream = io.BytesIO()
+    Image.effect_noise((1400, 1400), 90).convert("RGB").save(stream, "PNG")
+    assert len(stream.getvalue()) > 1 << 20
+    answer = client.post("/v1/segment", files={"image": stream.getvalue()}, data={"text": "star"})
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["size_hw"] == [1400, 1400]
 
 
 def test_one_body_fits_into_all_of_them() -> None:

@@ -6,13 +6,16 @@ import asyncio
 import base64
 import binascii
 import json
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 from starlette.datastructures import FormData, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
 
 from samforge.apps.serve.bodies import AskBody, EarlierMask, ObjectBody, SegmentBody
 from samforge.apps.serve.context import client_of, service_of
@@ -53,12 +56,39 @@ async def body_of(request: Request, kind: type[Body]) -> tuple[Body, bytes | Non
             f"The body is {content[:80] or 'of no content type'}. Send application/json with the "
             "picture as base64, or multipart/form-data with it as a file.",
         )
-    async with request.form(max_files=4, max_fields=MOST_FIELDS) as form:
+    async with _form_of(request) as form:
         fields, file = fields_of(form, "image")
         data = None if file is None else await file.read()
     if data is not None and "image" in kind.model_fields:
         fields.setdefault("image", "")
     return checked(kind, fields, limits), data
+
+
+class _InMemory(MultiPartParser):
+    """Keeps files in memory, where starlette writes all above 1 MiB to disk, in small pieces.
+
+    The door bounds bodies and counts them together, and a container may have no disk to write to.
+    """
+
+    spool_max_size = sys.maxsize
+
+
+@asynccontextmanager
+async def _form_of(request: Request) -> AsyncIterator[FormData]:
+    """The form of a request, which is gone afterwards.
+
+    Raises:
+        Refused: It cannot be read.
+    """
+    parser = _InMemory(request.headers, request.stream(), max_files=4, max_fields=MOST_FIELDS)
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        raise Refused(400, f"The form cannot be read: {error.message}") from error
+    try:
+        yield form
+    finally:
+        await form.close()
 
 
 def checked(kind: type[Body], fields: Any, limits: Limits) -> Body:
