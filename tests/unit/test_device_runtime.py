@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -411,6 +411,30 @@ def test_a_read_only_array_is_read_in_place() -> None:
     tensor = only_read(picture)
     assert tensor.data_ptr() == picture.ctypes.data
     assert np.array_equal(tensor.numpy(), picture)
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["device", "host"])
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("unplugged", [False, True], ids=["no file", "no source"])
+def test_what_came_before_a_fault_is_given(
+    segmenters: Any, tmp_path: Path, which: int, batch: int, unplugged: bool
+) -> None:
+    files = [tmp_path / f"{number}.png" for number in range(3)]
+    for file, image in zip(files, scenes(3), strict=True):
+        write_png(file, image)
+
+    def source() -> Iterator[Path]:
+        yield from files
+        if unplugged:
+            raise OSError("unplugged")
+        yield tmp_path / "none.png"
+
+    given = []
+    fault = pytest.raises(OSError, match="unplugged") if unplugged else pytest.raises(ImageError)
+    with fault:
+        for one in segmenters[which].stream(source(), text="star", batch=batch):
+            given.append(one)  # noqa: PERF402  those before the fault
+    assert len(given) == 3
 
 
 def test_bad_calls(segmenters: Any) -> None:

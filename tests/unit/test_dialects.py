@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any, ClassVar
@@ -457,3 +458,11 @@ def test_an_interface_is_read() -> None:
     found = interface_from_config(CONFIG)
     assert (found.control, found.kind, found.image) == ("tag", "brushlabels", "image")
     assert (found.labels, found.variable) == (("star", "cat"), "image")
+
+
+def test_a_large_interface_is_read_at_once() -> None:
+    text = "<View>" + "<BrushLabels/>" * 50_000 + "</View>"
+    start = time.monotonic()
+    with pytest.raises(SettingError, match="no BrushLabels or PolygonLabels with labels"):
+        interface_from_config(text)
+    assert time.monotonic() - start < 5  # a minute, where each control looks for its image

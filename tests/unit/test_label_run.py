@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -22,7 +23,15 @@ from PIL import Image
 import samforge
 from samforge.core.detections import Detections
 from samforge.core.errors import FidelityError, OutputError, PromptError, SettingError
-from samforge.labelling import LabelSettings, Ontology, OtherRun, SourceError, label, plan_labels
+from samforge.labelling import (
+    LabelSettings,
+    Ontology,
+    OtherRun,
+    SourceError,
+    export,
+    label,
+    plan_labels,
+)
 from samforge.labelling.engine import chunks_from_items
 from samforge.labelling.items import Item, WholeFile
 from samforge.labelling.labeller import Labeller, Loaded
@@ -182,6 +191,31 @@ def test_a_data_set_depends_on_the_command_and_not_on_what_was_before(
     assert data_set(out) == data_set(whole)
     label(bundle, pictures, ONTOLOGY, out, settings=some)
     assert data_set(out) == part
+
+
+def test_an_export_that_breaks_off_is_done_again(
+    bundle: samforge.Bundle, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, some = tmp_path / "out", LabelSettings(limit=3, formats=("coco", "masks"))
+    label(bundle, pictures, ONTOLOGY, out, settings=some)
+    before, made = coco(out), export.label_writer
+
+    def full() -> Path:
+        raise OutputError("The disk is full.")
+
+    def second_is_full(name: str, *args: Any) -> Any:
+        writer = made(name, *args)
+        if name == "masks":
+            writer = Mock(wraps=writer, finish=full)
+        return writer
+
+    with monkeypatch.context() as broken:
+        broken.setattr(export, "label_writer", second_is_full)
+        with pytest.raises(OutputError, match="full"):
+            label(bundle, pictures, ONTOLOGY, out, settings=FORMATS)
+    assert len(coco(out)["images"]) == 10  # the first format is new, the second is not
+    label(bundle, pictures, ONTOLOGY, out, settings=some)
+    assert coco(out) == before
 
 
 def test_no_format_falls_behind(bundle: samforge.Bundle, pictures: Path, tmp_path: Path) -> None:

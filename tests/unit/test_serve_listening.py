@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from fastapi import FastAPI
 
-from samforge.apps.serve.run import Listening, _bound
+from samforge.apps.serve.run import Listening, _bound, _Server
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
@@ -34,3 +38,14 @@ def test_answers_do_not_wait_for_acknowledgements(host: str) -> None:
             return await asyncio.wait_for(seen, 5)
 
     assert asyncio.run(accepted()) != 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_at_the_second_signal_everything_ends_at_once(number: int) -> None:
+    service: Any = SimpleNamespace(draining=False)
+    server = _Server(FastAPI(), service, Listening(drain_seconds=300, notice_seconds=300))
+    server.handle_exit(number, None)
+    assert service.draining
+    assert not server.force_exit
+    server.handle_exit(number, None)
+    assert (server.should_exit, server.force_exit) == (True, True)

@@ -7,6 +7,7 @@ import io
 import json
 import tempfile
 from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -21,8 +22,10 @@ from samforge.apps.serve.dialects.roboflow import ConceptBody, VisualBody
 from samforge.apps.serve.dialects.xanylabeling import Parameters
 from samforge.apps.serve.door import Door, Tokens
 from samforge.apps.serve.reading import MOST_VALUES, checked
+from samforge.core.detections import Detections
 from samforge.core.errors import Overloaded, SettingError, TooLarge
-from samforge.serving import Limits
+from samforge.runtime import ObjectPrompt
+from samforge.serving import Ask, Job, Limits, Picture
 from samforge.serving.bounded import VideoRuns
 
 LIMITS = Limits(phrases=4, boxes=3, points=5)
@@ -208,7 +211,9 @@ def test_a_body_of_countless_values_is_not_parsed(client: httpx.Client, path: st
     assert "1,000,000 values" in answer.text
 
 
-def test_what_goes_with_earlier_masks_is_no_larger_than_a_picture(client: httpx.Client) -> None:
+def test_what_goes_with_earlier_masks_is_no_larger_than_a_picture(
+    client: httpx.Client, service: DrawnService
+) -> None:
     body = {
         "image": "aGVsbG8=",
         "objects": [{"points": [[1, 1]]}],
@@ -217,8 +222,31 @@ def test_what_goes_with_earlier_masks_is_no_larger_than_a_picture(client: httpx.
     answer = client.post("/v1/segment", json=body)
     assert answer.status_code == 413
     assert "earlier" in answer.json()["detail"]
+    large = {"rle": {"size": [8000, 8000], "counts": [0, 64_000_000]}}
+    service.limits = replace(LIMITS, pixels=64_000_000, boxes=9)
+    answer = client.post("/v1/segment", json=body | {"earlier": [large] * 5})
+    assert answer.status_code == 413
+    assert "The 5 masks of earlier" in answer.json()["detail"]
     body["earlier"] = [{"rle": {"size": [-4, -4], "counts": [16]}}]
     assert client.post("/v1/segment", json=body).status_code == 422
+
+
+def test_masks_that_work_holds_are_bytes_that_wait() -> None:
+    earlier = Detections.from_coco(
+        [{"segmentation": {"size": [400, 400], "counts": [0, 160_000]}, "category_name": "object"}],
+        (400, 400),
+    )
+    ask = Ask(objects=(ObjectPrompt(points=[[1, 1]]),), earlier=earlier)
+    assert ask.masks_bytes == earlier.masks.nbytes >= 20_000
+    job = Job(client="a", seconds=9, picture=Picture.of(b"abc"), masks_bytes=ask.masks_bytes)
+    assert job.nbytes == ask.masks_bytes + 3
+
+
+def test_fields_of_a_video_are_small(client: httpx.Client, service: Any) -> None:
+    service.videos = VideoRuns(1)
+    for fields in ({"text": "a" * 200_000}, {f"field {n}": "1" for n in range(200)}):
+        answer = client.post("/v1/video", files={"video": b"abc"}, data=fields)
+        assert answer.status_code == 400, answer.text
 
 
 def test_a_video_has_its_place_before_it_is_read(client: httpx.Client) -> None:

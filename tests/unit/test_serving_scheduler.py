@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import suppress
@@ -476,7 +478,7 @@ def test_nothing_is_kept_of_what_was_answered(make: Make) -> None:
     for number in range(2000):
         assert scheduler.submit(job(number % 200)).future.result(10)
     until(lambda: scheduler.load().waiting == 0)
-    assert (scheduler._lines.encodings, scheduler._open) == ({}, set())
+    assert (scheduler._lines.encodings, scheduler._open) == ({}, {})
     assert len(scheduler._lines._cache) == 3
     assert not any(map(len, scheduler._lines.to_detect.values()))
 
@@ -579,6 +581,47 @@ def test_pictures_are_not_asked_what_nobody_wants_to_know(make: Make) -> None:
     assert len(results([blocked, wide, *narrow])) == 9
     until(lambda: len(heard.pairs) == 3)
     assert heard.pairs == [(1, 1), (1, 8), (7, 7)]
+
+
+def test_work_without_an_end_leaves_questions_their_turn(make: Make) -> None:
+    scheduler, left = make(Counting()), threading.Event()
+    done: list[str] = []
+
+    def video(name: str) -> None:
+        while not left.is_set():
+            job = Job(client=name, seconds=30, worker=0, work=lambda *_: time.sleep(0.02))
+            scheduler.submit(job).future.result(10)
+            done.append(name)
+
+    videos = [threading.Thread(target=video, args=(name,)) for name in "ab"]
+    for one in videos:
+        one.start()
+    until(lambda: len(done) > 3)
+    before = len(done)
+    try:
+        scheduler.submit(job(1, client="c")).future.result(5)
+        assert len(done) - before < 8
+    finally:
+        left.set()
+        for one in videos:
+            one.join()
+
+
+def test_an_answered_job_leaves_its_picture_without_the_collector(make: Make) -> None:
+    scheduler, pixels = make(Counting()), []
+    gc.disable()
+    try:
+        for number in range(5):
+            one = Picture.of(np.full((4, 6, 3), number, np.uint8))
+            pixels.append(weakref.ref(one.data))
+            asked = Job(client="a", seconds=10, picture=one, question=question_from("star"))
+            ticket = scheduler.submit(asked)
+            with suppress(ImageError):  # whatever comes of it
+                ticket.future.result(10)
+            del one, asked, ticket
+        until(lambda: sum(ref() is not None for ref in pixels) <= 1)
+    finally:
+        gc.enable()
 
 
 def test_no_thread_sleeps_while_there_is_work(make: Make) -> None:

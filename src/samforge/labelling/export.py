@@ -85,13 +85,15 @@ def export(
     if ledger.noted("exported") == signature and all(place.exists() for place in places):
         return tuple(places)
     _write_failures(ledger, items, chosen, out)
+    # They are replaced one after the other: where that breaks off, none is known to be right.
+    ledger.note("exported", "")
+    ledger.note("formats", json.dumps(list(formats)))
     try:
         written = _written(labelled_pictures(ledger, items, chosen), out, formats, data)
     except BaseException:
         remove_left_behind(out)
         raise
     ledger.note("exported", signature)
-    ledger.note("formats", json.dumps(list(formats)))
     return written
 
 

@@ -8,8 +8,9 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from multiprocessing.connection import Connection, wait
+from typing import Any
 
 from samforge.core.closing import Closing
 from samforge.core.errors import ItemError, SamforgeError
@@ -99,13 +100,12 @@ class _Worker:
 
     def ready(self) -> str:
         """Wait until it has its model; say where it runs."""
-        try:
-            said = self.line.recv()
-        except EOFError as error:
+        said = self._received()
+        if said is None:
             raise ItemError(
                 f"A process that labels ended while it loaded the model ({self._end()}). "
                 "It may need more memory than there is: give fewer --jobs."
-            ) from error
+            )
         if isinstance(said, SamforgeError):
             raise said
         return str(said)
@@ -116,15 +116,15 @@ class _Worker:
             self.asked.append(left.popleft())
             try:
                 self.line.send(self.asked[-1])
-            except (BrokenPipeError, ConnectionResetError):
+            except OSError:
                 return  # its end is noticed where its answer is awaited
 
     def answer(self) -> list[Outcome] | None:
         """What it has labelled; None if it has died."""
-        try:
-            outcomes, ended = self.line.recv()
-        except (EOFError, ConnectionResetError):
+        answer = self._received()
+        if answer is None:
             return None
+        outcomes, ended = answer
         if ended:
             self.asked.popleft()
         return list(outcomes)
@@ -155,7 +155,15 @@ class _Worker:
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             )
         self.line: Connection = Connection(ours.detach())
-        self.line.send((self._opening, self._ontology))
+        with suppress(OSError):  # its end is noticed where it has to be ready
+            self.line.send((self._opening, self._ontology))
+
+    def _received(self) -> Any:
+        """What it sends next; None where it has ended, in the middle of it or before."""
+        try:
+            return self.line.recv()
+        except (EOFError, OSError):
+            return None
 
     def _end(self) -> str:
         self.line.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from threading import Lock
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
@@ -21,6 +22,7 @@ Just below the point where Pillow refuses by itself (178,956,970)."""
 
 # Formats that are decoded in this process. EPS, for one, would start Ghostscript.
 _FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF")
+_ONE_FILTER = Lock()
 
 
 def rgb_from_file(data: bytes, name: str, max_pixels: int | None = None) -> RgbImage:
@@ -115,8 +117,9 @@ def _load(image: Image.Image) -> None:
         image.load()
         return
     # Some decoders (TIFF) count the pixels again and warn. The filter is process-wide while it
-    # lasts, so it is set only for the few pictures that need it.
-    with warnings.catch_warnings():
+    # lasts, so it is set only for the few pictures that need it, one after the other: of two
+    # threads, the second would put back what the first has set.
+    with _ONE_FILTER, warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         image.load()
 

@@ -16,6 +16,7 @@ from samforge.core.images import FILES
 from samforge.core.timing import Timings
 from samforge.runtime.encoded import EncodedImage, Ready
 from samforge.runtime.executor import Executor
+from samforge.runtime.faults import Fault, until_fault
 from samforge.runtime.question import Question
 
 Source = TypeVar("Source")
@@ -53,7 +54,11 @@ def decoded_ahead(
     threads = decoding_threads()
     decoders = _Decoders(threads)
     try:
-        for image in images:
+        for image in until_fault(images):
+            if isinstance(image, Fault):
+                while decoders.waiting:
+                    yield decoders.first(), True
+                raise image.error
             if isinstance(image, FILES):
                 decoders.begin(read, image)
                 if len(decoders.waiting) > threads:
@@ -116,7 +121,11 @@ def numbered(
 def batched(images: Iterable[Ready], most: int) -> Iterator[list[Ready]]:
     """Neighbours that go in one call: at most so many, all of them encoded or none."""
     group: list[Ready] = []
-    for image in images:
+    for image in until_fault(images):
+        if isinstance(image, Fault):
+            if group:
+                yield group
+            raise image.error
         if group and isinstance(group[0], EncodedImage) != isinstance(image, EncodedImage):
             yield group
             group = []
@@ -133,7 +142,11 @@ def pipelined(
 ) -> Iterator[Detections]:
     """Start each group before the last one's results are waited for, where that helps."""
     running: Any = None
-    for group in groups:
+    for group in until_fault(groups):
+        if isinstance(group, Fault):
+            if running is not None:
+                yield from executor.finish(running)
+            raise group.error
         before, running = (
             running,
             executor.start(group, question, timings, alone=not executor.overlaps),

@@ -36,6 +36,7 @@ Source: Meta's ``max_hole_area=256`` of SAM 3's 288 x 288 cells. A model with ma
 fills the same share: of 64 x 64, 256 cells would be what is inside of a large ring.
 """
 HOLE_LOGIT = np.float32(10)
+_MOST_AREA = 2**31 - 1
 
 Floats = npt.NDArray[np.float32]
 
@@ -102,10 +103,10 @@ def hole_area_of(facts: TrackerFacts) -> int:
 
 
 def _checked_area(area: int) -> int:
-    if isinstance(area, bool) or not isinstance(area, int) or area < 0:
+    if isinstance(area, bool) or not isinstance(area, int) or not 0 <= area <= _MOST_AREA:
         raise SettingError(
             f"hole_area is {area!r:.40}. Give the cells of the largest hole to fill, a whole "
-            "number; 0 fills none."
+            f"number up to {_MOST_AREA:,}; 0 fills none."
         )
     return area
 

@@ -17,6 +17,7 @@ from samforge.core.errors import SamforgeError, SettingError, ShapeError
 from samforge.core.images import RgbImage
 from samforge.core.native import error_of_item
 from samforge.core.timing import Timings
+from samforge.runtime.faults import Fault, until_fault
 from samforge.runtime.postprocess import Thresholds
 from samforge.runtime.prefetch import Prefetcher
 from samforge.runtime.question import Question, question_from
@@ -174,7 +175,12 @@ def _segmented(
     """Launch each frame before the last one's result is waited for, where that helps."""
     with read:
         running: _Shot[AnyFrame] | None = None
-        for frame, timings in read:
+        for one in until_fault(read):
+            if isinstance(one, Fault):
+                if running is not None:
+                    yield _result(segmenter, running, isolate)
+                raise one.error
+            frame, timings = one
             before, running = running, _launched(segmenter, frame, timings, question, isolate)
             if before is not None:
                 yield _result(segmenter, before, isolate)

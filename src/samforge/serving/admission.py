@@ -64,7 +64,7 @@ class Admission:
                 "full",
                 wait,
             )
-        if self.bytes + _size(job) > limits.waiting_bytes and self.waiting:
+        if self.bytes + job.nbytes > limits.waiting_bytes and self.waiting:
             raise Refusal(
                 f"Pictures of {self.bytes >> 20} MiB are waiting already. Ask again later.",
                 "bytes",
@@ -83,13 +83,13 @@ class Admission:
     def add(self, job: Job) -> None:
         """Count a job that is accepted."""
         self.waiting += 1
-        self.bytes += _size(job)
+        self.bytes += job.nbytes
         self._of_client[job.client] += 1
 
     def remove(self, job: Job) -> None:
         """Count it no more: it was answered, or its client left."""
         self.waiting -= 1
-        self.bytes -= _size(job)
+        self.bytes -= job.nbytes
         self._of_client[job.client] -= 1
         if not self._of_client[job.client]:
             del self._of_client[job.client]
@@ -101,7 +101,3 @@ class Refusal(Overloaded):
     def __init__(self, message: str, reason: str, retry_after_s: float) -> None:
         super().__init__(message, retry_after_s=retry_after_s, of_client=reason == "client")
         self.reason = reason
-
-
-def _size(job: Job) -> int:
-    return job.picture.nbytes if job.picture is not None else 0

@@ -61,6 +61,14 @@ class Ask:
                 "of each."
             )
 
+    @property
+    def masks_bytes(self) -> int:
+        """What it holds beside numbers and words."""
+        known = self.earlier
+        if known is None:
+            return 0
+        return known.masks.nbytes + (0 if known.logits is None else int(known.logits.nbytes))
+
     def within(self, limits: Limits) -> Ask:
         """The same, with no more detections than the server gives.
 

@@ -65,7 +65,14 @@ class Job:
     """What to do in place of a question: boxes, clicks, a frame of a video."""
     worker: int | None = None
     """Who has to do it; None for whoever is free."""
+    masks_bytes: int = 0
+    """What its work holds beside the picture."""
     began: float = field(default_factory=time.monotonic)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes while it waits."""
+        return self.masks_bytes + (0 if self.picture is None else self.picture.nbytes)
 
     @property
     def deadline(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 
 from samforge.core.images import RgbImage
@@ -34,6 +35,7 @@ class Lines:
         self.to_encode: FairQueue[Encoding] = FairQueue()
         self.to_detect: dict[str, FairQueue[Ticket]] = {}
         """By the device that has the picture, by worker, or anywhere."""
+        self._turns: dict[int, deque[str]] = {}
 
     def is_known(self, picture: Picture) -> bool:
         """Whether a picture's encoding is there, or under way."""
@@ -153,10 +155,14 @@ class Lines:
             images: Most pictures in a call.
             rows: Most phrases in a call.
         """
-        for where in (f"worker {worker}", device, _ANY):
+        # By turns: a line that never ends, of two videos say, would be the only one asked.
+        turns = self._turns.setdefault(worker, deque((f"worker {worker}", device, _ANY)))
+        for where in list(turns):
             queue = self.to_detect.get(where)
             while queue is not None and (ticket := queue.pop()) is not None:
                 if ticket.is_live():
+                    turns.remove(where)
+                    turns.append(where)
                     return group_from(ticket, queue, images=images, rows=rows)
         return None
 

@@ -135,7 +135,8 @@ class Model:
         Raises:
             Overloaded: The bundle is not proven on this machine, yet or at all.
         """
-        if self.scheduler is None or self.state is not State.READY:
+        scheduler = self.scheduler  # another thread may close it meanwhile
+        if scheduler is None or self.state is not State.READY:
             trouble = self.trouble()
             why = "." if trouble is None else f": {trouble}"
             raise Overloaded(
@@ -143,7 +144,7 @@ class Model:
                 f"on this machine{why}",
                 retry_after_s=30.0 if self.state is State.FAILED else 5.0,
             )
-        return self.scheduler
+        return scheduler
 
     def verdict(self) -> dict[str, Any]:
         """What answers say of the proof."""

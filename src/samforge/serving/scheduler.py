@@ -57,7 +57,7 @@ class Scheduler:
         self._segmenters = tuple(segmenters)
         self._read = read
         # Pinned memory is the same for every GPU, and like any other for a processor.
-        self._staged = max(self._segmenters, key=lambda one: one.overlaps).staged
+        self._staged = next((one for one in segmenters if one.overlaps), segmenters[0]).staged
         cache = EncodingCache(self._limits.cache_bytes) if cache is None else cache
         self._lines = Lines([one.device for one in self._segmenters], cache, digest)
         self._watcher = watcher or Unwatched()
@@ -70,7 +70,9 @@ class Scheduler:
         self._admission = Admission(self._limits)
         self._encode_pace, self._detect_pace = Pace(), Pace()
         self._closing = self._stopped = False
-        self._open: set[Ticket] = set()
+        # By their futures, which call back: one that held its ticket would keep its picture's bytes
+        # until the garbage is collected.
+        self._open: dict[Future[Any], Ticket] = {}
         # Decoded pictures that wait: enough that no segmenter does, and no more than that.
         self._most_decoded = sum(2 * one.most_images for one in self._segmenters)
         self._threads = [
@@ -106,7 +108,7 @@ class Scheduler:
                 raise
             ticket = Ticket(job=job)
             self._admission.add(job)
-            self._open.add(ticket)
+            self._open[ticket.future] = ticket
             known = self._lines.place(ticket)
             if known is False:
                 self._decoders_wait.notify()
@@ -115,7 +117,7 @@ class Scheduler:
         if known is not None:
             self._watcher.looked_up(known=known)
         # Outside the lock: the future calls it at once where it is done already.
-        ticket.future.add_done_callback(lambda _: self._ended(ticket))
+        ticket.future.add_done_callback(self._ended)
         return ticket
 
     def load(self) -> Load:
@@ -158,7 +160,7 @@ class Scheduler:
         """Stop at once: what waits is refused, and the segmenters are closed."""
         with self._lock:
             self._closing = self._stopped = True
-            left = list(self._open)
+            left = list(self._open.values())
             self._decoders_wait.notify_all()
             self._segmenters_wait.notify_all()
         for thread in self._threads:
@@ -186,17 +188,17 @@ class Scheduler:
         total = pictures * self._encode_pace.seconds + asked * self._detect_pace.seconds
         return total / len(self._segmenters)
 
-    def _ended(self, ticket: Ticket) -> None:
+    def _ended(self, future: Future[Any]) -> None:
         """A job was answered, failed, or its client left: what it took is free."""
         with self._lock:
-            self._open.discard(ticket)
+            ticket = self._open.pop(future)
             self._admission.remove(ticket.job)
             self._lines.leave(ticket)
             if self._lines.to_decode:  # a picture that nobody wants any more made room for another
                 self._decoders_wait.notify()
             if not self._open:
                 self._drain_waits.notify_all()
-        self._watcher.ended(_outcome(ticket.future), ticket.spent)
+        self._watcher.ended(_outcome(future), ticket.spent)
 
     # --- the threads
 

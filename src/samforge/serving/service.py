@@ -17,6 +17,7 @@ from samforge.serving.jobs import Job, Picture, Ticket
 from samforge.serving.kept import Kept, KeptAnswer
 from samforge.serving.limits import Limits
 from samforge.serving.model import Model, Served, State
+from samforge.serving.scheduler import Scheduler
 from samforge.serving.shadow import DriftWatcher, Shadow, Shadowing
 from samforge.serving.watching import Watcher
 
@@ -120,9 +121,7 @@ class Service:
 
     def is_alive(self) -> bool:
         """Whether every thread that should run does."""
-        return all(
-            model.scheduler is None or model.scheduler.is_alive() for model in self.models.values()
-        )
+        return all(one.is_alive() for one in self._schedulers())
 
     def model(self, name: str | None = None) -> Model:
         """A bundle by its name; the first where none is given.
@@ -180,6 +179,7 @@ class Service:
                 picture=picture,
                 question=question,
                 work=None if question is not None else ask.work(),
+                masks_bytes=ask.masks_bytes,
             )
         )
         if self._shadow is not None and model.name != self.settings.shadowing_reference:
@@ -222,9 +222,8 @@ class Service:
         picture = self.pictures.drop(client, number)
         if self.pictures.holds(picture.key):
             return
-        for model in self.models.values():
-            if model.scheduler is not None:
-                model.scheduler.forget(picture.key)
+        for one in self._schedulers():
+            one.forget(picture.key)
 
     def drain(self, seconds: float) -> bool:
         """Accept nothing more, and wait for what was accepted.
@@ -234,8 +233,7 @@ class Service:
         """
         self.draining = True
         end = time.monotonic() + seconds
-        schedulers = [one.scheduler for one in self.models.values() if one.scheduler is not None]
-        drained = [one.drain(max(0.0, end - time.monotonic())) for one in schedulers]
+        drained = [one.drain(max(0.0, end - time.monotonic())) for one in self._schedulers()]
         return all(drained)
 
     def close(self) -> None:
@@ -245,6 +243,11 @@ class Service:
             model.close()
         if self._shadow is not None:
             self._shadow.close()
+
+    def _schedulers(self) -> list[Scheduler]:
+        """Of bundles that are ready: each asked once, for one may be closed meanwhile."""
+        found = [model.scheduler for model in self.models.values()]
+        return [one for one in found if one is not None]
 
     def _read(self, picture: Picture) -> RgbImage:
         return read_image(picture.data, max_pixels=self.limits.pixels)

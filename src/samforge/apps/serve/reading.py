@@ -32,6 +32,8 @@ MOST_FIELDS = 256
 """Fields of a form."""
 MOST_VALUES = 1_000_000
 """Of a body: masks as runs have many, nothing else does."""
+_MASKS_OF_PICTURES = 4
+"""Pixels that the masks of a request may have together, in pictures of the largest size."""
 SMALL_BYTES = 1 << 18
 """What is read at once: a thread of its own costs more than a millisecond of the event loop."""
 
@@ -272,6 +274,11 @@ def _of_masks(earlier: Sequence[EarlierMask], limits: Limits) -> Detections:
         raise TooLarge(
             f"The masks of earlier have {size[0]} x {size[1]} pixels, at most "
             f"{limits.pixels:,} are taken."
+        )
+    if len(rles) * size[0] * size[1] > _MASKS_OF_PICTURES * limits.pixels:
+        raise TooLarge(
+            f"The {len(rles)} masks of earlier have {size[0]} x {size[1]} pixels each, at most "
+            f"{_MASKS_OF_PICTURES * limits.pixels:,} are taken together. Correct fewer at once."
         )
     rows = [
         {"segmentation": rle, "category_name": f"object {row + 1}"} for row, rle in enumerate(rles)

@@ -98,10 +98,10 @@ class _Server(uvicorn.Server):
         )
         self._service, self._notice = service, listening.notice_seconds
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
         """SIGTERM or SIGINT: at the second one everything ends at once."""
         if self._service.draining:
-            super().handle_exit(sig, frame)
+            self.should_exit = self.force_exit = True  # uvicorn does so for SIGINT alone
             return
         self._service.draining = True
         _LOG.info("draining", extra={"fields": {"signal": sig}})

@@ -21,7 +21,6 @@ from samforge.apps.serve.describing import bundle_of
 from samforge.apps.serve.openapi import PROBLEMS, form_schema
 from samforge.apps.serve.problems import Refused, problem_from_error, request_id_of
 from samforge.apps.serve.reading import (
-    MOST_FIELDS,
     checked,
     content_type,
     fields_of,
@@ -34,6 +33,8 @@ from samforge.serving import FrameFound, MaskFormat, Place, Service, VideoAsk, V
 
 _AGAIN_SECONDS = 0.05
 _LINES = "application/x-ndjson"
+_MOST_FIELDS, _FIELD_BYTES = 128, 1 << 17
+"""Of a form: they lie in memory and are not counted, as the file is on disk."""
 
 
 def video_router(service: Service) -> APIRouter:
@@ -59,7 +60,9 @@ def video_router(service: Service) -> APIRouter:
             place = held.enter_context(closing(service.videos.begin()))  # before any of it is read
             folder = await asyncio.to_thread(tempfile.TemporaryDirectory, prefix="samforge-")
             held.callback(folder.cleanup)
-            async with request.form(max_files=1, max_fields=MOST_FIELDS) as form:
+            async with request.form(
+                max_files=1, max_fields=_MOST_FIELDS, max_part_size=_FIELD_BYTES
+            ) as form:
                 fields, file = fields_of(form, "video")
                 body = checked(VideoBody, fields, service.limits)
                 path = Path(folder.name) / "video"

@@ -73,8 +73,8 @@ class Uploader:
     def __call__(self, rgb: npt.NDArray[np.uint8] | Tensor, *, own: bool = False) -> Tensor:
         """Move one picture; on a GPU the call returns before the copy is done.
 
-        A tensor in pinned memory is read until :meth:`wait` returns, everything else on the host
-        only during the call.
+        What lies in pinned memory, tensor or array, is read until :meth:`wait` returns, everything
+        else on the host only during the call.
 
         The copy has a stream of its own: it runs beside kernels that were launched before, and
         those launched after wait for it.

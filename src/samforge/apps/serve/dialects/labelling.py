@@ -38,15 +38,15 @@ def interface_from_config(text: str) -> Interface:
         SettingError: It is no XML, has no control for masks, or no image.
     """
     root = _parsed(text)
+    images: dict[str | None, ET.Element] = {}
+    for one in root.iter("Image"):
+        images.setdefault(one.get("name"), one)
     for tag in _MASKS:
         for control in root.iter(tag):
             labels = tuple(
                 dict.fromkeys(one.get("value", "").strip() for one in control.iter("Label"))
             )
-            image = next(
-                (one for one in root.iter("Image") if one.get("name") == control.get("toName")),
-                None,
-            )
+            image = images.get(control.get("toName"))
             if image is None or not any(labels):
                 continue
             return Interface(
