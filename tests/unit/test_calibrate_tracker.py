@@ -19,8 +19,8 @@ from samforge.core.recipe import Gates, Quantization, Recipe
 from samforge.core.session import Array, Session, Tensors
 from samforge.models.eager import EagerSession
 from samforge.models.loading import model_from_name
+from samforge.steps import calibrate, follow, tracker_trials
 from samforge.steps import calibrate_tracker as step
-from samforge.steps import follow, tracker_trials
 from samforge.steps.calibrate import SEEN, calibration_samples
 from samforge.steps.context import BuildContext
 from samforge.transform.quantize.placement import placement
@@ -126,6 +126,11 @@ def test_parts_that_work_together_are_built_together(tmp_path: Path) -> None:
     some = ("vision", "text", "detector", "memory_attention")
     with pytest.raises(SettingError, match=r"memory_attention cannot be calibrated without point"):
         step.calibrate_tracker(context(tmp_path, some))
+
+
+def test_what_segments_is_calibrated_together(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="vision, detector must be built with them"):
+        calibrate.require_segmenting(context(tmp_path, ("text",)), ("text",))
 
 
 def test_random_weights_are_fed_random_tensors(tmp_path: Path) -> None:

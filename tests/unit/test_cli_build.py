@@ -224,6 +224,11 @@ def test_an_unwritable_folder(tmp_path: Path, capsys: Capture) -> None:
     assert (tmp_path / "file").read_text() == "mine"
 
 
+def test_an_unknown_target(tmp_path: Path, capsys: Capture) -> None:
+    assert cli.main(["build", "tiny", "--target", "onnx", "--out", str(tmp_path / "b")]) == 2
+    assert "allowed are cpu, " in capsys.readouterr().err
+
+
 def test_an_unknown_part_or_stage(tmp_path: Path, capsys: Capture) -> None:
     words = ["build", "tiny", "--random-weights", "--out", str(tmp_path / "o")]
     assert cli.main([*words, "--part", "vison"]) == 2

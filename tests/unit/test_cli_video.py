@@ -332,6 +332,10 @@ def test_ctrl_c_waits_for_what_must_be_whole() -> None:
         (("--text", " "), "PromptError: A phrase is empty. Give words, such as --text"),
         (("--text", "a", "--threshold", "1.5"), "SettingError: threshold is 1.5. Give a number"),
         (("--text", "a", "--every", "0"), "UsageError: Invalid value for '--every'"),
+        (
+            ("--point", "2,2", "--at", "100"),
+            "PromptError: Clicks are on frame 100, and clip.mp4 has",
+        ),
     ],
 )
 def test_settings_refused(

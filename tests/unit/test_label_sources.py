@@ -515,3 +515,13 @@ def test_what_comes_before_a_video_breaks_off_is_labelled(
     assert failure.kind == "SourceError"
     assert "cut.mp4" in failure.message
     assert 5 < result.pictures < 40
+
+
+def test_what_a_run_has_written_is_no_source(folder: Path) -> None:
+    before = [item.name for item in listed([folder])[0].items]
+    write(folder / "out/masks/a/1.png", png(9))
+    (listing,) = listed([folder], out=folder / "out")
+    assert [item.name for item in listing.items] == before
+    assert "1 pictures in out, where labels go, were left out" in listing.notes[-1]
+    with pytest.raises(SourceError, match="holds no picture"):
+        listed([folder / "out/masks"], out=folder / "out")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import io
 import json
 import socket
@@ -224,12 +225,25 @@ def test_forms_that_are_none(client: httpx.Client, head: str, body: bytes) -> No
     refused(answer, answer.status_code)
 
 
+def test_compressed_bodies(client: httpx.Client) -> None:
+    body = gzip.compress(b"{}")
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    answer = client.post("/v1/segment", content=body, headers=headers)
+    refused(answer, 415, "'gzip'", "not compressed")
+
+
 def test_forms_with_too_much(client: httpx.Client) -> None:
     fields = {f"field{n}": "1" for n in range(1000)}
     answer = client.post("/v1/segment", files={"image": PNG}, data=fields)
     refused(answer, 400)
     files = {"image": PNG, "other": b"x"}
     refused(client.post("/v1/segment", files=files, data={"text": "a"}), 422, "Only image is one")
+    twice = [("image", PNG), ("image", PNG)]
+    refused(client.post("/v1/segment", files=twice, data={"text": "a"}), 422, "came 2 times")
+    unknown = client.post("/v1/segment", files={"image": PNG}, data={"txet": "star"})
+    refused(unknown, 422, "'txet'", "image, model, text")
+    empty = client.post("/v1/segment", files={"image": PNG}, data={"text": ""})
+    refused(empty, 422, "text.0: String should have at least 1 character")
     text = client.post("/v1/segment", files={"image": PNG}, data={"threshold": "[[["})
     refused(text, 422, "is JSON in a form")
 

@@ -12,6 +12,7 @@ import pytest
 from fastapi import FastAPI
 
 from samforge.apps.serve.run import Listening, _bound, _Server
+from samforge.core.errors import SettingError
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
@@ -49,3 +50,15 @@ def test_at_the_second_signal_everything_ends_at_once(number: int) -> None:
     assert not server.force_exit
     server.handle_exit(number, None)
     assert (server.should_exit, server.force_exit) == (True, True)
+
+
+@pytest.mark.parametrize("port", [-1, 65536])
+def test_ports_that_are_none(port: int) -> None:
+    with pytest.raises(SettingError, match=r"Give 1 to 65535, or 0 for a free one"):
+        Listening(port=port)
+
+
+def test_a_host_that_is_not_known() -> None:
+    listening = Listening(host="no-such-host.invalid", port=0, open_to_all=True)
+    with pytest.raises(SettingError, match=r"no-such-host\.invalid is not known here"):
+        _bound(listening)

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 from counting import Counting
+from tests.unit.conftest import FAKE_PARTS
 
 import samforge
-from samforge.core.errors import FidelityError, OutOfMemory, Overloaded
+from samforge.core.errors import FidelityError, OutOfMemory, Overloaded, SettingError
 from samforge.core.images import RgbImage
 from samforge.serving import EncodingCache, Limits, Model, Picture, Served, State, model
 
@@ -123,6 +124,12 @@ def test_closing_while_it_is_warmed_lasts(bundle: Path, steps: Steps) -> None:
     counting.gate.set()
     assert_closed(one, steps)
     assert len(counting.encodes) == 1
+
+
+def test_what_cannot_segment_is_refused_at_once(fake_bundle: Callable[..., Any]) -> None:
+    text = [part for part in FAKE_PARTS if part.name == "text"]
+    with pytest.raises(SettingError, match="cannot segment: it has no vision, detector"):
+        made(fake_bundle("text", parts=tuple(text)).root)
 
 
 def closed_during(one: Model, step: Held) -> None:

@@ -51,7 +51,7 @@ class LabelJob:
         require_outside_bundles(out, "--out")
         self.out = out.absolute()
         self._bundle, self._ontology, self._settings = bundle, ontology, settings
-        self._listings: list[Listing] = listed(sources, pictures=settings.pictures)
+        self._listings: list[Listing] = listed(sources, pictures=settings.pictures, out=self.out)
         self.items: list[Item] = [item for one in self._listings for item in one.items]
         order = list(range(len(self.items)))
         if settings.shuffle is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -31,13 +32,19 @@ LISTS, COCO, PARQUET, TAR = (".txt", ".lst"), (".json",), (".parquet", ".pq"), (
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
-def listed(sources: Sequence[str | Path], *, pictures: str | Path | None = None) -> list[Listing]:
+def listed(
+    sources: Sequence[str | Path],
+    *,
+    pictures: str | Path | None = None,
+    out: str | Path | None = None,
+) -> list[Listing]:
     """List what sources hold; names are unique over all of them.
 
     Args:
         sources: A folder, a glob, a list of paths (``.txt``), a COCO file (``.json``), a Parquet
             file, a tar (WebDataset), a picture or a video, each as a path or a URL of fsspec.
         pictures: Folder of the pictures of a COCO file, where they are not beside it.
+        out: Where labels go: pictures below it are the run's own, and left out.
 
     Raises:
         SourceError: One does not exist, is of another kind, or holds nothing.
@@ -46,7 +53,12 @@ def listed(sources: Sequence[str | Path], *, pictures: str | Path | None = None)
     if not sources:
         raise SourceError("There is no source. Give a folder of pictures, or another source.")
     folder = None if pictures is None else str(pictures)
-    found = [_with_checked_names(_listing(str(one), folder), str(one)) for one in sources]
+    found = [
+        _filled(
+            _without_own(_with_checked_names(_listing(str(one), folder), str(one)), out), str(one)
+        )
+        for one in sources
+    ]
     if len(found) == 1:
         return [_without_twins(found[0], set())]
     named: list[Listing] = []
@@ -67,6 +79,23 @@ def _with_checked_names(listing: Listing, source: str) -> Listing:
     """Names that files of a data set can have, whatever the source is."""
     items = [replace(item, name=checked_name(item.name, source)) for item in listing.items]
     return replace(listing, items=items)
+
+
+def _without_own(listing: Listing, out: str | Path | None) -> Listing:
+    """Without what a run has written itself, where its folder lies in the source."""
+    own = None if out is None else Path(os.path.abspath(out))  # noqa: PTH100  names alone
+    if own is None or str(own) == listing.root:  # a source is no output: that is told elsewhere
+        return listing
+    items = [item for item in listing.items if not _is_below(item, own)]
+    left_out = len(listing.items) - len(items)
+    if not left_out:
+        return listing
+    note = f"{listing.root}: {left_out} pictures in {own.name}, where labels go, were left out."
+    return replace(listing, items=items, notes=(*listing.notes, note))
+
+
+def _is_below(item: Item, folder: Path) -> bool:
+    return item.path is not None and Path(os.path.abspath(item.path)).is_relative_to(folder)  # noqa: PTH100
 
 
 def _without_twins(listing: Listing, taken: set[str]) -> Listing:

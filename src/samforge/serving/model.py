@@ -16,8 +16,9 @@ from typing import Any
 
 from samforge.assembly import load, tokenizer_from_bundle
 from samforge.core.bundle import Bundle, open_bundle
+from samforge.core.capabilities import TEXT
 from samforge.core.devices import AUTO
-from samforge.core.errors import DamagedBundle, Overloaded, SamforgeError
+from samforge.core.errors import DamagedBundle, Overloaded, SamforgeError, SettingError
 from samforge.core.native import error_of_item
 from samforge.runtime import Segmenter
 from samforge.serving.cache import EncodingCache
@@ -88,6 +89,7 @@ class Model:
 
         Raises:
             BundleError: It is none, damaged, or another than the one of the digest.
+            SettingError: It lacks a part without which nothing is found.
         """
         self.name = served.name
         self.served = served
@@ -236,5 +238,10 @@ def _opened(served: Served) -> Bundle:
         raise DamagedBundle(
             f"{bundle.root} is none of the bundles that were asked for: its digest is "
             f"{bundle.digest}. Review it, and pin that."
+        )
+    if missing := TEXT.missing(bundle.manifest.parts):
+        raise SettingError(
+            f"{bundle.root} cannot segment: it has no {', '.join(missing)}. Build it again with "
+            "all parts."
         )
     return bundle

@@ -6,7 +6,7 @@ import hashlib
 import json
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -103,15 +103,23 @@ def float_sessions(context: BuildContext, parts: Iterable[str] | None = None) ->
     return {name: EagerSession(context.model.part(name)) for name in names}
 
 
+def require_segmenting(context: BuildContext, parts: Collection[str]) -> None:
+    """Make sure that parts are enough to ask real images something.
+
+    Raises:
+        SettingError: They are not.
+    """
+    missing = TEXT.missing(parts)
+    if context.model.text is None or missing:
+        raise SettingError(
+            f"{context.recipe.precision} measures parts on what all of them make of real images: "
+            f"{', '.join(missing)} must be built with them. Leave --part out."
+        )
+
+
 def segmenter_of(context: BuildContext, sessions: Mapping[str, Session]) -> Segmenter:
     """A segmenter over sessions of this build."""
-    text = context.model.text
-    missing = TEXT.missing(sessions)
-    if text is None or missing:
-        raise SettingError(
-            f"{context.recipe.precision} measures the detector on what vision and text make of "
-            f"real images: {', '.join(missing)} must be built with it. Leave --part out."
-        )
+    require_segmenting(context, sessions)
     # An engine takes no more phrases in one call than it was built for.
     return segmenter_from_sessions(
         sessions,
@@ -126,6 +134,7 @@ def segmenter_of(context: BuildContext, sessions: Mapping[str, Session]) -> Segm
 def _segmented(context: BuildContext) -> dict[str, list[str]]:
     # What the tracker's parts are fed is seen in moving pictures: calibrate_tracker.py.
     own = [part for part in context.parts if part not in TRACKER_PARTS]
+    require_segmenting(context, own)
     floating: dict[str, Session] = dict(float_sessions(context, own))
     vision = floating[VISION]
     floating[VISION] = Remembering(

@@ -21,6 +21,7 @@ from samforge.apps.cli.steps import print_steps
 from samforge.core.capabilities import TEXT
 from samforge.core.errors import SettingError
 from samforge.core.files import size_text
+from samforge.core.structure import unknown_names
 from samforge.core.targets import PRECISIONS, TARGET_NAMES
 
 if TYPE_CHECKING:
@@ -162,6 +163,8 @@ def build(  # noqa: PLR0913  every argument is an option that a user types
 
     A build that was stopped resumes when it is run again.
     """
+    if target is not None and (problem := unknown_names([target], (FASTEST, *TARGET_NAMES))):
+        raise SettingError(f"--target is {problem}.")
     given = {
         "target": None if target == FASTEST else target,
         "precision": precision,

@@ -20,6 +20,13 @@ def verify(
     ],
     device: DeviceOption = "auto",
     digest: DigestOption = None,
+    record: Annotated[
+        bool,
+        typer.Option(
+            "--record/--no-record",
+            help="Write the result into the bundle, which gets a new digest, or leave it as it is.",
+        ),
+    ] = True,
     as_json: JsonOption = False,
 ) -> None:
     """Run a bundle here and compare it with what fp32 gave when it was built.
@@ -31,7 +38,7 @@ def verify(
     """
     from samforge.workflows.verify import verify as verified
 
-    found = verified(bundle, device=device, digest=digest)
+    found = verified(bundle, device=device, digest=digest, record=record)
     if as_json:
         print_json("verify", {"verification": found})
         return
@@ -58,7 +65,7 @@ def verify(
     )
     if found.recorded:
         print_line(f"The bundle remembers it, and has a new digest: {found.digest}")
-    else:
+    elif record:
         print_note(f"{found.bundle} cannot be written, so it does not remember this.")
 
 

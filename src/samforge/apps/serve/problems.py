@@ -39,6 +39,7 @@ _STATUS: tuple[tuple[type[SamforgeError], int], ...] = (
     (InputError, 422),
 )
 """The first that an error is."""
+_OF_TYPES = re.compile(r"constrained-|\[")
 _WORD = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
 
@@ -135,14 +136,18 @@ def _invalid(error: ValidationError | RequestValidationError, request_id: str) -
         if isinstance(error, ValidationError)
         else error.errors()
     )
-    errors = [
-        {"field": ".".join(str(one) for one in found["loc"])[:200], "detail": found["msg"][:300]}
-        for found in list(all_of_them)[:20]
-    ]
+    # Of the forms that a field may have, the one that fits best is wrong at the deepest place.
+    deepest = sorted(all_of_them, key=lambda found: -len(found["loc"]))[:20]
+    errors = [{"field": _field(found["loc"]), "detail": found["msg"][:300]} for found in deepest]
     first = errors[0] if errors else {"field": "", "detail": "It cannot be read."}
     where = first["field"] or "the body"
     detail = f"{where}: {first['detail']}. The document /openapi.json says what is allowed."
     return problem(422, "InvalidRequest", detail, request_id, errors=errors)
+
+
+def _field(place: Sequence[int | str]) -> str:
+    """Names and positions, without pydantic's names of types."""
+    return ".".join(str(one) for one in place if not _OF_TYPES.search(str(one)))[:200]
 
 
 def request_id_of(request: Request) -> str:

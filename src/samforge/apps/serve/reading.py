@@ -59,7 +59,7 @@ async def body_of(request: Request, kind: type[Body]) -> tuple[Body, bytes | Non
             "picture as base64, or multipart/form-data with it as a file.",
         )
     async with _form_of(request) as form:
-        fields, file = fields_of(form, "image")
+        fields, file = fields_of(form, "image", kind)
         data = None if file is None else await file.read()
     if data is not None and "image" in kind.model_fields:
         fields.setdefault("image", "")
@@ -128,11 +128,18 @@ def content_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-def fields_of(form: FormData, file_name: str) -> tuple[dict[str, Any], UploadFile | None]:
+def fields_of(
+    form: FormData, file_name: str, kind: type[BaseModel]
+) -> tuple[dict[str, Any], UploadFile | None]:
     """The fields of a form as JSON has them, and its one file.
 
+    Args:
+        form: It.
+        file_name: Name of the field that is the file.
+        kind: Knows the other fields.
+
     Raises:
-        Refused: Another field is a file.
+        Refused: Another field is a file, there are two files, or a field is not known.
         SettingError: A field is not JSON.
     """
     file: UploadFile | None = None
@@ -140,9 +147,14 @@ def fields_of(form: FormData, file_name: str) -> tuple[dict[str, Any], UploadFil
     for name in dict.fromkeys(form.keys()):
         values = form.getlist(name)
         if name == file_name and isinstance(values[0], UploadFile):
+            if len(values) > 1:
+                raise Refused(422, f"{file_name} came {len(values)} times. Send one file.")
             file = values[0]
         elif any(isinstance(value, UploadFile) for value in values):
             raise Refused(422, f"{name[:40]} came as a file. Only {file_name} is one.")
+        elif name not in kind.model_fields:
+            known = ", ".join(dict.fromkeys((file_name, *kind.model_fields)))
+            raise Refused(422, f"The form has a field {name[:40]!r}. Those known are {known}.")
         elif name == "text":
             fields[name] = [str(value) for value in values]
         else:

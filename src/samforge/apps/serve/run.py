@@ -24,6 +24,7 @@ from samforge.serving import Service, Settings
 _LOG = logging.getLogger("samforge.serve")
 _WAITING = 2048
 """Connections that wait to be accepted; uvicorn's own number."""
+_MOST_PORT = 65535
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -45,6 +46,10 @@ class Listening:
     """Time between becoming unready and refusing: a load balancer has to notice."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.port <= _MOST_PORT:
+            raise SettingError(
+                f"--port is {self.port}. Give 1 to {_MOST_PORT}, or 0 for a free one."
+            )
         if self.host not in LOOPBACK and not self.tokens.by_name and not self.open_to_all:
             raise SettingError(
                 f"At {self.host} everybody on the network could ask this server. Give tokens, or "
@@ -129,6 +134,12 @@ def _bound(listening: Listening) -> socket.socket:
         bound.listen(
             _WAITING
         )  # who connects before the first is accepted waits, and is not refused
+    except socket.gaierror as error:
+        bound.close()
+        raise SettingError(
+            f"The host {listening.host} is not known here: {error.strerror}. Give an address of "
+            "this machine as --host, such as 127.0.0.1 or 0.0.0.0."
+        ) from error
     except OSError as error:
         bound.close()
         raise SettingError(

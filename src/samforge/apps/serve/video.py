@@ -27,7 +27,7 @@ from samforge.apps.serve.reading import (
     object_from,
     phrases_from,
 )
-from samforge.core.errors import Overloaded, SamforgeError
+from samforge.core.errors import Overloaded, SamforgeError, VideoError
 from samforge.runtime import PromptAt
 from samforge.serving import FrameFound, MaskFormat, Place, Service, VideoAsk, VideoRun, packed
 
@@ -63,7 +63,7 @@ def video_router(service: Service) -> APIRouter:
             async with request.form(
                 max_files=1, max_fields=_MOST_FIELDS, max_part_size=_FIELD_BYTES
             ) as form:
-                fields, file = fields_of(form, "video")
+                fields, file = fields_of(form, "video", VideoBody)
                 body = checked(VideoBody, fields, service.limits)
                 path = Path(folder.name) / "video"
                 await asyncio.to_thread(_copied, file, path)
@@ -95,7 +95,10 @@ def _opened(
         max_frames=body.max_frames,
     )
     model = service.model(body.model)
-    return VideoRun(service, model, path, ask, client=client_of(request), place=place)
+    try:
+        return VideoRun(service, model, path, ask, client=client_of(request), place=place)
+    except VideoError as error:  # where it lies here is nobody's business
+        raise VideoError(str(error).replace(str(path), "The file")) from error
 
 
 class _Lines(StreamingResponse):
