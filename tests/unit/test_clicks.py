@@ -399,7 +399,7 @@ def test_an_object_of_a_video_by_a_click(
         (("--text", "star", "--tracks", "t.csv"), "ends in .jsonl, .txt, .json"),
         (("--negative-point", "5,5"), "All points say what is not the object"),
         ((), "There is nothing to find"),
-        (("--point", "5,5", "--at", "9"), "A prompt is on frame 9"),
+        (("--point", "5,5", "--at", "9"), "Clicks are on frame 9, and clip.mp4 has 6 frames"),
     ],
 )
 def test_videos_that_are_refused(
