@@ -193,6 +193,11 @@ def test_what_cannot_be_read(bundle: samforge.Bundle, scenes: list[Path], tmp_pa
     assert isinstance(done.exception, ImageError)
 
 
+def test_the_picture_is_a_png(bundle: samforge.Bundle, scenes: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match=r"pca\.jpg does not end in \.png"):
+        feature_pictures(bundle, scenes, tmp_path / "pca.jpg")
+
+
 def test_a_bundle_without_an_encoder(
     bundle: samforge.Bundle, scenes: list[Path], tmp_path: Path
 ) -> None:

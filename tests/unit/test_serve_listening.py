@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
+import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -47,6 +48,9 @@ def test_at_the_second_signal_everything_ends_at_once(number: int) -> None:
     server = _Server(FastAPI(), service, Listening(drain_seconds=300, notice_seconds=300))
     server.handle_exit(number, None)
     assert service.draining
+    waiting = [one for one in threading.enumerate() if isinstance(one, threading.Timer)]
+    assert waiting
+    assert all(one.daemon for one in waiting)  # the process ends without them
     assert not server.force_exit
     server.handle_exit(number, None)
     assert (server.should_exit, server.force_exit) == (True, True)

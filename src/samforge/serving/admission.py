@@ -66,7 +66,8 @@ class Admission:
             )
         if self.bytes + job.nbytes > limits.waiting_bytes and self.waiting:
             raise Refusal(
-                f"Pictures of {self.bytes >> 20} MiB are waiting already. Ask again later.",
+                f"Pictures and masks of {self.bytes >> 20} MiB are waiting already. Ask again "
+                "later.",
                 "bytes",
                 wait,
             )

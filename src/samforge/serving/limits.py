@@ -52,7 +52,7 @@ class Limits:
     waiting_of_client: int = 128
     """The same of one client."""
     waiting_bytes: int = 512 * _MIB
-    """Most bytes of pictures among them."""
+    """Most bytes of pictures, and of masks that clicks correct, among them."""
     cache_bytes: int = 2048 * _MIB
     """Most bytes of encoded pictures that are kept."""
     kept_bytes: int = 256 * _MIB

@@ -9,7 +9,7 @@ from pathlib import Path
 from samforge.assembly import session_from_bundle
 from samforge.core.bundle import Bundle
 from samforge.core.capabilities import IMAGE_ENCODERS
-from samforge.core.errors import ForeignBundle
+from samforge.core.errors import ForeignBundle, SettingError
 from samforge.core.files import writable_folder
 from samforge.core.images import RgbImage
 from samforge.draw import grid, pca_pictures
@@ -95,9 +95,12 @@ def feature_pictures(
 
     Raises:
         ForeignBundle: The bundle has no image encoder.
+        SettingError: The picture's name does not end in ``.png``.
         FidelityError: A feature is no finite number.
         OutputError: The picture cannot be written.
     """
+    if out.suffix.lower() != ".png":
+        raise SettingError(f"The picture is a PNG file, and {out.name} does not end in .png.")
     part = next((name for name in IMAGE_ENCODERS if name in bundle.manifest.parts), None)
     if part is None:
         raise ForeignBundle(

@@ -107,6 +107,7 @@ def segment_video_file(
 
     Raises:
         VideoError: The video cannot be read or holds no frames.
+        PromptError: An object is shown on a frame that the video does not have.
         OutputError: A file cannot be written.
         KeyboardInterrupt: Before the first frame was written.
     """
@@ -114,6 +115,7 @@ def segment_video_file(
     interrupted = False
     start = time.perf_counter()
     with VideoReader(plan.video) as reader:
+        plan.require_frames(reader.info)
         frames = reader.frames(every=plan.every, at_most=plan.max_frames)
         stream = _stream(segmenter, frames, plan)
         # The innermost is left first: after Ctrl-C the files are whole before anything else waits.

@@ -114,6 +114,20 @@ class VideoPlan:
         count = -(-info.frames // self.every)
         return count if self.max_frames is None else min(count, self.max_frames)
 
+    def require_frames(self, info: VideoInfo) -> None:
+        """Make sure that the video has the frames on which objects are shown.
+
+        Raises:
+            PromptError: It ends before one of them, as far as the file says.
+        """
+        count = self.expected(info)
+        last = max((one.frame for one in self.prompts), default=0)
+        if count is not None and last >= count:
+            raise PromptError(
+                f"Clicks are on frame {last}, and {self.video.name} has {count} frames, from 0. "
+                f"Give frame {count - 1} at most (--at)."
+            )
+
 
 def shown_at(pointing: Pointing, frame: int) -> tuple[PromptAt, ...]:
     """Objects that are shown on a frame, named by their number.

@@ -17,7 +17,6 @@ from samforge.apps.cli.output import (
     shown_path,
 )
 from samforge.apps.cli.places import DigestOption, OverwriteOption, check_outputs
-from samforge.core.errors import SettingError
 from samforge.workflows.inputs import images_from_paths
 
 if TYPE_CHECKING:
@@ -65,8 +64,6 @@ def features(  # noqa: PLR0913  every argument is an option that a user types
     """
     from samforge.workflows.features import PictureSettings, feature_pictures
 
-    if out.suffix.lower() != ".png":
-        raise SettingError(f"--out is a PNG file, and its name ends in .png, got {out.name}.")
     check_outputs([out], overwrite=overwrite)
     opened = samforge.open_bundle(bundle, digest=digest)
     if opened.manifest.recipe.get("random_weights"):

@@ -195,13 +195,7 @@ def _check_files(plan: VideoPlan, *, overwrite: bool) -> None:
             f"--out is a video file that ends in {', '.join(VIDEO_SUFFIXES)}, got {plan.out.name}."
         )
     with VideoReader(plan.video) as reader:
-        total = plan.expected(reader.info)
-    last = max((one.frame for one in plan.prompts), default=0)
-    if total is not None and last >= total:
-        raise PromptError(
-            f"Clicks are on frame {last}, and {plan.video.name} has {total} frames, from 0. Give "
-            f"--at {total - 1} at most."
-        )
+        plan.require_frames(reader.info)
     for path in plan.tracks:
         if path.suffix.lower() not in TRACK_SUFFIXES:
             raise SettingError(

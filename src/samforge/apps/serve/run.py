@@ -111,7 +111,9 @@ class _Server(uvicorn.Server):
         self._service.draining = True
         _LOG.info("draining", extra={"fields": {"signal": sig}})
         # Not in the handler: it interrupts whatever the event loop does.
-        threading.Timer(self._notice, self._stop).start()
+        timer = threading.Timer(self._notice, self._stop)
+        timer.daemon = True  # a second signal does not wait for it
+        timer.start()
 
     def _stop(self) -> None:
         self.should_exit = True

@@ -46,6 +46,8 @@ def staged(rgb: RgbImage, device: torch.device) -> RgbImage:
 
     For threads that decode: other threads run meanwhile. :class:`Uploader` would copy by torch's
     own threads, which wait busily for their next work, and take the processor from all decoders.
+    The array may be dropped once it is on its way up: torch knows the memory by its address, and
+    gives it to nobody else before the copy is done.
 
     Args:
         rgb: (H, W, 3), uint8.
