@@ -78,6 +78,8 @@ class ImageSources:
                 data = self._arriving(answer)
                 missing = answer.length or 0
         except (OSError, ValueError, HTTPException) as error:  # URLError is an OSError
+            if isinstance(error, urllib.error.HTTPError):
+                error.close()  # it holds the answer, and so the connection
             raise ImageError(f"{url[:120]} cannot be fetched: {error}.") from error
         if len(data) > self.most_bytes:
             raise TooLarge(f"{url[:120]} has more than {self.most_bytes:,} bytes.")
